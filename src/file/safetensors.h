@@ -1,0 +1,69 @@
+/*
+ * A checkpoint: named tensors in safetensors files. Borrowed views, nothing is copied.
+ *
+ * Format: https://github.com/huggingface/safetensors (8-byte little-endian header length, JSON header, data).
+ * Two forms of a folder are read: model.safetensors alone, or model.safetensors.index.json ("weight_map": tensor ->
+ * file) with its shards; the index wins when both are there.
+ *
+ * Everything in the files is untrusted and checked when opened, before any tensor is used: header length against the
+ * file, JSON shape, dtype names, shape products against overflow and against data_offsets, offsets inside the file,
+ * no two tensors overlapping, no hole, no duplicate name (in one file or across shards), index entries that point
+ * outside the folder, shards or tensors that the index names and the files lack. Errors name file and tensor.
+ */
+#ifndef LS_FILE_SAFETENSORS_H
+#define LS_FILE_SAFETENSORS_H
+
+#include "base/error.h"
+
+#define TENSOR_MAX_DIMS 8
+
+/* Every dtype of the format, so that sizes can be checked; weights may only be the first three. */
+typedef enum tensor_dtype {
+    TENSOR_F32,
+    TENSOR_BF16,
+    TENSOR_F16,
+    TENSOR_F64,
+    TENSOR_I64,
+    TENSOR_I32,
+    TENSOR_I16,
+    TENSOR_I8,
+    TENSOR_U64,
+    TENSOR_U32,
+    TENSOR_U16,
+    TENSOR_U8,
+    TENSOR_BOOL,
+    TENSOR_F8_E4M3,
+    TENSOR_F8_E5M2
+} tensor_dtype;
+
+typedef struct ls_tensor {
+    const char *name;  /* borrowed from the checkpoint */
+    const char *file;  /* file name for messages; borrowed from the checkpoint */
+    tensor_dtype dtype;
+    int n_dims;
+    int64_t shape[TENSOR_MAX_DIMS];
+    const uint8_t *data; /* little-endian, row-major; not aligned to anything; valid until checkpoint_close */
+    size_t bytes;
+} ls_tensor;
+
+typedef struct ls_checkpoint ls_checkpoint; /* immutable once open; any thread may read it */
+
+ls_status checkpoint_open(ls_checkpoint **out, const char *folder, ls_error *err);
+/* One file, whatever its name. */
+ls_status checkpoint_open_file(ls_checkpoint **out, const char *path, ls_error *err);
+void checkpoint_close(ls_checkpoint **checkpoint); /* accepts NULL inside; sets it to NULL */
+
+/* NULL if there is none. O(log n). */
+const ls_tensor *checkpoint_find(const ls_checkpoint *checkpoint, const char *name);
+/* The tensor, which must have exactly this shape. shape_text ends up in messages as "expected [a, b], found [c, d]". */
+ls_status checkpoint_get(const ls_checkpoint *checkpoint, const char *name, int n_dims, const int64_t *shape,
+                         const ls_tensor **out, ls_error *err);
+
+/* All tensors in name order. */
+size_t checkpoint_count(const ls_checkpoint *checkpoint);
+const ls_tensor *checkpoint_at(const ls_checkpoint *checkpoint, size_t index);
+size_t checkpoint_file_bytes(const ls_checkpoint *checkpoint); /* sum of its files */
+
+const char *tensor_dtype_name(tensor_dtype dtype); /* as in the format: "F32", "BF16", ... */
+
+#endif
