@@ -1,26 +1,231 @@
-# lockstep: see `make help`.
-CC ?= gcc
-BUILD ?= build
+# lockstep: the build and its manual. `make help` prints the lines below that begin with two hash signs.
+# make installs nothing: ./setup.sh does.
+
+## make                            build/lockstep, the command line tool
+## make demo                       build it and let the built-in model tell a story
+## make check                      build and run all tests (ONLY=word: the programs with that word in their name)
+## make check SAN=address          the same under a sanitizer: address (with undefined), undefined, thread
+## make kcheck K=op                the tests of one op's kernels: K=attn (all without K)
+## make kbench K=op                the same with timings
+## make gpu-check                  the tests that need a GPU
+## make bench                      all timings, written to bench/results/
+## make fuzz                       fuzz each target for FUZZ_SECONDS=60 (fuzz-short: 10)
+## make lint                       the rules that a program can check
+## make format                     clang-format all C files
+## make bundle                     build/bundle/, a folder that runs on machines without our libraries
+## make install                    to PREFIX=/usr/local, below DESTDIR
+## make clean                      remove build/
+##
+## V=1 shows commands, WERROR=1 turns warnings into errors; CC, CFLAGS and LDFLAGS are honoured.
+
+MAKEFLAGS += --no-builtin-rules
+# All cores, unless -j was given or something is removed at the same time.
+ifeq ($(MAKELEVEL)$(filter -j%,$(MAKEFLAGS))$(filter clean,$(MAKECMDGOALS)),0)
+MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
+endif
+.DELETE_ON_ERROR:
+.SECONDARY:
+.PHONY: all demo check kcheck kbench gpu-check bench fuzz fuzz-short fuzz-run lint lint-build lint-tidy format bundle install clean help
+.PHONY: FORCE need-cmocka
+
+Q := $(if $(V),,@)
+say = $(if $(V),,@printf '  %-5s %s\n' $(1) '$(2)')
+comma := ,
+
+# ---- flags ----
+
+SAN_address           := address,undefined
+SAN_undefined         := undefined
+SAN_address,undefined := $(SAN_address)
+SAN_undefined,address := $(SAN_address)
+SAN_thread            := thread
+SAN_fuzz              := fuzzer-no-link,address,undefined# `make fuzz` asks for it
+ifneq ($(SAN),)
+SANITIZE := $(SAN_$(SAN))
+$(if $(SANITIZE),,$(error SAN=$(SAN): use address, undefined, address,undefined or thread))
+SAN_FLAGS := -fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer
+SAN_LINK := $(subst fuzzer-no-link,fuzzer,$(SAN_FLAGS))
+# Sanitizers of this age fail at random where the kernel moves mappings further than they expect.
+NO_ASLR := $(shell setarch -R true 2>/dev/null && echo setarch -R)
+endif
+BUILD ?= build$(if $(SAN),/san-$(firstword $(subst $(comma), ,$(SANITIZE))))
+
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+CFLAGS ?= -O2 -g
 PKGS := jansson libpcre2-8 libutf8proc hwloc
 WARN := -Wall -Wextra -Wpedantic -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wno-format-truncation
-CFLAGS ?= -O2 -g
-SRC := $(sort $(shell find src -name '*.c'))
-LIB_SRC := $(filter-out src/cli/%,$(SRC))
-CLI_SRC := $(filter src/cli/%,$(SRC))
-ALL_CFLAGS := -std=c17 -D_GNU_SOURCE -Iinclude -Isrc $(WARN) -ffp-contract=off -fvisibility=hidden -pthread $(CFLAGS) $(shell pkg-config --cflags $(PKGS))
-LIBS := $(shell pkg-config --libs $(PKGS)) -lm -pthread
+WARN += $(if $(findstring clang,$(CC)),-Wno-unknown-warning-option) $(if $(filter 1,$(WERROR)),-Werror)
+# After CFLAGS, because results are the same bits on every path only while the compiler leaves the sums alone.
+EXACT := -ffp-contract=off -fno-fast-math -fno-math-errno
+FLAGS := -std=c17 -D_GNU_SOURCE -Iinclude -Isrc $(WARN) -fvisibility=hidden -pthread \
+	$(shell pkg-config --cflags $(PKGS) 2>/dev/null) $(CFLAGS) $(SAN_FLAGS) $(EXACT)
+LINK = $(CC) -pthread $(CFLAGS) $(SAN_LINK) -Wl,--as-needed $(LDFLAGS)
+LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -ldl
+MISSING = $(strip $(if $(shell command -v $(firstword $(CC)) 2>&1),,$(CC)) \
+	$(if $(shell command -v pkg-config 2>&1),$(foreach p,$(PKGS),$(if $(shell pkg-config --exists $p && echo y),,$p)),pkg-config))
+
+# ---- sources ----
+
 obj = $(patsubst %.c,$(BUILD)/%.o,$(1))
 
-all: $(BUILD)/lockstep
-$(BUILD)/%.o: %.c
-	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
-$(BUILD)/liblockstep.a: $(call obj,$(LIB_SRC))
-	rm -f $@; ar rcs $@ $^
-$(BUILD)/lockstep: $(call obj,$(CLI_SRC)) $(BUILD)/liblockstep.a
-	$(CC) $(ALL_CFLAGS) $^ $(LIBS) -o $@
-$(BUILD)/tests/%: tests/%.c $(BUILD)/liblockstep.a
-	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -Itests -MMD -MP $< $(BUILD)/liblockstep.a $(LIBS) -lcmocka -o $@
--include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
-.PHONY: all
+# One template for the inner products, compiled once for each instruction set.
+DOT := src/backend/cpu/dot_tmpl.c
+DOT_ISAS := ref $(if $(filter x86_64%,$(shell $(CC) -dumpmachine 2>/dev/null)),avx2 avx512)
+DOT_FLAGS_ref := -O3
+DOT_FLAGS_avx2 := -O3 -mavx2 -mfma -mf16c
+DOT_FLAGS_avx512 := $(DOT_FLAGS_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512
+DOT_OBJ := $(if $(wildcard $(DOT)),$(DOT_ISAS:%=$(BUILD)/src/backend/cpu/dot_%.o))
+
+SRC := $(sort $(filter-out $(DOT),$(shell find src -name '*.c')))
+LIB_OBJ := $(call obj,$(filter-out src/cli/%,$(SRC))) $(DOT_OBJ)
+CLI_OBJ := $(call obj,$(filter src/cli/%,$(SRC)))
+LIB := $(BUILD)/liblockstep.a
+APP := $(BUILD)/lockstep
+
+EXAMPLE_BIN := $(patsubst %.c,$(BUILD)/%,$(wildcard examples/*.c))
+TESTS := $(wildcard tests/unit/test_*.c tests/kern/test_*.c tests/e2e/test_*.c)
+# Other .c files in a test folder are linked into each test of that folder.
+TEST_HELPERS := $(filter-out $(TESTS),$(wildcard tests/unit/*.c tests/kern/*.c tests/e2e/*.c))
+TEST_BIN := $(TESTS:%.c=$(BUILD)/%)
+FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+
+# ---- build ----
+
+all: $(APP)
+
+# Two stamps, rewritten only when their text changes: other flags rebuild all, an added or removed file the archive.
+stamp = $(Q)mkdir -p $(@D); echo '$(subst ','\'',$(1))' | cmp -s - $@ || echo '$(subst ','\'',$(1))' >$@
+$(BUILD)/flags: FORCE
+	$(if $(MISSING),$(error $(MISSING) not found: run ./setup.sh))
+	$(call stamp,$(CC) $(FLAGS) / $(LINK) $(LIBS) / $(foreach i,$(DOT_ISAS),$(DOT_FLAGS_$i)))
+$(BUILD)/sources: FORCE
+	$(call stamp,$(LIB_OBJ) $(CLI_OBJ))
+
+compile = $(Q)mkdir -p $(@D); $(CC) $(FLAGS) $(1) -MMD -MP -c $< -o $@
+$(BUILD)/%.o: %.c $(BUILD)/flags
+	$(call say,CC,$<)
+	$(call compile)
+$(DOT_OBJ): $(BUILD)/src/backend/cpu/dot_%.o: $(DOT) $(BUILD)/flags
+	$(call say,CC,$< $*)
+	$(call compile,-DDOT_ISA=$* $(DOT_FLAGS_$*))
+$(BUILD)/tests/%.o: tests/%.c $(BUILD)/flags | need-cmocka
+	$(call say,CC,$<)
+	$(call compile,-Itests)
+need-cmocka:
+	$(if $(shell pkg-config --exists cmocka && echo y),,$(error cmocka not found: run ./setup.sh))
+
+$(LIB): $(LIB_OBJ) $(BUILD)/sources
+	$(call say,AR,$@)
+	$(Q)rm -f $@; ar qcs $@ $(LIB_OBJ)
+$(APP): $(CLI_OBJ) $(LIB) $(BUILD)/sources
+	$(call say,LINK,$@)
+	$(Q)$(LINK) $(CLI_OBJ) $(LIB) $(LIBS) -o $@
+# An example sees what a user sees: the public header and the library.
+$(BUILD)/examples/%: examples/%.c $(LIB)
+	$(call say,LINK,$@)
+	$(Q)mkdir -p $(@D); $(CC) $(filter-out -Isrc,$(FLAGS)) -MMD -MP $< $(LIB) $(LIBS) -o $@
+
+define link_tests
+$(filter $(BUILD)/tests/$(1)/%,$(TEST_BIN)): %: %.o $(call obj,$(filter tests/$(1)/%,$(TEST_HELPERS))) $(LIB)
+	$$(call say,LINK,$$@)
+	$(Q)$(LINK) $$^ $(LIBS) -lcmocka -o $$@
+endef
+$(foreach dir,unit kern e2e,$(if $(filter tests/$(dir)/%,$(TESTS)),$(eval $(call link_tests,$(dir)))))
+
+-include $(patsubst %.o,%.d,$(LIB_OBJ) $(CLI_OBJ) $(call obj,$(TESTS) $(TEST_HELPERS) $(FUZZERS:%=tests/fuzz/fuzz_%.c))) \
+	$(EXAMPLE_BIN:=.d)
+
+# ---- tests ----
+
+CANARY := $(BUILD)/tests/unit/test_canary
+RUN_TESTS = LS_BIN=$(APP) LS_SAN=$(firstword $(subst $(comma), ,$(SANITIZE))) $(NO_ASLR) tests/run --canary $(CANARY)
+CHOSEN := $(if $(ONLY),$(foreach t,$(TEST_BIN),$(if $(findstring $(ONLY),$t),$t)),$(TEST_BIN))
+KERN_BIN := $(filter $(BUILD)/tests/kern/%,$(TEST_BIN))
+
+check: $(if $(CLI_OBJ),$(APP)) $(EXAMPLE_BIN) $(TEST_BIN)
+	@$(RUN_TESTS) $(CHOSEN)
+kcheck: $(CANARY) $(KERN_BIN)
+	@LS_KERN=$(K) $(RUN_TESTS) $(KERN_BIN)
+kbench: $(CANARY) $(KERN_BIN)
+	@LS_KERN=$(K) LS_KBENCH=1 $(RUN_TESTS) --jobs 1 --timeout 3600 --show $(KERN_BIN)
+gpu-check:
+	@echo 'gpu-check: this tree has no CUDA back end yet; there is nothing that a GPU could run'; exit 1
+
+DEMO = generate -m demo -p "Once upon a time, there was a little dog named" -n 200
+demo: $(APP)
+	@$(APP) $(DEMO)
+bench: $(APP) $(CANARY) $(KERN_BIN)
+	@mkdir -p bench/results
+	@$(MAKE) --no-print-directory kbench >bench/results/kernels.txt || { cat bench/results/kernels.txt; exit 1; }
+	@$(APP) $(DEMO) --json >bench/results/demo.json
+	@echo 'written: bench/results/kernels.txt bench/results/demo.json'
+
+# ---- fuzzing: clang's libFuzzer, in a build of its own ----
+
+FUZZ_SECONDS ?= 60
+fuzz:
+	@$(MAKE) --no-print-directory SAN=fuzz CC=clang CFLAGS='-O1 -g' BUILD=build/fuzz FUZZ_SECONDS=$(FUZZ_SECONDS) fuzz-run
+fuzz-short:
+	@$(MAKE) --no-print-directory FUZZ_SECONDS=10 fuzz
+fuzz-run: $(FUZZERS:%=fuzz-run-%)
+	@$(if $(FUZZERS),:,echo 'fuzz: there is no tests/fuzz/fuzz_*.c'; exit 1)
+# The corpus grows in build/, so that the tree stays clean; findings lie beside it.
+fuzz-run-%: $(BUILD)/fuzz_%
+	@mkdir -p $(BUILD)/corpus/$* && if [ -d tests/fuzz/corpus/$* ]; then cp -r tests/fuzz/corpus/$* $(BUILD)/corpus/; fi
+	@if $(NO_ASLR) $< -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=4096 -print_final_stats=1 \
+		-artifact_prefix=$(BUILD)/$*- $(BUILD)/corpus/$* >$<.log 2>&1 </dev/null; \
+	then echo "fuzz $*: $(FUZZ_SECONDS) s, $$(sed -n 's/^stat::number_of_executed_units: *//p' $<.log) inputs, no finding"; \
+	else tail -n 60 $<.log; echo "fuzz $*: FAILED; to repeat: $< FILE, one of:"; ls -t $(BUILD)/$*-*; exit 1; fi
+$(BUILD)/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(LIB)
+	$(call say,LINK,$@)
+	$(Q)$(LINK) $^ $(LIBS) -o $@ || { echo "If clang's fuzzer runtime is missing: run ./setup.sh (libclang-rt-dev)"; exit 1; }
+
+# ---- lint ----
+
+# clang-tidy's verdict on a file holds until the file, a header it includes, or the flags change: as does its object.
+TIDY := $(patsubst %.c,$(BUILD)/tidy/%.ok,$(SRC))
+lint:
+	@$(MAKE) --no-print-directory BUILD=build/lint WERROR=1 lint-build
+	@status=0; tools/lint.py --self-test || status=1; tools/lint.py --library build/lint/liblockstep.a || status=1; \
+	$(MAKE) --no-print-directory -k BUILD=build/lint WERROR=1 lint-tidy || status=1; exit $$status
+lint-build: $(LIB) $(CLI_OBJ)
+lint-tidy: $(TIDY)
+$(BUILD)/tidy/%.ok: %.c $(BUILD)/%.o .clang-tidy
+	$(if $(shell command -v clang-tidy 2>&1),,$(error clang-tidy not found: run ./setup.sh))
+	$(call say,TIDY,$<)
+	$(Q)mkdir -p $(@D); clang-tidy --quiet $< -- $(filter-out -Werror,$(FLAGS)) -Wno-unknown-warning-option >$@.log 2>&1 \
+		|| { grep -v 'warnings* generated' $@.log; exit 1; }
+	$(Q)touch $@
+format:
+	@tools/lint.py --format
+
+# ---- packages ----
+
+PREFIX ?= /usr/local
+install: $(APP)
+	install -D -m 755 $(APP) $(DESTDIR)$(PREFIX)/bin/lockstep
+	install -D -m 644 $(LIB) $(DESTDIR)$(PREFIX)/lib/liblockstep.a
+	install -D -m 644 include/lockstep.h $(DESTDIR)$(PREFIX)/include/lockstep.h
+	install -d $(DESTDIR)$(PREFIX)/share/lockstep/demo
+	install -m 644 $(wildcard demo/*) $(DESTDIR)$(PREFIX)/share/lockstep/demo
+
+# The old kind of rpath (not RUNPATH), because it also finds the libraries that our libraries need. glibc stays outside: it
+# belongs to the kernel and loader of the machine.
+GLIBC := linux-vdso|ld-linux|libc|libm|libpthread|libdl|librt|libresolv|libutil
+BUNDLE := $(BUILD)/bundle
+bundle: $(APP)
+	@rm -rf $(BUNDLE) && mkdir -p $(BUNDLE)/lib
+	@$(LINK) -Wl,--disable-new-dtags -Wl,-rpath,'$$ORIGIN/lib' $(CLI_OBJ) $(LIB) $(LIBS) -o $(BUNDLE)/lockstep
+	@cp -L $$(ldd $(BUNDLE)/lockstep | awk '$$3 ~ /^\// { print $$3 }' | grep -Ev '/($(GLIBC))[.-]') $(BUNDLE)/lib/
+	@cp -r demo LICENSE $(BUNDLE)/
+	@if ldd $(BUNDLE)/lockstep | awk '$$3 ~ /^\// { print $$3 }' | grep -Ev '/($(GLIBC))[.-]|^$(abspath $(BUNDLE))/'; \
+		then echo 'bundle: these libraries lie outside'; exit 1; fi
+	@cd $(BUNDLE) && env -i ./lockstep $(subst -n 200,-n 8,$(DEMO)) >/dev/null
+	@echo "$(BUNDLE): $$(du -sh $(BUNDLE) | cut -f1), runs"
+
+clean:
+	rm -rf $(BUILD)
+help:
+	@sed -n 's/^## \{0,1\}//p' Makefile

@@ -12,7 +12,7 @@
  *   - `err` may be NULL. Otherwise, on failure it holds a sentence that names the file, field or flag and what to do.
  *   - Strings are UTF-8. Sizes end in their unit: _bytes, _tokens, _pages, _us.
  *   - The library never exits, aborts or prints. It logs through the callback it was given, or not at all.
- *   - Structs that callers fill start with struct_size; initialise them with their ls_*_defaults function, so that a
+ *   - Structs that cross the border start with struct_size: initialise them with their LS_*_INIT macro, so that a
  *     program built against an older header keeps its meaning.
  */
 #ifndef LOCKSTEP_H
@@ -76,6 +76,163 @@ typedef void (*ls_log_fn)(void *user, ls_log_level level, const char *text);
 
 LS_API uint32_t ls_abi_version(void); /* LS_ABI_VERSION of the library that runs */
 LS_API const char *ls_version(void);  /* LS_VERSION of the library that runs */
+
+/* ---- Model -------------------------------------------------------------------------------------------------------- */
+
+typedef struct ls_model ls_model;
+typedef struct ls_engine ls_engine;
+typedef struct ls_request ls_request;
+
+typedef enum ls_load_format {
+    LS_LOAD_SAFETENSORS = 0, /* the checkpoint's tensors */
+    LS_LOAD_DUMMY = 1        /* the model's shapes with hashed weights: for measuring without a checkpoint */
+} ls_load_format;
+
+typedef struct ls_model_params {
+    size_t struct_size;
+    /* A folder with config.json, tokenizer.json and *.safetensors. With LS_LOAD_DUMMY also a name whose shapes are built
+     * in ("Qwen/Qwen3-4B"); such a model has no tokenizer: prompt bytes are its token ids. */
+    const char *model;
+    ls_load_format load_format;
+    uint64_t dummy_seed;
+    ls_log_fn log_fn; /* NULL: silent */
+    void *log_user;
+    ls_log_level log_level;
+} ls_model_params;
+#define LS_MODEL_PARAMS_INIT {.struct_size = sizeof(ls_model_params), .log_level = LS_LOG_INFO}
+
+/* Reads config, tokenizer and generation defaults, maps the tensors and checks that all are there with their shapes.
+ * params and its strings are borrowed for the call. *out is the caller's, to be closed after its engines. Errors:
+ * LS_ENOTFOUND, LS_EIO, LS_EFORMAT, LS_EUNSUPPORTED, LS_ENOMEM. */
+LS_API ls_status ls_model_open(const ls_model_params *params, ls_model **out, ls_error *err);
+LS_API void ls_model_close(ls_model **model); /* accepts NULL inside; sets it to NULL */
+
+/* What a model is. Borrowed from the model. */
+typedef struct ls_model_info {
+    size_t struct_size;
+    const char *family; /* "qwen3" */
+    int n_layers, d_model, d_ffn, n_heads, n_kv_heads, d_head, n_vocab;
+    int max_position_tokens, window_tokens;
+    bool tied, has_tokenizer;
+    ls_dtype dtype; /* the checkpoint's */
+    double temperature, top_p; /* defaults of generation_config.json; 1 and 1 where it is silent */
+    int top_k;                 /* 0: off */
+} ls_model_info;
+#define LS_MODEL_INFO_INIT {.struct_size = sizeof(ls_model_info)}
+LS_API ls_status ls_model_get_info(const ls_model *model, ls_model_info *out, ls_error *err);
+
+/* ---- Engine ------------------------------------------------------------------------------------------------------- */
+
+/* Zero means the default everywhere. */
+typedef struct ls_engine_params {
+    size_t struct_size;
+    int tensor_parallel_size;         /* ranks R: 1 (default), 2, 4 or 8 */
+    int threads;                      /* of each rank; default: cores / R, at least 1 */
+    ls_dtype dtype;                   /* run dtype; default: the checkpoint's */
+    ls_dtype kv_cache_dtype;          /* default: the run dtype */
+    int max_model_len_tokens;         /* longest prompt plus answer; default: the model's max_position_embeddings */
+    int max_num_seqs;                 /* sequences that run at once; default 16 */
+    int max_num_batched_tokens;       /* rows of one step: the prefill chunk; default 512, at least max_num_seqs */
+    int64_t kv_cache_memory_bytes;    /* all ranks; default: room for max_num_seqs sequences of full length, but at most
+                                       * 4 GiB, and at least one sequence of full length */
+} ls_engine_params;
+#define LS_ENGINE_PARAMS_INIT {.struct_size = sizeof(ls_engine_params)}
+
+/* Plans every byte of memory, starts the ranks, loads and shards the weights. After it returns the step path allocates
+ * nothing. The model is borrowed and must outlive the engine. Errors: LS_EINVAL names the parameter; LS_EUNSUPPORTED if
+ * the heads do not split over R; LS_ENOMEM says need and have; LS_ENUMERIC names tensor and element of a bad weight. */
+LS_API ls_status ls_engine_open(ls_model *model, const ls_engine_params *params, ls_engine **out, ls_error *err);
+/* Frees the engine's remaining requests, joins its threads. Accepts NULL inside; sets it to NULL. */
+LS_API void ls_engine_close(ls_engine **engine);
+
+/* One step: decode rows of running requests and chunks of prompts, one forward pass, one token for each sequence whose
+ * prompt is through. Calls requests' callbacks. LS_OK, or LS_IDLE when no request is unfinished. A failure of one
+ * request is not an error here: see ls_result. */
+LS_API ls_status ls_engine_step(ls_engine *engine, ls_error *err);
+
+/* ---- Request ------------------------------------------------------------------------------------------------------ */
+
+/* Text that became certain: whole characters, NUL-terminated, borrowed for the call; may be empty. `token` is the id that
+ * brought it, or -1 for what was held back and comes out at the end. Must not call into the engine. */
+typedef void (*ls_text_fn)(void *user, ls_request *request, int32_t token, const char *text, size_t text_bytes);
+
+/* Logits at one position (position p predicts token p + 1), f32 [n_vocab], borrowed for the call. Must not call into the
+ * engine. */
+typedef void (*ls_logits_fn)(void *user, ls_request *request, int position, const float *logits, int n_vocab);
+
+typedef struct ls_request_params {
+    size_t struct_size;
+    const char *prompt;           /* text of prompt_bytes bytes, or */
+    size_t prompt_bytes;
+    const int32_t *prompt_tokens; /* n_prompt_tokens ids, used when not NULL */
+    size_t n_prompt_tokens;
+    int max_tokens;     /* tokens to generate; 0: only the prompt is run */
+    double temperature; /* 0: greedy; negative: the model's default */
+    int top_k;          /* 0: off; negative: the model's default */
+    double top_p;       /* 1: off; negative: the model's default */
+    uint64_t seed;      /* same seed, same text, whatever the batch and R */
+    bool ignore_eos;
+    bool prompt_logits; /* on_logits for every prompt position, not only the last */
+    bool hash_logits;   /* fill ls_result.logits_hash */
+    ls_text_fn on_text; /* may be NULL */
+    ls_logits_fn on_logits; /* may be NULL */
+    void *user;
+} ls_request_params;
+#define LS_REQUEST_PARAMS_INIT                                                                                         \
+    {.struct_size = sizeof(ls_request_params), .max_tokens = 16, .temperature = -1, .top_k = -1, .top_p = -1}
+
+/* Tokenises and queues a prompt. Everything is copied. Errors: LS_EINVAL (empty prompt, a token id outside the vocabulary,
+ * a parameter out of range), LS_ETOOLONG (prompt and max_tokens exceed the context or the KV cache; says the sizes). */
+LS_API ls_status ls_request_submit(ls_engine *engine, const ls_request_params *params, ls_request **out, ls_error *err);
+/* Cancels it if it still runs, and gives back its pages. Accepts NULL inside; sets it to NULL. */
+LS_API void ls_request_free(ls_request **request);
+
+typedef enum ls_finish { LS_FINISH_NONE = 0, LS_FINISH_STOP, LS_FINISH_LENGTH, LS_FINISH_ERROR } ls_finish;
+LS_API const char *ls_finish_name(ls_finish finish); /* "running", "stop", "length", "error" */
+
+/* What a request has come to so far; everything borrowed from the request, until the next step or its end. */
+typedef struct ls_result {
+    size_t struct_size;
+    ls_finish finish;
+    const int32_t *tokens; /* prompt, then answer; an end-of-text token that stopped it is the last */
+    size_t n_prompt_tokens, n_tokens;
+    const char *text; /* the answer, special tokens left out; NUL-terminated */
+    size_t text_bytes;
+    uint64_t logits_hash; /* over the bits of all logits that chose a token; 0 unless asked for */
+    ls_status status;     /* of LS_FINISH_ERROR */
+    const char *error;    /* of LS_FINISH_ERROR, else "" */
+    int64_t first_token_us; /* from submission to the first token; -1 before it */
+} ls_result;
+#define LS_RESULT_INIT {.struct_size = sizeof(ls_result)}
+LS_API ls_status ls_request_get_result(ls_request *request, ls_result *out, ls_error *err);
+
+/* ---- Timeline ----------------------------------------------------------------------------------------------------- */
+
+/* Where the time went, and how far from the machine's limit. Steps with prompt rows count as prefill. */
+typedef struct ls_timeline {
+    size_t struct_size;
+    int n_ranks, n_threads; /* threads of each rank */
+    ls_dtype dtype, kv_cache_dtype;
+    const char *isa;        /* inner loops in use, constant */
+    int64_t load_us;        /* reading config and tokenizer, mapping tensors */
+    int64_t plan_us;        /* programs, memory, threads */
+    int64_t shard_us;       /* weights into the ranks' memory */
+    int64_t prefill_us, decode_us;
+    int64_t prefill_tokens, decode_tokens;
+    int64_t prefill_steps, decode_steps;
+    int64_t weight_bytes_per_step;  /* read by one decode step, all ranks */
+    int64_t kv_bytes_per_step;      /* the same for the KV cache, mean over the decode steps */
+    int exchanges_per_step;
+    int64_t exchange_us;            /* in decode steps, waiting for other ranks included */
+    int64_t weights_memory_bytes, kv_memory_bytes, other_memory_bytes; /* planned and allocated, all ranks */
+    double read_bytes_per_s;        /* the ranks' threads reading their own weights, best of several passes */
+    double limit_us_per_step;       /* (weights + KV) / read_bytes_per_s */
+    double limit_ratio;             /* limit_us_per_step over the measured step; 1 is the limit; 0 without decode steps */
+} ls_timeline;
+#define LS_TIMELINE_INIT {.struct_size = sizeof(ls_timeline)}
+
+/* Measures the read bandwidth the first time it is called (0.1 to 2 s), between steps. */
+LS_API ls_status ls_engine_get_timeline(ls_engine *engine, ls_timeline *out, ls_error *err);
 
 #ifdef __cplusplus
 }

@@ -17,6 +17,8 @@ typedef struct ls_family {
     ls_status (*layer)(program_builder *builder, int i_layer, ls_error *err);
 } ls_family;
 
+extern const ls_family family_llama, family_mistral, family_qwen2, family_qwen3;
+
 /* NULL-terminated. */
 extern const ls_family *const ls_families[];
 const ls_family *family_find(const char *model_type); /* NULL if unknown */

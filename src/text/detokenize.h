@@ -8,15 +8,8 @@
 #ifndef LS_TEXT_DETOKENIZE_H
 #define LS_TEXT_DETOKENIZE_H
 
+#include "text/text_buffer.h"
 #include "text/tokenizer.h"
-
-/* Growable bytes, owned by the caller: start zeroed. Always NUL-terminated once anything was appended. */
-typedef struct text_buffer {
-    char *data;
-    size_t n, capacity;
-} text_buffer;
-ls_status text_buffer_append(text_buffer *buffer, const char *bytes, size_t n_bytes, ls_error *err);
-void text_buffer_deinit(text_buffer *buffer);
 
 typedef struct detokenizer {
     const ls_tokenizer *tokenizer; /* borrowed */

@@ -1,0 +1,78 @@
+/*
+ * The CPU back end: the reference ops (the oracle, ref_*.c), over inner loops that are chosen for the machine.
+ *
+ * The inner loops are dot_tmpl.c, one plain C source compiled once for each instruction set. They give the same bits by
+ * construction: every version keeps the 16 accumulators of the contract and fuses where it says fma.
+ */
+#ifndef LS_BACKEND_CPU_H
+#define LS_BACKEND_CPU_H
+
+#include "backend/ops.h"
+#include "base/numeric.h"
+
+/* Indexed by ls_dtype of w; LS_AUTO's entry is NULL. */
+enum { CPU_DTYPES = LS_F16 + 1 };
+
+typedef struct cpu_isa {
+    const char *name; /* "ref", "avx2", "avx512" */
+    /* Sum of w[i] x[i] over n elements: one leaf, in the contract's order. */
+    float (*dot[CPU_DTYPES])(const void *w, const float *x, int64_t n);
+    /* y[i] = fma(a, w[i], y[i]). */
+    void (*axpy[CPU_DTYPES])(float *y, const void *w, float a, int64_t n);
+    /* Reads every byte and does next to nothing with it: for measuring memory. */
+    uint64_t (*read)(const void *data, size_t bytes);
+} cpu_isa;
+
+/* The best this machine runs, or the one named; NULL if it is unknown or the machine lacks it. */
+const cpu_isa *cpu_isa_best(void);
+const cpu_isa *cpu_isa_find(const char *name);
+
+extern const ls_op_table cpu_ref_ops;
+
+/* ---- Shared by the reference ops ---- */
+
+static inline const cpu_isa *bind_isa(const ls_bind *bind) {
+    return bind->isa;
+}
+
+static inline size_t kv_bytes(const ls_bind *bind) {
+    return ls_dtype_bytes(bind->kv_dtype);
+}
+
+/* Address of K or V of (layer, page, head): contiguous [P][d]. */
+static inline uint8_t *kv_page(const ls_bind *bind, void *cache, int layer, int page, int head, int n_kv_loc,
+                               int d_head) {
+    int64_t index = ((int64_t)layer * bind->n_pages + page) * n_kv_loc + head;
+    return (uint8_t *)cache + (size_t)(index * LS_PAGE_TOKENS * d_head) * kv_bytes(bind);
+}
+
+/* out = act(norm(h) * w), see qkv in ops.h; dtype LS_F32 leaves it unrounded. out may be h. */
+void ref_norm(const cpu_isa *isa, const float *h, const float *w, float eps, int n, ls_dtype dtype, float *out);
+
+/* y[m][n] = w[n] . x[m] (+ bias[n]) for this thread's part of the rows of w, K as one leaf. */
+void ref_matmul(const ls_bind *bind, const ls_team *team, int i_weight, int i_bias, const float *x, int64_t x_stride,
+                int n_rows, float *y, int64_t y_stride);
+
+/* Sum over `count` neighbouring leaves, a power of two, by the fixed tree; leaf[] is overwritten. */
+static inline float leaf_tree(float *leaf, int count) {
+    for (; count > 1; count /= 2) {
+        for (int i = 0; i < count / 2; i++) {
+            leaf[i] = leaf[2 * i] + leaf[2 * i + 1];
+        }
+    }
+    return leaf[0];
+}
+
+/* Notes that row m went bad in op `index`, unless it was bad before. */
+void ref_fault(const ls_bind *bind, int row, int index);
+
+void ref_embed(const ls_op *op, int index, const ls_bind *bind, const ls_step *step, const ls_team *team);
+void ref_qkv(const ls_op *op, int index, const ls_bind *bind, const ls_step *step, const ls_team *team);
+void ref_attn(const ls_op *op, int index, const ls_bind *bind, const ls_step *step, const ls_team *team);
+void ref_row(const ls_op *op, int index, const ls_bind *bind, const ls_step *step, const ls_team *team);
+void ref_exchange(const ls_op *op, int index, const ls_bind *bind, const ls_step *step, const ls_team *team);
+void ref_ffn_in(const ls_op *op, int index, const ls_bind *bind, const ls_step *step, const ls_team *team);
+void ref_head(const ls_op *op, int index, const ls_bind *bind, const ls_step *step, const ls_team *team);
+void ref_sample(const ls_op *op, int index, const ls_bind *bind, const ls_step *step, const ls_team *team);
+
+#endif

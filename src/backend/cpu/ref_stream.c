@@ -1,0 +1,55 @@
+/* Reference: the ops that begin and renew the residual stream (embed, exchange), and faults. Formulas in ops.h. */
+#include "backend/cpu/cpu.h"
+
+void ref_fault(const ls_bind *bind, int row, int index) {
+    int none = 0;
+    atomic_compare_exchange_strong_explicit(&bind->fault[row], &none, index + 1, memory_order_relaxed,
+                                            memory_order_relaxed);
+}
+
+void ref_embed(const ls_op *op, int index, const ls_bind *bind, const ls_step *step, const ls_team *team) {
+    (void)index;
+    const op_embed *a = &op->embed;
+    const ls_weight *table = &bind->weight[a->table];
+    const int64_t d = bind->d_model;
+    float *part = (float *)bind->buf[BUF_PART] + (int64_t)a->slot * bind->m_max * d;
+    int64_t first, last;
+    team_range(team, step->n_rows, 1, &first, &last);
+    for (int64_t m = first; m < last; m++) {
+        int64_t row = (int64_t)step->token[m] - a->vocab_first;
+        float *out = part + m * d;
+        if (step->token[m] < 0 && bind->group.rank == 0) {
+            memcpy(out, step->input_rows + (-1 - (int64_t)step->token[m]) * d, (size_t)d * sizeof *out);
+        } else if (step->token[m] >= 0 && row >= 0 && row < a->vocab_count) {
+            for (int64_t i = 0; i < d; i++) {
+                out[i] = load_as(table->format, table->data, row * d + i);
+            }
+        } else {
+            memset(out, 0, (size_t)d * sizeof *out);
+        }
+    }
+}
+
+void ref_exchange(const ls_op *op, int index, const ls_bind *bind, const ls_step *step, const ls_team *team) {
+    const op_exchange *a = &op->exchange;
+    const int64_t d = bind->d_model;
+    const int n_ranks = bind->group.size;
+    const float *bias = a->bias < 0 ? NULL : bind->weight[a->bias].data;
+    float *h = bind->buf[BUF_H];
+    int64_t first, last;
+    team_range(team, step->n_rows * d, LS_LEAF_ALIGN, &first, &last);
+    for (int64_t i = first; i < last; i++) {
+        float node[LS_MAX_RANKS];
+        for (int r = 0; r < n_ranks; r++) {
+            node[r] = bind->peer_part[r][(int64_t)a->slot * bind->m_max * d + i];
+        }
+        float sum = leaf_tree(node, n_ranks);
+        if (bias != NULL) {
+            sum += bias[i % d];
+        }
+        h[i] = (a->init ? 0.0F : h[i]) + sum;
+        if (!isfinite(h[i])) {
+            ref_fault(bind, (int)(i / d), index);
+        }
+    }
+}

@@ -1,0 +1,76 @@
+/*
+ * The one table of options: flag, environment variable, default, limits, help. `--help` and the manual are made from it,
+ * and it is the only place that reads the environment.
+ *
+ * A value comes from the command line, else from LOCKSTEP_<NAME> (--top-k is LOCKSTEP_TOP_K), else from the table.
+ * Integers take the suffixes k, M, G (powers of 1000) and K, Mi, Gi (powers of 1024).
+ */
+#ifndef LS_BASE_OPTIONS_H
+#define LS_BASE_OPTIONS_H
+
+#include "base/error.h"
+
+/* Commands that an option belongs to. */
+enum { COMMAND_GENERATE = 1 };
+
+typedef enum option_type { OPTION_TEXT, OPTION_LIST, OPTION_INT, OPTION_REAL, OPTION_CHOICE, OPTION_FLAG } option_type;
+
+typedef enum option_id {
+    OPT_MODEL,
+    OPT_PROMPT,
+    OPT_MAX_TOKENS,
+    OPT_TEMPERATURE,
+    OPT_TOP_K,
+    OPT_TOP_P,
+    OPT_SEED,
+    OPT_IGNORE_EOS,
+    OPT_TENSOR_PARALLEL_SIZE,
+    OPT_THREADS,
+    OPT_DTYPE,
+    OPT_KV_CACHE_DTYPE,
+    OPT_MAX_MODEL_LEN,
+    OPT_MAX_NUM_SEQS,
+    OPT_MAX_NUM_BATCHED_TOKENS,
+    OPT_KV_CACHE_MEMORY_BYTES,
+    OPT_LOAD_FORMAT,
+    OPT_JSON,
+    OPT_VERBOSE,
+    OPTION_COUNT
+} option_id;
+
+typedef struct option_def {
+    option_id id;
+    unsigned commands;
+    option_type type;
+    const char *name;     /* without the dashes */
+    const char *alias;    /* second long name, or NULL */
+    char key;             /* one-letter name, or 0 */
+    const char *arg;      /* what help calls the value */
+    const char *fallback; /* default as text; NULL: unset */
+    double min, max;      /* of numbers */
+    const char *choices;  /* of OPTION_CHOICE: "a|b|c" */
+    const char *help;
+} option_def;
+
+extern const option_def option_table[OPTION_COUNT]; /* indexed by option_id */
+
+typedef struct option_value {
+    bool set;            /* has a value, be it the default */
+    const char *text;    /* borrowed: argv, the environment or the table */
+    int64_t integer;
+    double real;
+} option_value;
+
+typedef struct ls_options {
+    option_value value[OPTION_COUNT];
+    const char **list[OPTION_COUNT]; /* OPTION_LIST: all values in order */
+    size_t n_list[OPTION_COUNT];
+} ls_options;
+
+/* Defaults, then the environment. Errors name the variable. */
+ls_status options_init(ls_options *options, ls_error *err);
+void options_deinit(ls_options *options);
+/* One value from the command line; an error names the flag and says what it takes. A list grows. */
+ls_status options_set(ls_options *options, option_id id, const char *text, ls_error *err);
+
+#endif

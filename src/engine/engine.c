@@ -1,0 +1,282 @@
+/*
+ * Opening and closing an engine. The public functions are described in lockstep.h.
+ *
+ * Order: resolve every default (engine_config), build each rank's program, plan the memory and compare it with the
+ * machine's, reserve and carve the arenas, start the ranks, load the weights in parallel. After that the step path
+ * allocates nothing. ls_engine_close undoes it in reverse and takes a half-built engine.
+ */
+#include <pthread.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "engine/engine.h"
+
+/* ---- Configuration ---- */
+
+static int or_default(int value, int fallback) {
+    return value != 0 ? value : fallback;
+}
+
+static ls_status check_params(const ls_engine_params *p, ls_error *err) {
+    const struct {
+        const char *flag;
+        int64_t value, max;
+    } range[] = {{"--threads", p->threads, 1024},
+                 {"--max-model-len", p->max_model_len_tokens, 1 << 24},
+                 {"--max-num-seqs", p->max_num_seqs, 4096},
+                 {"--max-num-batched-tokens", p->max_num_batched_tokens, 1 << 20},
+                 {"--kv-cache-memory-bytes", p->kv_cache_memory_bytes, (int64_t)1 << 50}};
+    for (size_t i = 0; i < sizeof range / sizeof *range; i++) {
+        if (range[i].value < 0 || range[i].value > range[i].max) {
+            return error_set(err, LS_EINVAL, "%s %lld: must be from 1 to %lld", range[i].flag,
+                             (long long)range[i].value, (long long)range[i].max);
+        }
+    }
+    if ((unsigned)p->dtype > LS_F16 || (unsigned)p->kv_cache_dtype > LS_F16) {
+        return error_set(err, LS_EINVAL, "--dtype, --kv-cache-dtype: must be auto, f32, bf16 or f16");
+    }
+    return LS_OK;
+}
+
+/* How many pages: what was asked for, or room for all seats up to 4 GiB, and always for one whole sequence. */
+static ls_status count_pages(engine_config *config, const ls_spec *spec, int64_t memory_bytes, ls_error *err) {
+    int64_t page_bytes = kv_page_bytes(config, spec);
+    int64_t one = pages_for(config->max_len);
+    int64_t pages = one * config->max_seqs;
+    if (memory_bytes > 0) {
+        int64_t affordable = memory_bytes / page_bytes;
+        if (affordable < 1) {
+            return error_set(err, LS_EINVAL, "--kv-cache-memory-bytes %lld: one page of %d tokens takes %lld",
+                             (long long)memory_bytes, LS_PAGE_TOKENS, (long long)page_bytes);
+        }
+        pages = affordable < pages ? affordable : pages;
+    } else {
+        int64_t affordable = ((int64_t)4 << 30) / page_bytes;
+        pages = affordable < pages ? affordable : pages;
+        pages = pages < one ? one : pages;
+    }
+    config->n_pages = (int)pages;
+    return LS_OK;
+}
+
+static ls_status resolve_config(engine_config *config, const ls_spec *spec, const ls_engine_params *p, ls_error *err) {
+    enum { MAX_SEQS = 16, BATCHED_TOKENS = 512, SPARE_OUTPUTS = 64 };
+    TRY(check_params(p, err));
+    config->n_ranks = or_default(p->tensor_parallel_size, 1);
+    TRY(shard_check(config->n_ranks, spec->n_heads, spec->n_kv_heads, err));
+    int cores = core_count() / config->n_ranks;
+    config->n_threads = or_default(p->threads, cores > 0 ? cores : 1);
+    config->dtype = p->dtype != LS_AUTO ? p->dtype : spec->dtype;
+    config->kv_dtype = p->kv_cache_dtype != LS_AUTO ? p->kv_cache_dtype : config->dtype;
+    config->max_len = or_default(p->max_model_len_tokens, spec->max_position_tokens);
+    if (config->max_len > spec->max_position_tokens) {
+        return error_set(err, LS_EINVAL, "--max-model-len %d: the model's max_position_embeddings is %d",
+                         config->max_len, spec->max_position_tokens);
+    }
+    config->max_seqs = or_default(p->max_num_seqs, MAX_SEQS);
+    config->m_max = or_default(p->max_num_batched_tokens, BATCHED_TOKENS);
+    if (config->m_max < config->max_seqs) {
+        if (p->max_num_batched_tokens != 0) {
+            return error_set(err, LS_EINVAL, "--max-num-batched-tokens %d: must be at least --max-num-seqs, %d",
+                             config->m_max, config->max_seqs);
+        }
+        config->m_max = config->max_seqs;
+    }
+    int outputs = config->max_seqs + SPARE_OUTPUTS;
+    config->n_out_max = outputs < config->m_max ? outputs : config->m_max;
+    return count_pages(config, spec, p->kv_cache_memory_bytes, err);
+}
+
+/* ---- Memory ---- */
+
+static ls_status compare_with_machine(const ls_memory_plan *plan, ls_error *err) {
+    size_t have = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+    if (plan->total <= have) {
+        return LS_OK;
+    }
+    double weights = 0, kv = 0;
+    for (int r = 0; r < LS_MAX_RANKS; r++) {
+        weights += (double)plan->rank[r][MEM_WEIGHTS];
+        kv += (double)plan->rank[r][MEM_KV_CACHE];
+    }
+    return error_set(err, LS_ENOMEM,
+                     "the plan needs %.2f GB (weights %.2f, KV cache %.2f), the machine has %.2f GB: lower "
+                     "--max-model-len, --max-num-seqs or --kv-cache-memory-bytes, or use a 16-bit --dtype",
+                     (double)plan->total / 1e9, weights / 1e9, kv / 1e9, (double)have / 1e9);
+}
+
+static size_t sum_tags(const size_t *by_tag) {
+    size_t sum = 0;
+    for (int i = 0; i < MEM_TAGS; i++) {
+        sum += by_tag[i];
+    }
+    return sum;
+}
+
+/* cos and sin of every position, as transformers' RotaryEmbedding: angles in f32, then times the attention factor. */
+static void fill_rope(const ls_engine *engine) {
+    const ls_spec *spec = &engine->model->spec;
+    int half = spec->d_head / 2;
+    float inv_freq[LS_MAX_HEAD / 2];
+    float factor;
+    rope_frequencies(&spec->rope, spec->d_head, spec->max_position_tokens, inv_freq, &factor);
+    for (int pos = 0; pos < engine->config.max_len; pos++) {
+        for (int i = 0; i < half; i++) {
+            float angle = (float)pos * inv_freq[i];
+            float *cos_sin = engine->host.rope + ((int64_t)pos * half + i) * 2;
+            cos_sin[0] = (float)cos((double)angle) * factor;
+            cos_sin[1] = (float)sin((double)angle) * factor;
+        }
+    }
+}
+
+static ls_status place_memory(ls_engine *engine, ls_error *err) {
+    const engine_config *config = &engine->config;
+    ls_memory_plan plan;
+    TRY(memory_plan_make(&plan, config, (const ls_program *const *)engine->program, err));
+    TRY(compare_with_machine(&plan, err));
+    TRY(arena_init(&engine->host_arena, sum_tags(plan.host), err));
+    TRY(host_memory_place(&engine->host, &engine->batch, &engine->pages, &engine->running, config,
+                          &engine->model->spec, &engine->host_arena, err));
+    for (int r = 0; r < config->n_ranks; r++) {
+        rank_memory *rank = &engine->rank[r];
+        TRY(arena_init(&engine->rank_arena[r], sum_tags(plan.rank[r]), err));
+        rank->weight = calloc((size_t)engine->program[r]->n_weights, sizeof *rank->weight);
+        if (rank->weight == NULL) {
+            return error_set(err, LS_ENOMEM, "engine: out of memory");
+        }
+        TRY(rank_memory_place(rank, config, engine->program[r], &engine->rank_arena[r], err));
+        rank->bind.rope = engine->host.rope;
+        rank->bind.fault = engine->host.fault[r];
+        rank->bind.isa = engine->isa;
+    }
+    for (int r = 0; r < config->n_ranks; r++) {
+        for (int peer = 0; peer < config->n_ranks; peer++) {
+            engine->rank[r].bind.peer_part[peer] = engine->rank[peer].bind.buf[BUF_PART];
+        }
+    }
+    fill_rope(engine);
+    return LS_OK;
+}
+
+/* ---- Weights ---- */
+
+typedef struct load_job {
+    ls_engine *engine;
+    weight_source source;
+    atomic_int next[LS_MAX_RANKS]; /* weight that the rank's next free thread takes */
+    atomic_bool failed;
+    pthread_mutex_t lock; /* of error: the first failure is the one told */
+    ls_error error;
+} load_job;
+
+static void load_rank(void *arg, int rank, const ls_team *team) {
+    (void)team;
+    load_job *job = arg;
+    const ls_program *program = job->engine->program[rank];
+    for (;;) {
+        int i = atomic_fetch_add(&job->next[rank], 1);
+        if (i >= program->n_weights || atomic_load(&job->failed)) {
+            return;
+        }
+        ls_error error = {0};
+        if (weight_load(program, &job->source, i, &job->engine->rank[rank].weight[i], &error) != LS_OK) {
+            pthread_mutex_lock(&job->lock);
+            if (!atomic_exchange(&job->failed, true)) {
+                job->error = error;
+            }
+            pthread_mutex_unlock(&job->lock);
+        }
+    }
+}
+
+static ls_status load_weights(ls_engine *engine, ls_error *err) {
+    const ls_model *model = engine->model;
+    load_job job = {.engine = engine,
+                    .source = {model->checkpoint, model->dummy_seed, model->spec.dtype},
+                    .lock = PTHREAD_MUTEX_INITIALIZER};
+    rank_group_run(engine->group, load_rank, &job);
+    if (!atomic_load(&job.failed)) {
+        return LS_OK;
+    }
+    if (err != NULL) {
+        *err = job.error;
+    }
+    return job.error.status;
+}
+
+/* ---- Opening and closing ---- */
+
+static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, ls_error *err) {
+    enum { PIECE_BYTES = 4096 }; /* more than any token's text */
+    int64_t start = clock_ns();
+    engine->isa = cpu_isa_best();
+    TRY(resolve_config(&engine->config, &engine->model->spec, params, err));
+    const engine_config *config = &engine->config;
+    for (int r = 0; r < config->n_ranks; r++) {
+        TRY(program_build(&engine->program[r], &engine->model->spec, (ls_group){r, config->n_ranks}, config->dtype,
+                          err));
+    }
+    TRY(place_memory(engine, err));
+    plan_cache_init(&engine->plans, &cpu_ref_ops, (const ls_program *const *)engine->program);
+    TRY(rank_group_create(&engine->group, config->n_ranks, config->n_threads, err));
+    TRY(exchange_threads_create(&engine->exchange, engine->group, err));
+    char blank[PIECE_BYTES] = {0};
+    TRY(text_buffer_append(&engine->piece, blank, sizeof blank, err));
+    int64_t planned = clock_ns();
+    TRY(load_weights(engine, err));
+    engine->plan_us = (planned - start) / 1000;
+    engine->shard_us = (clock_ns() - planned) / 1000;
+    return LS_OK;
+}
+
+ls_status ls_engine_open(ls_model *model, const ls_engine_params *params, ls_engine **out, ls_error *err) {
+    if (params->struct_size > sizeof *params) {
+        return error_set(err, LS_EINVAL, "ls_engine_params: struct_size %zu is of a newer header", params->struct_size);
+    }
+    ls_engine_params known = {0};
+    memcpy(&known, params, params->struct_size);
+    ls_engine *engine = calloc(1, sizeof *engine);
+    ls_status st = LS_OK;
+    if (engine == NULL) {
+        return error_set(err, LS_ENOMEM, "engine: out of memory");
+    }
+    engine->model = model;
+    engine->waiting_end = &engine->waiting;
+    TRY_GOTO(open_steps(engine, &known, err), fail);
+    *out = engine;
+    return LS_OK;
+fail:
+    ls_engine_close(&engine);
+    return st;
+}
+
+void ls_engine_close(ls_engine **out) {
+    ls_engine *engine = *out;
+    if (engine == NULL) {
+        return;
+    }
+    for (ls_request *request = engine->requests; request != NULL;) {
+        ls_request *next = request->next_of_engine;
+        request_destroy(request);
+        request = next;
+    }
+    text_buffer_deinit(&engine->piece);
+    if (engine->exchange != NULL) {
+        engine->exchange->destroy(engine->exchange);
+    }
+    rank_group_destroy(&engine->group);
+    for (int r = 0; r < LS_MAX_RANKS; r++) {
+        free(engine->rank[r].weight);
+        arena_deinit(&engine->rank_arena[r]);
+        program_destroy(&engine->program[r]);
+    }
+    arena_deinit(&engine->host_arena);
+    free(engine);
+    *out = NULL;
+}
+
+ls_status ls_engine_step(ls_engine *engine, ls_error *err) {
+    return engine_step(engine, err);
+}

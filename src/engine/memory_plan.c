@@ -1,0 +1,107 @@
+/* See memory_plan.h. */
+#include "engine/memory_plan.h"
+
+#include "engine/engine.h"
+
+const char *memory_tag_name(memory_tag tag) {
+    static const char *const names[MEM_TAGS] = {"weights", "KV cache", "activations", "exchange",
+                                                "logits",  "RoPE",     "step input",  "scheduler"};
+    return (unsigned)tag < MEM_TAGS ? names[tag] : "unknown";
+}
+
+static int kv_heads_loc(const engine_config *config, const ls_spec *spec) {
+    return (int)shard_kv_heads(spec->n_kv_heads, (ls_group){0, config->n_ranks}).count;
+}
+
+int64_t kv_page_bytes(const engine_config *config, const ls_spec *spec) {
+    return (int64_t)config->n_ranks * 2 * spec->n_layers * kv_heads_loc(config, spec) * LS_PAGE_TOKENS * spec->d_head *
+           (int64_t)ls_dtype_bytes(config->kv_dtype);
+}
+
+ls_status rank_memory_place(rank_memory *out, const engine_config *config, const ls_program *program, ls_arena *arena,
+                            ls_error *err) {
+    const ls_spec *spec = program->spec;
+    ls_bind *bind = &out->bind;
+    const size_t m = (size_t)config->m_max;
+    const size_t heads_loc = (size_t)(spec->n_heads / config->n_ranks);
+    const size_t kv_loc = (size_t)kv_heads_loc(config, spec);
+    const size_t d_head = (size_t)spec->d_head;
+    const size_t f_loc = (size_t)shard_leaves(spec->d_ffn, program->group).count;
+    const size_t v_loc = (size_t)shard_leaves(spec->n_vocab, program->group).count;
+    const size_t act = sizeof(float); /* the CPU keeps activations in f32 words: ops.h section 1 */
+    const size_t kv_bytes_rank = (size_t)(kv_page_bytes(config, spec) / config->n_ranks / 2) * (size_t)config->n_pages;
+    bind->group = program->group;
+    bind->dtype = config->dtype;
+    bind->kv_dtype = config->kv_dtype;
+    bind->d_model = spec->d_model;
+    bind->m_max = config->m_max;
+    bind->n_pages = config->n_pages;
+    TRY(weights_place(program, arena, MEM_WEIGHTS, out->weight, err));
+    bind->weight = out->weight;
+    TRY(arena_take(arena, MEM_KV_CACHE, kv_bytes_rank, &bind->k_cache, err));
+    TRY(arena_take(arena, MEM_KV_CACHE, kv_bytes_rank, &bind->v_cache, err));
+    const struct {
+        ls_buf buf;
+        memory_tag tag;
+        size_t bytes;
+    } piece[] = {
+        {BUF_H, MEM_ACTIVATIONS, m * (size_t)spec->d_model * sizeof(float)},
+        {BUF_X, MEM_ACTIVATIONS, m * (size_t)spec->d_model * act},
+        {BUF_QKV, MEM_ACTIVATIONS, m * (heads_loc + 2 * kv_loc) * d_head * sizeof(float)},
+        {BUF_ATT, MEM_ACTIVATIONS, m * heads_loc * d_head * act},
+        {BUF_ACT, MEM_ACTIVATIONS, m * f_loc * act},
+        {BUF_PART, MEM_EXCHANGE, 2 * m * (size_t)spec->d_model * sizeof(float)},
+        {BUF_LOGITS, MEM_LOGITS, (size_t)config->n_out_max * v_loc * sizeof(float)},
+        {BUF_SAMPLE, MEM_LOGITS, (size_t)config->n_out_max * sizeof(ls_sample_part)},
+    };
+    for (size_t i = 0; i < sizeof piece / sizeof *piece; i++) {
+        TRY(arena_take(arena, (int)piece[i].tag, piece[i].bytes, &bind->buf[piece[i].buf], err));
+    }
+    return LS_OK;
+}
+
+ls_status host_memory_place(host_memory *out, struct step_batch *batch, page_pool *pages, void *running,
+                            const engine_config *config, const ls_spec *spec, ls_arena *arena, ls_error *err) {
+    const size_t m = (size_t)config->m_max, n_out = (size_t)config->n_out_max, n_seqs = (size_t)config->max_seqs;
+    const size_t v = (size_t)spec->n_vocab;
+    TRY(arena_take(arena, MEM_ROPE, (size_t)config->max_len * (size_t)spec->d_head * sizeof *out->rope, &out->rope,
+                   err));
+    TRY(arena_take(arena, MEM_STEP, m * sizeof *batch->token, &batch->token, err));
+    TRY(arena_take(arena, MEM_STEP, m * sizeof *batch->pos, &batch->pos, err));
+    TRY(arena_take(arena, MEM_STEP, m * sizeof *batch->seq_of, &batch->seq_of, err));
+    TRY(arena_take(arena, MEM_STEP, n_seqs * sizeof *batch->seq, &batch->seq, err));
+    TRY(arena_take(arena, MEM_STEP, n_seqs * sizeof *batch->request, &batch->request, err));
+    TRY(arena_take(arena, MEM_STEP, n_out * sizeof *batch->out_row, &batch->out_row, err));
+    TRY(arena_take(arena, MEM_STEP, n_out * sizeof *batch->sample, &batch->sample, err));
+    TRY(arena_take(arena, MEM_STEP, n_out * sizeof *batch->output, &batch->output, err));
+    for (int r = 0; r < config->n_ranks; r++) {
+        TRY(arena_take(arena, MEM_STEP, m * sizeof *out->fault[r], &out->fault[r], err));
+    }
+    TRY(page_pool_init(pages, config->n_pages, arena, MEM_SCHEDULER, err));
+    TRY(arena_take(arena, MEM_SCHEDULER, n_seqs * sizeof(ls_request *), running, err));
+    TRY(arena_take(arena, MEM_SCHEDULER, v * sizeof *out->row, &out->row, err));
+    return arena_take(arena, MEM_SCHEDULER, v * sizeof *out->candidate, &out->candidate, err);
+}
+
+ls_status memory_plan_make(ls_memory_plan *out, const engine_config *config, const ls_program *const *program,
+                           ls_error *err) {
+    ls_memory_plan plan = {0};
+    ls_arena arena;
+    step_batch batch;
+    host_memory host;
+    page_pool pages;
+    ls_request **running;
+    arena_init_counting(&arena);
+    TRY(host_memory_place(&host, &batch, &pages, &running, config, program[0]->spec, &arena, err));
+    memcpy(plan.host, arena.by_tag, sizeof plan.host);
+    plan.total = arena.used;
+    for (int r = 0; r < config->n_ranks; r++) {
+        rank_memory rank = {0};
+        arena_init_counting(&arena);
+        TRY(rank_memory_place(&rank, config, program[r], &arena, err));
+        memcpy(plan.rank[r], arena.by_tag, sizeof plan.rank[r]);
+        plan.total += arena.used;
+    }
+    *out = plan;
+    return LS_OK;
+}

@@ -1,0 +1,77 @@
+/*
+ * The memory plan: every byte of an engine, by rank and purpose, before anything is allocated or loaded.
+ *
+ * Plan and allocation are one function each for ranks and host (rank_memory_place, host_memory_place): run on a counting
+ * arena it plans, run on a real one it carves. So the plan cannot drift from what the engine does.
+ *
+ *     rank arena:  [weights][KV cache][activations][parts][logits and offers]        one for each rank
+ *     host arena:  [RoPE table][step input][scheduler, pages, sampler scratch]      shared by the ranks
+ */
+#ifndef LS_ENGINE_MEMORY_PLAN_H
+#define LS_ENGINE_MEMORY_PLAN_H
+
+#include "backend/cpu/cpu.h"
+#include "engine/pages.h"
+#include "model/weights.h"
+
+typedef enum memory_tag {
+    MEM_WEIGHTS,
+    MEM_KV_CACHE,
+    MEM_ACTIVATIONS,
+    MEM_EXCHANGE,
+    MEM_LOGITS,
+    MEM_ROPE,
+    MEM_STEP,
+    MEM_SCHEDULER,
+    MEM_TAGS
+} memory_tag;
+
+const char *memory_tag_name(memory_tag tag);
+
+/* An engine's parameters with every default resolved. */
+typedef struct engine_config {
+    int n_ranks, n_threads;
+    ls_dtype dtype, kv_dtype;
+    int max_len;   /* tokens of one sequence */
+    int max_seqs;
+    int m_max;     /* rows of a step */
+    int n_out_max; /* output rows of a step */
+    int n_pages;
+} engine_config;
+
+/* One rank's memory, carved. */
+typedef struct rank_memory {
+    ls_weight *weight; /* [n_weights], in the host's memory: see weights_place */
+    ls_bind bind;
+} rank_memory;
+
+struct step_batch;
+
+/* What all ranks share, carved. */
+typedef struct host_memory {
+    float *rope; /* [max_len][d/2][2] */
+    atomic_int *fault[LS_MAX_RANKS];
+    float *row;              /* [V] one row of logits, gathered */
+    ls_candidate *candidate; /* [V] sampler scratch */
+} host_memory;
+
+/* Per-rank and total bytes by tag. */
+typedef struct ls_memory_plan {
+    size_t rank[LS_MAX_RANKS][MEM_TAGS];
+    size_t host[MEM_TAGS];
+    size_t total;
+} ls_memory_plan;
+
+ls_status rank_memory_place(rank_memory *out, const engine_config *config, const ls_program *program, ls_arena *arena,
+                            ls_error *err);
+ls_status host_memory_place(host_memory *out, struct step_batch *batch, page_pool *pages, void *running,
+                            const engine_config *config, const ls_spec *spec, ls_arena *arena, ls_error *err);
+
+/* program[R]. */
+ls_status memory_plan_make(ls_memory_plan *out, const engine_config *config, const ls_program *const *program,
+                           ls_error *err);
+
+/* Bytes of KV that one page takes on all ranks together. */
+int64_t kv_page_bytes(const engine_config *config, const ls_spec *spec);
+
+#endif

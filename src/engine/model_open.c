@@ -1,0 +1,104 @@
+/* Opening a model: config, tokenizer, generation defaults, tensors. The public functions are described in lockstep.h. */
+#include <stdlib.h>
+
+#include "base/clock.h"
+#include "base/file.h"
+#include "engine/engine.h"
+#include "model/family.h"
+
+static ls_status open_folder(ls_model *model, const ls_model_params *params, ls_error *err) {
+    char path[4096];
+    TRY(spec_read(&model->spec, params->model, err));
+    TRY(generation_defaults_read(&model->defaults, params->model, model->spec.n_vocab, err));
+    TRY(path_join(path, sizeof path, params->model, "tokenizer.json", err));
+    if (params->load_format != LS_LOAD_DUMMY || file_exists(path)) {
+        TRY(tokenizer_open(&model->tokenizer, path, err));
+        if (tokenizer_max_id(model->tokenizer) >= model->spec.n_vocab) {
+            return error_set(err, LS_EFORMAT, "%s: token id %d, but config.json's vocab_size is %d", path,
+                             tokenizer_max_id(model->tokenizer), model->spec.n_vocab);
+        }
+    }
+    return params->load_format == LS_LOAD_DUMMY ? LS_OK : checkpoint_open(&model->checkpoint, params->model, err);
+}
+
+/* Every weight of the model, before any engine: a wrong checkpoint is refused at once. */
+static ls_status check_tensors(const ls_model *model, ls_error *err) {
+    ls_program *program;
+    weight_source source = {.checkpoint = model->checkpoint};
+    TRY(program_build(&program, &model->spec, (ls_group){0, 1}, model->spec.dtype, err));
+    ls_status st = weights_check(program, &source, err);
+    program_destroy(&program);
+    return st;
+}
+
+ls_status ls_model_open(const ls_model_params *params, ls_model **out, ls_error *err) {
+    if (params->struct_size > sizeof *params || params->model == NULL) {
+        return error_set(err, LS_EINVAL, "ls_model_params: %s",
+                         params->model == NULL ? "model is missing" : "struct_size is of a newer header");
+    }
+    int64_t start = clock_ns();
+    ls_model *model = calloc(1, sizeof *model);
+    ls_status st = LS_OK;
+    if (model == NULL) {
+        return error_set(err, LS_ENOMEM, "model: out of memory");
+    }
+    model->log = (ls_log){params->log_fn, params->log_user, params->log_level};
+    model->dummy_seed = params->dummy_seed;
+    if (folder_exists(params->model)) {
+        TRY_GOTO(open_folder(model, params, err), fail);
+    } else if (params->load_format == LS_LOAD_DUMMY) {
+        TRY_GOTO(spec_by_name(&model->spec, params->model, err), fail);
+    } else {
+        TRY_GOTO(error_set(err, LS_ENOTFOUND, "%s: no such folder; a model is a folder with config.json, "
+                           "tokenizer.json and *.safetensors", params->model), fail);
+    }
+    TRY_GOTO(check_tensors(model, err), fail);
+    model->load_us = (clock_ns() - start) / 1000;
+    log_line(&model->log, LS_LOG_DEBUG, "%s: %s, %d layers, D %d, F %d, H %d, K %d, d %d, V %d", params->model,
+             model->spec.family->model_type, model->spec.n_layers, model->spec.d_model, model->spec.d_ffn,
+             model->spec.n_heads, model->spec.n_kv_heads, model->spec.d_head, model->spec.n_vocab);
+    *out = model;
+    return LS_OK;
+fail:
+    ls_model_close(&model);
+    return st;
+}
+
+void ls_model_close(ls_model **model) {
+    if (*model == NULL) {
+        return;
+    }
+    tokenizer_close(&(*model)->tokenizer);
+    checkpoint_close(&(*model)->checkpoint);
+    free(*model);
+    *model = NULL;
+}
+
+ls_status ls_model_get_info(const ls_model *model, ls_model_info *out, ls_error *err) {
+    if (out->struct_size == 0) {
+        return error_set(err, LS_EINVAL, "ls_model_info: struct_size is 0: use LS_MODEL_INFO_INIT");
+    }
+    const ls_spec *spec = &model->spec;
+    const ls_generation_defaults *d = &model->defaults;
+    ls_model_info info = {
+        .struct_size = out->struct_size,
+        .family = spec->family->model_type,
+        .n_layers = spec->n_layers,
+        .d_model = spec->d_model,
+        .d_ffn = spec->d_ffn,
+        .n_heads = spec->n_heads,
+        .n_kv_heads = spec->n_kv_heads,
+        .d_head = spec->d_head,
+        .n_vocab = spec->n_vocab,
+        .max_position_tokens = spec->max_position_tokens,
+        .window_tokens = spec->window_tokens,
+        .tied = spec->tied,
+        .has_tokenizer = model->tokenizer != NULL,
+        .dtype = spec->dtype,
+        .temperature = d->has_temperature ? d->temperature : 1.0,
+        .top_p = d->has_top_p ? d->top_p : 1.0,
+        .top_k = d->has_top_k ? (int)d->top_k : 0,
+    };
+    memcpy(out, &info, out->struct_size < sizeof info ? out->struct_size : sizeof info);
+    return LS_OK;
+}

@@ -1,0 +1,194 @@
+/*
+ * The step: schedule, run, sample, publish. Everything else hangs off it; what it needs was allocated when the engine was
+ * opened.
+ */
+#include <stdio.h>
+
+#include "base/clock.h"
+#include "engine/engine.h"
+
+/* ---- run ---- */
+
+typedef struct step_job {
+    ls_engine *engine;
+    const ls_plan *plan;
+    atomic_bool aborted;
+    int64_t exchange_ns; /* of thread 0 of rank 0 */
+} step_job;
+
+static void run_rank(void *arg, int rank, const ls_team *team) {
+    step_job *job = arg;
+    ls_engine *engine = job->engine;
+    int64_t *exchange_ns = rank == 0 && team->thread == 0 ? &job->exchange_ns : NULL;
+    if (!plan_run(job->plan, &engine->rank[rank].bind, &engine->batch.step, engine->exchange, team, exchange_ns)) {
+        atomic_store(&job->aborted, true);
+    }
+}
+
+static ls_status run(ls_engine *engine, ls_error *err) {
+    step_job job = {.engine = engine};
+    TRY(plan_get_or_build(&engine->plans, (plan_key){PLAN_WALK, 0}, &job.plan, err));
+    int64_t start = clock_ns();
+    rank_group_run(engine->group, run_rank, &job);
+    stats_add_step(engine, clock_ns() - start, job.exchange_ns);
+    return atomic_load(&job.aborted) ? error_set(err, LS_EABORTED, "step aborted: another rank failed") : LS_OK;
+}
+
+/* ---- sample ---- */
+
+static sampler_row output_row(const ls_engine *engine, int i_out) {
+    sampler_row row = {.n_ranks = engine->config.n_ranks};
+    for (int r = 0; r < row.n_ranks; r++) {
+        const ls_bind *bind = &engine->rank[r].bind;
+        shard_range vocab = shard_leaves(engine->model->spec.n_vocab, bind->group);
+        row.part[r] = (const ls_sample_part *)bind->buf[BUF_SAMPLE] + i_out;
+        row.logits[r] = (const float *)bind->buf[BUF_LOGITS] + (int64_t)i_out * vocab.count;
+        row.vocab_first[r] = (int)vocab.first;
+        row.vocab_count[r] = (int)vocab.count;
+    }
+    return row;
+}
+
+/* One row of logits in the order of token ids. */
+static const float *gather_logits(ls_engine *engine, const sampler_row *row) {
+    for (int r = 0; r < row->n_ranks; r++) {
+        memcpy(engine->host.row + row->vocab_first[r], row->logits[r],
+               (size_t)row->vocab_count[r] * sizeof *engine->host.row);
+    }
+    return engine->host.row;
+}
+
+static uint64_t hash_floats(uint64_t hash, const float *value, int n) {
+    for (int i = 0; i < n; i++) {
+        hash = (hash ^ f32_bits(value[i])) * 0x100000001b3;
+        hash ^= hash >> 29;
+    }
+    return hash;
+}
+
+/* ---- publish ---- */
+
+static void emit(ls_request *request, int32_t token) {
+    ls_engine *engine = request->engine;
+    if (request->params.on_text != NULL) {
+        request->params.on_text(request->params.user, request, token, engine->piece.data, engine->piece.n);
+    }
+}
+
+static void end_request(ls_request *request, ls_finish finish) {
+    request_finish(request, finish);
+    request->engine->piece.n = 0;
+    if (request->stream.n_held > 0 && detokenizer_flush(&request->stream, &request->engine->piece, NULL) == LS_OK) {
+        emit(request, -1);
+    }
+}
+
+static bool is_eos(const ls_model *model, int32_t token) {
+    const int32_t *eos = model->defaults.n_eos > 0 ? model->defaults.eos : model->spec.eos;
+    int n = model->defaults.n_eos > 0 ? model->defaults.n_eos : model->spec.n_eos;
+    for (int i = 0; i < n; i++) {
+        if (eos[i] == token) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void publish_token(ls_request *request, int32_t token) {
+    ls_engine *engine = request->engine;
+    request->token[request->n_tokens++] = token;
+    if (request->first_token_ns < 0) {
+        request->first_token_ns = clock_ns();
+    }
+    engine->piece.n = 0;
+    engine->piece.data[0] = '\0';
+    if (engine->model->tokenizer != NULL) {
+        detokenizer_push(&request->stream, token, &engine->piece, NULL);
+    }
+    emit(request, token);
+    if (!request->params.ignore_eos && is_eos(engine->model, token)) {
+        end_request(request, LS_FINISH_STOP);
+    } else if (request->n_tokens == request->token_capacity) {
+        end_request(request, LS_FINISH_LENGTH);
+    }
+}
+
+static void publish_output(ls_engine *engine, int i_out) {
+    const step_output *output = &engine->batch.output[i_out];
+    ls_request *request = output->request;
+    if (request->state == REQUEST_FINISHED) {
+        return; /* failed in this step */
+    }
+    int pos = engine->batch.pos[engine->batch.out_row[i_out]];
+    sampler_row row = output_row(engine, i_out);
+    bool chooses = output->chooses && request->n_tokens < request->token_capacity;
+    bool reports = request->params.on_logits != NULL;
+    bool hashes = request->params.hash_logits && chooses;
+    if (reports || hashes) {
+        const float *logits = gather_logits(engine, &row);
+        if (hashes) {
+            request->logits_hash = hash_floats(request->logits_hash, logits, engine->model->spec.n_vocab);
+        }
+        if (reports) {
+            request->params.on_logits(request->params.user, request, pos, logits, engine->model->spec.n_vocab);
+        }
+    }
+    if (pos < request->n_prompt && pos >= request->n_logits_seen) {
+        request->n_logits_seen = pos + 1;
+    }
+    if (chooses) {
+        publish_token(request, sampler_pick(&row, &engine->batch.sample[i_out], engine->host.candidate));
+    } else if (output->chooses) {
+        end_request(request, LS_FINISH_LENGTH); /* max_tokens 0: only the prompt was asked for */
+    }
+}
+
+/* Rows where an infinity or NaN showed up fail their request, with the op and layer that first had it. */
+static void publish_faults(ls_engine *engine) {
+    const step_batch *batch = &engine->batch;
+    for (int m = 0; m < batch->step.n_rows; m++) {
+        int first = 0, first_rank = 0;
+        for (int r = 0; r < engine->config.n_ranks; r++) {
+            int fault = atomic_exchange_explicit(&engine->host.fault[r][m], 0, memory_order_relaxed);
+            if (fault != 0 && (first == 0 || fault < first)) {
+                first = fault;
+                first_rank = r;
+            }
+        }
+        ls_request *request = batch->request[batch->seq_of[m]];
+        if (first == 0 || request->state == REQUEST_FINISHED) {
+            continue;
+        }
+        const ls_op *op = &engine->program[first_rank]->op[first - 1];
+        char where[64] = "";
+        if (op->layer >= 0) {
+            snprintf(where, sizeof where, " of layer %d", op->layer);
+        }
+        error_set(&request->error, LS_ENUMERIC,
+                  "infinity or NaN at position %d, first seen in op %s%s on rank %d: the model overflows %s; try "
+                  "--dtype f32 or bf16",
+                  batch->pos[m], op_kind_name(op->kind), where, first_rank, ls_dtype_name(engine->config.dtype));
+        end_request(request, LS_FINISH_ERROR);
+    }
+}
+
+static void publish(ls_engine *engine) {
+    const step_batch *batch = &engine->batch;
+    for (int i = 0; i < batch->step.n_seqs; i++) {
+        batch->request[i]->n_computed += batch->seq[i].n_rows;
+    }
+    publish_faults(engine);
+    for (int i = 0; i < batch->step.n_out; i++) {
+        publish_output(engine, i);
+    }
+}
+
+ls_status engine_step(ls_engine *engine, ls_error *err) {
+    schedule(engine);
+    if (engine->batch.step.n_rows == 0) {
+        return LS_IDLE;
+    }
+    TRY(run(engine, err));
+    publish(engine);
+    return LS_OK;
+}

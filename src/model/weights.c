@@ -1,0 +1,140 @@
+/* See weights.h. */
+#include "model/weights.h"
+
+#include <string.h>
+
+#include "base/numeric.h"
+
+static ls_status find_tensor(const weight_slot *slot, const weight_source *source, const ls_tensor **out,
+                             ls_error *err) {
+    int64_t shape[2] = {slot->rows, slot->cols};
+    TRY(checkpoint_get(source->checkpoint, slot->name, slot->n_dims, slot->n_dims == 2 ? shape : shape + 1, out, err));
+    tensor_dtype dtype = (*out)->dtype;
+    if (dtype != TENSOR_F32 && dtype != TENSOR_BF16 && dtype != TENSOR_F16) {
+        return error_set(err, LS_EUNSUPPORTED, "%s: %s: dtype %s; weights may be F32, BF16 or F16", (*out)->file,
+                         slot->name, tensor_dtype_name(dtype));
+    }
+    return LS_OK;
+}
+
+ls_status weights_check(const ls_program *program, const weight_source *source, ls_error *err) {
+    if (source->checkpoint == NULL) {
+        return LS_OK;
+    }
+    for (int i = 0; i < program->n_weights; i++) {
+        const ls_tensor *tensor;
+        TRY(find_tensor(&program->weight[i], source, &tensor, err));
+    }
+    return LS_OK;
+}
+
+ls_status weights_place(const ls_program *program, ls_arena *arena, int tag, ls_weight *weight, ls_error *err) {
+    for (int i = 0; i < program->n_weights; i++) {
+        const weight_slot *slot = &program->weight[i];
+        ls_weight placed = {.format = slot->format,
+                            .layout = LAYOUT_ROW_MAJOR,
+                            .rows = (int)slot->row.count,
+                            .cols = (int)slot->col.count};
+        TRY(arena_take(arena, tag, (size_t)slot_bytes(slot), &placed.data, err));
+        if (weight != NULL) {
+            weight[i] = placed;
+        }
+    }
+    return LS_OK;
+}
+
+/* ---- From a checkpoint ---- */
+
+/* Tensors lie at any byte offset, so elements are copied out before they are looked at. */
+static float element(tensor_dtype dtype, const uint8_t *data, int64_t i) {
+    if (dtype == TENSOR_F32) {
+        float value;
+        memcpy(&value, data + 4 * i, sizeof value);
+        return value;
+    }
+    uint16_t half;
+    memcpy(&half, data + 2 * i, sizeof half);
+    return dtype == TENSOR_BF16 ? f32_from_bf16(half) : f32_from_f16(half);
+}
+
+/* Converts n elements; the index of the first that is infinite, NaN, or overflows the format, or -1. */
+static int64_t convert(ls_dtype format, void *out, int64_t out_first, tensor_dtype dtype, const uint8_t *data,
+                       int64_t n) {
+    int64_t bad = -1;
+    for (int64_t i = n - 1; i >= 0; i--) {
+        float value = element(dtype, data, i);
+        store_as(format, out, out_first + i, value);
+        if (!isfinite(load_as(format, out, out_first + i))) {
+            bad = i;
+        }
+    }
+    return bad;
+}
+
+static ls_status load_tensor(const weight_slot *slot, const weight_source *source, const ls_weight *weight,
+                             ls_error *err) {
+    const ls_tensor *tensor;
+    TRY(find_tensor(slot, source, &tensor, err));
+    const int64_t element_bytes = tensor->dtype == TENSOR_F32 ? 4 : 2;
+    for (int64_t row = 0; row < slot->row.count; row++) {
+        int64_t first = (slot->row.first + row) * slot->cols + slot->col.first;
+        int64_t bad = convert(weight->format, (void *)weight->data, row * slot->col.count, tensor->dtype,
+                              tensor->data + first * element_bytes, slot->col.count);
+        if (bad >= 0) {
+            float value = element(tensor->dtype, tensor->data, first + bad);
+            return error_set(err, LS_ENUMERIC, "%s: %s: element %lld is %g%s", tensor->file, slot->name,
+                             (long long)(first + bad), (double)value,
+                             isfinite(value) ? ", too large for f16: use --dtype bf16 or f32" : "");
+        }
+    }
+    return LS_OK;
+}
+
+/* ---- Dummy ---- */
+
+static const uint64_t GOLDEN = 0x9E3779B97F4A7C15;
+
+static uint64_t hash_name(const char *name, uint64_t seed) {
+    uint64_t hash = 0xcbf29ce484222325;
+    for (; *name != '\0'; name++) {
+        hash = (hash ^ (uint8_t)*name) * 0x100000001b3;
+    }
+    return hash ^ (seed * GOLDEN);
+}
+
+static float dummy_unit(uint64_t hash, int64_t index) {
+    uint64_t x = hash + (uint64_t)(index + 1) * GOLDEN;
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9;
+    x = (x ^ x >> 27) * 0x94D049BB133111EB;
+    x ^= x >> 31;
+    return 2.0F * ((float)(x >> 40) * 0x1p-24F) - 1.0F;
+}
+
+static bool ends_with(const char *text, const char *end) {
+    size_t n = strlen(text), n_end = strlen(end);
+    return n >= n_end && strcmp(text + n - n_end, end) == 0;
+}
+
+static void load_dummy(const weight_slot *slot, const weight_source *source, const ls_weight *weight) {
+    uint64_t hash = hash_name(slot->name, source->dummy_seed);
+    bool norm = slot->n_dims == 1 && ends_with(slot->name, "norm.weight");
+    float offset = norm ? 1.0F : 0.0F;
+    float scale = slot->n_dims == 2 ? sqrtf(3.0F / (float)slot->cols) : norm ? 0.1F : 0.5F;
+    for (int64_t row = 0; row < slot->row.count; row++) {
+        int64_t first = (slot->row.first + row) * slot->cols + slot->col.first;
+        for (int64_t i = 0; i < slot->col.count; i++) {
+            float value = round_to(source->dummy_dtype, offset + scale * dummy_unit(hash, first + i));
+            store_as(weight->format, (void *)weight->data, row * slot->col.count + i, value);
+        }
+    }
+}
+
+ls_status weight_load(const ls_program *program, const weight_source *source, int i_weight, const ls_weight *weight,
+                      ls_error *err) {
+    const weight_slot *slot = &program->weight[i_weight];
+    if (source->checkpoint != NULL) {
+        return load_tensor(slot, source, weight, err);
+    }
+    load_dummy(slot, source, weight);
+    return LS_OK;
+}
