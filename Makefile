@@ -54,7 +54,7 @@ ifeq ($(origin CC),default)
 CC := gcc
 endif
 CFLAGS ?= -O2 -g
-PKGS := jansson libpcre2-8 libutf8proc hwloc
+PKGS := jansson libpcre2-8 libutf8proc
 WARN := -Wall -Wextra -Wpedantic -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wno-format-truncation
 WARN += $(if $(findstring clang,$(CC)),-Wno-unknown-warning-option) $(if $(filter 1,$(WERROR)),-Werror)
 # After CFLAGS, because results are the same bits on every path only while the compiler leaves the sums alone.
@@ -144,7 +144,7 @@ RUN_TESTS = LS_BIN=$(APP) LS_SAN=$(firstword $(subst $(comma), ,$(SANITIZE))) $(
 CHOSEN := $(if $(ONLY),$(foreach t,$(TEST_BIN),$(if $(findstring $(ONLY),$t),$t)),$(TEST_BIN))
 KERN_BIN := $(filter $(BUILD)/tests/kern/%,$(TEST_BIN))
 
-check: $(if $(CLI_OBJ),$(APP)) $(EXAMPLE_BIN) $(TEST_BIN)
+check: $(APP) $(EXAMPLE_BIN) $(TEST_BIN)
 	@$(RUN_TESTS) $(CHOSEN)
 kcheck: $(CANARY) $(KERN_BIN)
 	@LS_KERN=$(K) $(RUN_TESTS) $(KERN_BIN)
@@ -222,7 +222,7 @@ bundle: $(APP)
 	@cp -r demo LICENSE $(BUNDLE)/
 	@if ldd $(BUNDLE)/lockstep | awk '$$3 ~ /^\// { print $$3 }' | grep -Ev '/($(GLIBC))[.-]|^$(abspath $(BUNDLE))/'; \
 		then echo 'bundle: these libraries lie outside'; exit 1; fi
-	@cd $(BUNDLE) && env -i ./lockstep $(subst -n 200,-n 8,$(DEMO)) >/dev/null
+	@cd $(BUNDLE) && env -i ./lockstep $(subst -n 200,-n 8,$(DEMO)) >../bundle.log 2>&1 || { cat ../bundle.log; exit 1; }
 	@echo "$(BUNDLE): $$(du -sh $(BUNDLE) | cut -f1), runs"
 
 clean:

@@ -11,7 +11,6 @@ pkg-config        flags of the libraries below
 libjansson-dev    JSON
 libpcre2-dev      regular expressions of the tokenizer
 libutf8proc-dev   Unicode normalisation
-libhwloc-dev      cores and NUMA nodes
 libcmocka-dev     tests
 python3           tests/run and tools/lint.py
 clang             fuzzing

@@ -66,8 +66,8 @@ typedef struct ls_error {
 /* Element types. LS_AUTO means the checkpoint's own where a setting allows it. */
 typedef enum ls_dtype { LS_AUTO = 0, LS_F32 = 1, LS_BF16 = 2, LS_F16 = 3 } ls_dtype;
 
-LS_API const char *ls_dtype_name(ls_dtype dtype);   /* "auto", "f32", "bf16", "f16" */
-LS_API size_t ls_dtype_bytes(ls_dtype dtype);       /* 4, 2, 2; 0 for LS_AUTO */
+LS_API const char *ls_dtype_name(ls_dtype dtype); /* "auto", "f32", "bf16", "f16" */
+LS_API size_t ls_dtype_bytes(ls_dtype dtype);     /* 4, 2, 2; 0 for LS_AUTO */
 
 /* Log callback. `text` is one line without a newline, borrowed for the call. Called from any thread of the library,
  * one call at a time for each engine or model. */
@@ -99,7 +99,8 @@ typedef struct ls_model_params {
     void *log_user;
     ls_log_level log_level;
 } ls_model_params;
-#define LS_MODEL_PARAMS_INIT {.struct_size = sizeof(ls_model_params), .log_level = LS_LOG_INFO}
+#define LS_MODEL_PARAMS_INIT                                                                                           \
+    { .struct_size = sizeof(ls_model_params), .log_level = LS_LOG_INFO }
 
 /* Reads config, tokenizer and generation defaults, maps the tensors and checks that all are there with their shapes.
  * params and its strings are borrowed for the call. *out is the caller's, to be closed after its engines. Errors:
@@ -114,11 +115,12 @@ typedef struct ls_model_info {
     int n_layers, d_model, d_ffn, n_heads, n_kv_heads, d_head, n_vocab;
     int max_position_tokens, window_tokens;
     bool tied, has_tokenizer;
-    ls_dtype dtype; /* the checkpoint's */
+    ls_dtype dtype;            /* the checkpoint's */
     double temperature, top_p; /* defaults of generation_config.json; 1 and 1 where it is silent */
     int top_k;                 /* 0: off */
 } ls_model_info;
-#define LS_MODEL_INFO_INIT {.struct_size = sizeof(ls_model_info)}
+#define LS_MODEL_INFO_INIT                                                                                             \
+    { .struct_size = sizeof(ls_model_info) }
 LS_API ls_status ls_model_get_info(const ls_model *model, ls_model_info *out, ls_error *err);
 
 /* ---- Engine ------------------------------------------------------------------------------------------------------- */
@@ -126,17 +128,19 @@ LS_API ls_status ls_model_get_info(const ls_model *model, ls_model_info *out, ls
 /* Zero means the default everywhere. */
 typedef struct ls_engine_params {
     size_t struct_size;
-    int tensor_parallel_size;         /* ranks R: 1 (default), 2, 4 or 8 */
-    int threads;                      /* of each rank; default: cores / R, at least 1 */
-    ls_dtype dtype;                   /* run dtype; default: the checkpoint's */
-    ls_dtype kv_cache_dtype;          /* default: the run dtype */
-    int max_model_len_tokens;         /* longest prompt plus answer; default: the model's max_position_embeddings */
-    int max_num_seqs;                 /* sequences that run at once; default 16 */
-    int max_num_batched_tokens;       /* rows of one step: the prefill chunk; default 512, at least max_num_seqs */
-    int64_t kv_cache_memory_bytes;    /* all ranks; default: room for max_num_seqs sequences of full length, but at most
-                                       * 4 GiB, and at least one sequence of full length */
+    int tensor_parallel_size;      /* ranks R: 1 (default), 2, 4 or 8 */
+    int threads;                   /* of each rank; default: cores / R, at least 1 */
+    ls_dtype dtype;                /* run dtype; default: the checkpoint's */
+    ls_dtype kv_cache_dtype;       /* default: the run dtype */
+    int max_model_len_tokens;      /* longest prompt plus answer; default: the model's max_position_embeddings, or
+                                       * what the KV cache holds if that is less */
+    int max_num_seqs;              /* sequences that run at once; default 16 */
+    int max_num_batched_tokens;    /* rows of one step: the prefill chunk; default 512, at least max_num_seqs */
+    int64_t kv_cache_memory_bytes; /* all ranks; default: room for max_num_seqs sequences of full length, but at most
+                                       * 4 GiB, or one sequence of the max_model_len_tokens that was asked for */
 } ls_engine_params;
-#define LS_ENGINE_PARAMS_INIT {.struct_size = sizeof(ls_engine_params)}
+#define LS_ENGINE_PARAMS_INIT                                                                                          \
+    { .struct_size = sizeof(ls_engine_params) }
 
 /* Plans every byte of memory, starts the ranks, loads and shards the weights. After it returns the step path allocates
  * nothing. The model is borrowed and must outlive the engine. Errors: LS_EINVAL names the parameter; LS_EUNSUPPORTED if
@@ -147,7 +151,8 @@ LS_API void ls_engine_close(ls_engine **engine);
 
 /* One step: decode rows of running requests and chunks of prompts, one forward pass, one token for each sequence whose
  * prompt is through. Calls requests' callbacks. LS_OK, or LS_IDLE when no request is unfinished. A failure of one
- * request is not an error here: see ls_result. */
+ * request is not an error here: see ls_result. An error (LS_EABORTED: a rank gave up) is the end of the engine: its
+ * requests have failed with the reason, and all that is left to do is to close it. */
 LS_API ls_status ls_engine_step(ls_engine *engine, ls_error *err);
 
 /* ---- Request ------------------------------------------------------------------------------------------------------ */
@@ -162,7 +167,7 @@ typedef void (*ls_logits_fn)(void *user, ls_request *request, int position, cons
 
 typedef struct ls_request_params {
     size_t struct_size;
-    const char *prompt;           /* text of prompt_bytes bytes, or */
+    const char *prompt; /* text of prompt_bytes bytes, or */
     size_t prompt_bytes;
     const int32_t *prompt_tokens; /* n_prompt_tokens ids, used when not NULL */
     size_t n_prompt_tokens;
@@ -172,14 +177,14 @@ typedef struct ls_request_params {
     double top_p;       /* 1: off; negative: the model's default */
     uint64_t seed;      /* same seed, same text, whatever the batch and R */
     bool ignore_eos;
-    bool prompt_logits; /* on_logits for every prompt position, not only the last */
-    bool hash_logits;   /* fill ls_result.logits_hash */
-    ls_text_fn on_text; /* may be NULL */
+    bool prompt_logits;     /* on_logits for every prompt position, not only the last */
+    bool hash_logits;       /* fill ls_result.logits_hash */
+    ls_text_fn on_text;     /* may be NULL */
     ls_logits_fn on_logits; /* may be NULL */
     void *user;
 } ls_request_params;
 #define LS_REQUEST_PARAMS_INIT                                                                                         \
-    {.struct_size = sizeof(ls_request_params), .max_tokens = 16, .temperature = -1, .top_k = -1, .top_p = -1}
+    { .struct_size = sizeof(ls_request_params), .max_tokens = 16, .temperature = -1, .top_k = -1, .top_p = -1 }
 
 /* Tokenises and queues a prompt. Everything is copied. Errors: LS_EINVAL (empty prompt, a token id outside the vocabulary,
  * a parameter out of range), LS_ETOOLONG (prompt and max_tokens exceed the context or the KV cache; says the sizes). */
@@ -198,12 +203,13 @@ typedef struct ls_result {
     size_t n_prompt_tokens, n_tokens;
     const char *text; /* the answer, special tokens left out; NUL-terminated */
     size_t text_bytes;
-    uint64_t logits_hash; /* over the bits of all logits that chose a token; 0 unless asked for */
-    ls_status status;     /* of LS_FINISH_ERROR */
-    const char *error;    /* of LS_FINISH_ERROR, else "" */
+    uint64_t logits_hash;   /* over the bits of all logits that chose a token; 0 unless asked for */
+    ls_status status;       /* of LS_FINISH_ERROR */
+    const char *error;      /* of LS_FINISH_ERROR, else "" */
     int64_t first_token_us; /* from submission to the first token; -1 before it */
 } ls_result;
-#define LS_RESULT_INIT {.struct_size = sizeof(ls_result)}
+#define LS_RESULT_INIT                                                                                                 \
+    { .struct_size = sizeof(ls_result) }
 LS_API ls_status ls_request_get_result(ls_request *request, ls_result *out, ls_error *err);
 
 /* ---- Timeline ----------------------------------------------------------------------------------------------------- */
@@ -213,23 +219,24 @@ typedef struct ls_timeline {
     size_t struct_size;
     int n_ranks, n_threads; /* threads of each rank */
     ls_dtype dtype, kv_cache_dtype;
-    const char *isa;        /* inner loops in use, constant */
-    int64_t load_us;        /* reading config and tokenizer, mapping tensors */
-    int64_t plan_us;        /* programs, memory, threads */
-    int64_t shard_us;       /* weights into the ranks' memory */
+    const char *isa;  /* inner loops in use, constant */
+    int64_t load_us;  /* reading config and tokenizer, mapping tensors */
+    int64_t plan_us;  /* programs, memory, threads */
+    int64_t shard_us; /* weights into the ranks' memory */
     int64_t prefill_us, decode_us;
     int64_t prefill_tokens, decode_tokens;
     int64_t prefill_steps, decode_steps;
-    int64_t weight_bytes_per_step;  /* read by one decode step, all ranks */
-    int64_t kv_bytes_per_step;      /* the same for the KV cache, mean over the decode steps */
+    int64_t weight_bytes_per_step; /* read by one decode step, all ranks */
+    int64_t kv_bytes_per_step;     /* the same for the KV cache, mean over the decode steps */
     int exchanges_per_step;
-    int64_t exchange_us;            /* in decode steps, waiting for other ranks included */
+    int64_t exchange_us; /* in decode steps, waiting for other ranks included */
     int64_t weights_memory_bytes, kv_memory_bytes, other_memory_bytes; /* planned and allocated, all ranks */
-    double read_bytes_per_s;        /* the ranks' threads reading their own weights, best of several passes */
-    double limit_us_per_step;       /* (weights + KV) / read_bytes_per_s */
-    double limit_ratio;             /* limit_us_per_step over the measured step; 1 is the limit; 0 without decode steps */
+    double read_bytes_per_s;  /* the ranks' threads reading their own weights, best of several passes */
+    double limit_us_per_step; /* (weights + KV) / read_bytes_per_s */
+    double limit_ratio;       /* limit_us_per_step over the measured step; 1 is the limit; 0 without decode steps */
 } ls_timeline;
-#define LS_TIMELINE_INIT {.struct_size = sizeof(ls_timeline)}
+#define LS_TIMELINE_INIT                                                                                               \
+    { .struct_size = sizeof(ls_timeline) }
 
 /* Measures the read bandwidth the first time it is called (0.1 to 2 s), between steps. */
 LS_API ls_status ls_engine_get_timeline(ls_engine *engine, ls_timeline *out, ls_error *err);

@@ -72,9 +72,9 @@ typedef struct ls_weight {
     ls_dtype format;
     weight_layout layout;
     const void *data;
-    const float *scale;        /* int8: one f32 for each group of group_rows x group_cols; NULL otherwise */
+    const float *scale; /* int8: one f32 for each group of group_rows x group_cols; NULL otherwise */
     int group_rows, group_cols;
-    int rows, cols;            /* a 1-D weight has rows = 1 */
+    int rows, cols; /* a 1-D weight has rows = 1 */
 } ls_weight;
 
 /* ---- Buffers ---------------------------------------------------------------------------------------------------- */
@@ -95,9 +95,9 @@ typedef enum ls_buf {
 
 /* A sequence that has rows in this step. Its rows follow one another. */
 typedef struct ls_step_seq {
-    int32_t first_row, n_rows;  /* q_len; 1 in decode */
-    int32_t n_past;             /* tokens in the cache before this step: row i is at position n_past + i */
-    const int32_t *page;        /* page numbers for positions 0 .. n_past + n_rows - 1 */
+    int32_t first_row, n_rows; /* q_len; 1 in decode */
+    int32_t n_past;            /* tokens in the cache before this step: row i is at position n_past + i */
+    const int32_t *page;       /* page numbers for positions 0 .. n_past + n_rows - 1 */
 } ls_step_seq;
 
 /* How one output row is sampled. Filters apply in this order: temperature, top-k, top-p. */
@@ -110,7 +110,7 @@ typedef struct ls_sample_params {
 } ls_sample_params;
 
 typedef struct ls_step {
-    int32_t n_rows;        /* M = n_dec + n_pre; decode rows come first */
+    int32_t n_rows; /* M = n_dec + n_pre; decode rows come first */
     int32_t n_dec, n_pre;
     int32_t n_seqs;
     int32_t n_out;         /* rows that get logits */
@@ -234,17 +234,17 @@ typedef struct ls_sample_part {
     float max, sum;     /* this rank's node of the (max, sum of exp) tree; sum 0 if the rank has no vocabulary */
     double drawn_value; /* best z + g over all of this rank's ids; -inf if it has none */
     int32_t drawn_id;
-    int32_t n_best;                      /* at most vocab_count */
-    ls_candidate best[LS_SAMPLE_BEST];   /* by z falling, then id rising */
+    int32_t n_best;                    /* at most vocab_count */
+    ls_candidate best[LS_SAMPLE_BEST]; /* by z falling, then id rising */
 } ls_sample_part;
 
 /* One line of a program. Costs are this rank's: what `bench` and the timeline divide by. */
 typedef struct ls_op {
     ls_op_kind kind;
-    int layer;                 /* -1 outside the layers */
-    uint32_t reads, writes;    /* 1 << ls_buf */
-    int64_t weight_bytes;      /* read once a step */
-    int64_t flops_per_row;     /* 2 for each multiply-add of a matmul; attn: 4 d H_loc for each token attended */
+    int layer;                      /* -1 outside the layers */
+    uint32_t reads, writes;         /* 1 << ls_buf */
+    int64_t weight_bytes;           /* read once a step */
+    int64_t flops_per_row;          /* 2 for each multiply-add of a matmul; attn: 4 d H_loc for each token attended */
     int64_t exchange_bytes_per_row; /* f32 words this rank publishes */
     union {
         op_embed embed;
@@ -264,15 +264,15 @@ typedef struct ls_bind {
     ls_group group;
     ls_dtype dtype, kv_dtype; /* run dtype; KV cache dtype */
     int d_model;
-    int m_max;                /* rows the buffers have room for */
+    int m_max; /* rows the buffers have room for */
     const ls_weight *weight;
     void *buf[BUF_COUNT];
-    const float *rope;        /* f32 [positions][d/2][2]: cos, sin */
-    void *k_cache, *v_cache;  /* KV dtype [L][n_pages][K_loc][P][d] */
+    const float *rope;       /* f32 [positions][d/2][2]: cos, sin */
+    void *k_cache, *v_cache; /* KV dtype [L][n_pages][K_loc][P][d] */
     int n_pages;
     const float *peer_part[LS_MAX_RANKS]; /* every rank's BUF_PART */
-    atomic_int *fault;        /* [M_max] this rank's: 0, or 1 + index of the op that first showed inf or NaN */
-    const void *isa;          /* CPU: const cpu_isa * (backend/cpu/cpu.h) */
+    atomic_int *fault; /* [M_max] this rank's: 0, or 1 + index of the op that first showed inf or NaN */
+    const void *isa;   /* CPU: const cpu_isa * (backend/cpu/cpu.h) */
 } ls_bind;
 
 /* Runs on every thread of the rank's team. `index` is the op's place in the program, for faults. */

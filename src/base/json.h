@@ -14,8 +14,8 @@
 #include "base/error.h"
 
 typedef struct json_doc {
-    json_t *root;     /* owned */
-    char name[256];   /* what messages call it: the last parts of the path */
+    json_t *root;   /* owned */
+    char name[256]; /* what messages call it: the last parts of the path */
 } json_doc;
 
 /* Parses exactly one value; duplicate keys, bad UTF-8, trailing bytes and files over max_bytes are errors. */
@@ -29,8 +29,7 @@ ls_status json_get_int(const json_doc *doc, const json_t *object, const char *ke
                        int64_t *out, ls_error *err);
 ls_status json_find_real(const json_doc *doc, const json_t *object, const char *key, double *out, ls_error *err);
 ls_status json_find_bool(const json_doc *doc, const json_t *object, const char *key, bool *out, ls_error *err);
-ls_status json_find_string(const json_doc *doc, const json_t *object, const char *key, const char **out,
-                           ls_error *err);
+ls_status json_find_string(const json_doc *doc, const json_t *object, const char *key, const char **out, ls_error *err);
 /* Objects and arrays: a value of another type is an error. */
 ls_status json_find_object(const json_doc *doc, const json_t *object, const char *key, json_t **out, ls_error *err);
 ls_status json_find_array(const json_doc *doc, const json_t *object, const char *key, json_t **out, ls_error *err);

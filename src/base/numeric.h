@@ -64,7 +64,7 @@ static inline uint16_t f16_from_f32(float value) {
 
 /* The value as it would be after a store to dtype and a load. */
 static inline float round_to(ls_dtype dtype, float value) {
-    return dtype == LS_BF16 ? f32_from_bf16(bf16_from_f32(value))
+    return dtype == LS_BF16  ? f32_from_bf16(bf16_from_f32(value))
            : dtype == LS_F16 ? f32_from_f16(f16_from_f32(value))
                              : value;
 }

@@ -39,7 +39,7 @@ const option_def option_table[OPTION_COUNT] = {
     [OPT_KV_CACHE_DTYPE] = {OPT_KV_CACHE_DTYPE, COMMAND_GENERATE, OPTION_CHOICE, "kv-cache-dtype", NULL, 0, "TYPE",
         "auto", 0, 0, DTYPES, "Type of the KV cache; auto is --dtype's"},
     [OPT_MAX_MODEL_LEN] = {OPT_MAX_MODEL_LEN, COMMAND_GENERATE, OPTION_INT, "max-model-len", NULL, 0, "N", NULL,
-        1, 1 << 24, NULL, "Longest prompt plus answer in tokens (default: the model's)"},
+        1, 1 << 24, NULL, "Longest prompt plus answer in tokens (default: the model's, or what the KV cache holds)"},
     [OPT_MAX_NUM_SEQS] = {OPT_MAX_NUM_SEQS, COMMAND_GENERATE, OPTION_INT, "max-num-seqs", NULL, 0, "N", "16", 1, 4096,
         NULL, "Most sequences that run at once; others wait"},
     [OPT_MAX_NUM_BATCHED_TOKENS] = {OPT_MAX_NUM_BATCHED_TOKENS, COMMAND_GENERATE, OPTION_INT, "max-num-batched-tokens",
@@ -68,8 +68,8 @@ static double suffix_factor(const char *suffix) {
     static const struct {
         const char *text;
         double factor;
-    } known[] = {{"", 1},           {"k", 1e3},           {"M", 1e6},           {"G", 1e9},
-                 {"K", 1024},       {"Ki", 1024},         {"Mi", 1048576},      {"Gi", 1073741824}};
+    } known[] = {{"", 1},     {"k", 1e3},   {"M", 1e6},      {"G", 1e9},
+                 {"K", 1024}, {"Ki", 1024}, {"Mi", 1048576}, {"Gi", 1073741824}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         if (strcmp(known[i].text, suffix) == 0) {
             return known[i].factor;

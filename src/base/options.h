@@ -55,8 +55,8 @@ typedef struct option_def {
 extern const option_def option_table[OPTION_COUNT]; /* indexed by option_id */
 
 typedef struct option_value {
-    bool set;            /* has a value, be it the default */
-    const char *text;    /* borrowed: argv, the environment or the table */
+    bool set;         /* has a value, be it the default */
+    const char *text; /* borrowed: argv, the environment or the table */
     int64_t integer;
     double real;
 } option_value;

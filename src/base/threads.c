@@ -7,7 +7,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { SPINS = 4000 }; /* some 10 to 20 us: longer than an op of a small model, far shorter than a time slice */
+enum { SPINS = 1000 }; /* some 50 us of pauses: longer than the ops' skew, far shorter than a time slice */
 
 void futex_wait(atomic_uint *word, unsigned seen) {
     syscall(SYS_futex, (unsigned *)word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);

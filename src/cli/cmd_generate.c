@@ -131,10 +131,10 @@ static ls_status print_result_json(const char *prompt, const ls_result *result, 
     }
     char hash[20];
     snprintf(hash, sizeof hash, "%016" PRIx64, result->logits_hash);
-    json_t *object = json_pack("{s:s%, s:s%, s:o, s:I, s:s, s:s}", "prompt", prompt, strlen(prompt), "text",
-                               result->text, result->text_bytes, "tokens", tokens, "prompt_tokens",
-                               (json_int_t)result->n_prompt_tokens, "finish_reason", ls_finish_name(result->finish),
-                               "logits_hash", hash);
+    json_t *object =
+        json_pack("{s:s%, s:s%, s:o, s:I, s:s, s:s}", "prompt", prompt, strlen(prompt), "text", result->text,
+                  result->text_bytes, "tokens", tokens, "prompt_tokens", (json_int_t)result->n_prompt_tokens,
+                  "finish_reason", ls_finish_name(result->finish), "logits_hash", hash);
     if (object == NULL) { /* a prompt that is not UTF-8 cannot stand in JSON */
         object = json_pack("{s:n, s:s%, s:I, s:s, s:s}", "prompt", "text", result->text, result->text_bytes,
                            "prompt_tokens", (json_int_t)result->n_prompt_tokens, "finish_reason",
@@ -195,7 +195,8 @@ static ls_status generate_all(generate *g, int argc, char **argv, bool *failed, 
                    argc, argv, err));
     g->n_prompts = g->options.n_list[OPT_PROMPT];
     if (!g->options.value[OPT_MODEL].set || g->n_prompts == 0) {
-        return error_set(err, LS_EINVAL, "generate needs %s; a first try: lockstep generate -m demo -p 'Once upon a time'",
+        return error_set(err, LS_EINVAL,
+                         "generate needs %s; a first try: lockstep generate -m demo -p 'Once upon a time'",
                          g->n_prompts == 0 ? "a prompt: -p TEXT" : "a model: -m FOLDER or -m demo");
     }
     g->json = flag(g, OPT_JSON);

@@ -15,8 +15,9 @@ static const struct {
 enum { COMMANDS = sizeof commands / sizeof *commands };
 
 static void print_usage(FILE *out) {
-    fprintf(out, "lockstep %s: tensor-parallel inference for open-weight language models\n\n"
-                 "usage: lockstep COMMAND [OPTION...]\n\ncommands:\n",
+    fprintf(out,
+            "lockstep %s: tensor-parallel inference for open-weight language models\n\n"
+            "usage: lockstep COMMAND [OPTION...]\n\ncommands:\n",
             ls_version());
     for (int i = 0; i < COMMANDS; i++) {
         fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].help);
@@ -43,7 +44,7 @@ ls_status cli_find_model(char *out, size_t out_bytes, const char *name, ls_error
         if (strlen(name) >= out_bytes) {
             return error_set(err, LS_EINVAL, "--model: longer than %zu bytes", out_bytes - 1);
         }
-        strcpy(out, name);
+        memcpy(out, name, strlen(name) + 1);
         return LS_OK;
     }
     static const char *const places[] = {"demo", "../demo", "../../demo", "../share/lockstep/demo"};

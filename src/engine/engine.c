@@ -39,22 +39,25 @@ static ls_status check_params(const ls_engine_params *p, ls_error *err) {
     return LS_OK;
 }
 
-/* How many pages: what was asked for, or room for all seats up to 4 GiB, and always for one whole sequence. */
-static ls_status count_pages(engine_config *config, const ls_spec *spec, int64_t memory_bytes, ls_error *err) {
+/* How many pages: what was asked for, else room for all seats at full length, but at most 4 GiB. A context that was not
+ * asked for shrinks to what that holds. */
+static ls_status count_pages(engine_config *config, const ls_spec *spec, const ls_engine_params *p, ls_error *err) {
+    const int64_t default_bytes = (int64_t)4 << 30;
     int64_t page_bytes = kv_page_bytes(config, spec);
+    int64_t affordable = (p->kv_cache_memory_bytes > 0 ? p->kv_cache_memory_bytes : default_bytes) / page_bytes;
+    if (p->kv_cache_memory_bytes > 0 && affordable < 1) {
+        return error_set(err, LS_EINVAL, "--kv-cache-memory-bytes %lld: one page of %d tokens takes %lld",
+                         (long long)p->kv_cache_memory_bytes, LS_PAGE_TOKENS, (long long)page_bytes);
+    }
+    affordable = affordable < 1 ? 1 : affordable;
+    if (p->max_model_len_tokens == 0 && pages_for(config->max_len) > affordable) {
+        config->max_len = (int)(affordable * LS_PAGE_TOKENS);
+    }
     int64_t one = pages_for(config->max_len);
     int64_t pages = one * config->max_seqs;
-    if (memory_bytes > 0) {
-        int64_t affordable = memory_bytes / page_bytes;
-        if (affordable < 1) {
-            return error_set(err, LS_EINVAL, "--kv-cache-memory-bytes %lld: one page of %d tokens takes %lld",
-                             (long long)memory_bytes, LS_PAGE_TOKENS, (long long)page_bytes);
-        }
-        pages = affordable < pages ? affordable : pages;
-    } else {
-        int64_t affordable = ((int64_t)4 << 30) / page_bytes;
-        pages = affordable < pages ? affordable : pages;
-        pages = pages < one ? one : pages;
+    pages = affordable < pages ? affordable : pages;
+    if (p->kv_cache_memory_bytes == 0 && pages < one) {
+        pages = one;
     }
     config->n_pages = (int)pages;
     return LS_OK;
@@ -85,7 +88,7 @@ static ls_status resolve_config(engine_config *config, const ls_spec *spec, cons
     }
     int outputs = config->max_seqs + SPARE_OUTPUTS;
     config->n_out_max = outputs < config->m_max ? outputs : config->m_max;
-    return count_pages(config, spec, p->kv_cache_memory_bytes, err);
+    return count_pages(config, spec, p, err);
 }
 
 /* ---- Memory ---- */
@@ -137,8 +140,8 @@ static ls_status place_memory(ls_engine *engine, ls_error *err) {
     TRY(memory_plan_make(&plan, config, (const ls_program *const *)engine->program, err));
     TRY(compare_with_machine(&plan, err));
     TRY(arena_init(&engine->host_arena, sum_tags(plan.host), err));
-    TRY(host_memory_place(&engine->host, &engine->batch, &engine->pages, &engine->running, config,
-                          &engine->model->spec, &engine->host_arena, err));
+    TRY(host_memory_place(&engine->host, &engine->batch, &engine->pages, &engine->running, config, &engine->model->spec,
+                          &engine->host_arena, err));
     for (int r = 0; r < config->n_ranks; r++) {
         rank_memory *rank = &engine->rank[r];
         TRY(arena_init(&engine->rank_arena[r], sum_tags(plan.rank[r]), err));

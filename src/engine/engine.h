@@ -88,14 +88,15 @@ struct ls_engine {
     plan_cache plans;
     page_pool pages;
     step_batch batch;
-    text_buffer piece; /* what on_text is given; reserved at the start */
-    ls_request *requests;              /* all */
+    text_buffer piece;                  /* what on_text is given; reserved at the start */
+    ls_request *requests;               /* all */
     ls_request *waiting, **waiting_end; /* by arrival; preempted ones go to the front */
-    ls_request **running;              /* [max_num_seqs] by admission */
+    ls_request **running;               /* [max_num_seqs] by admission */
     int n_running;
     engine_stats stats;
     int64_t plan_us, shard_us;
     double read_bytes_per_s; /* 0: not measured yet */
+    ls_error death;          /* status LS_OK while the engine lives; see engine_check_alive */
 };
 
 /* scheduler.c: fills engine->batch from the running and waiting requests. */
@@ -104,7 +105,9 @@ void schedule(ls_engine *engine);
 void scheduler_remove(ls_engine *engine, ls_request *request);
 void scheduler_add(ls_engine *engine, ls_request *request);
 
-/* step.c: schedule, run, sample, publish. */
+/* step.c: schedule, run, sample, publish. A step that its ranks could not finish kills the engine: its requests fail with
+ * the reason, and from then on submitting and stepping do too. */
+ls_status engine_check_alive(const ls_engine *engine, ls_error *err);
 ls_status engine_step(ls_engine *engine, ls_error *err);
 
 /* request.c */

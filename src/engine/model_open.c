@@ -49,8 +49,11 @@ ls_status ls_model_open(const ls_model_params *params, ls_model **out, ls_error 
     } else if (params->load_format == LS_LOAD_DUMMY) {
         TRY_GOTO(spec_by_name(&model->spec, params->model, err), fail);
     } else {
-        TRY_GOTO(error_set(err, LS_ENOTFOUND, "%s: no such folder; a model is a folder with config.json, "
-                           "tokenizer.json and *.safetensors", params->model), fail);
+        TRY_GOTO(error_set(err, LS_ENOTFOUND,
+                           "%s: no such folder; a model is a folder with config.json, "
+                           "tokenizer.json and *.safetensors",
+                           params->model),
+                 fail);
     }
     TRY_GOTO(check_tensors(model, err), fail);
     model->load_us = (clock_ns() - start) / 1000;

@@ -64,19 +64,19 @@ static ls_status check_length(const ls_engine *engine, size_t n_prompt, int max_
     }
     int64_t total = (int64_t)n_prompt + max_tokens;
     if (total > engine->config.max_len) {
-        return error_set(err, LS_ETOOLONG,
-                         "prompt of %zu tokens and max_tokens %d make %lld, more than the context of %d tokens "
-                         "(--max-model-len): shorten the prompt or ask for at most %lld",
-                         n_prompt, max_tokens, (long long)total, engine->config.max_len,
-                         (long long)(n_prompt < (size_t)engine->config.max_len
-                                         ? engine->config.max_len - (int64_t)n_prompt
-                                         : 0));
+        return error_set(
+            err, LS_ETOOLONG,
+            "prompt of %zu tokens and max_tokens %d make %lld, more than the context of %d tokens "
+            "(--max-model-len): shorten the prompt or ask for at most %lld",
+            n_prompt, max_tokens, (long long)total, engine->config.max_len,
+            (long long)(n_prompt < (size_t)engine->config.max_len ? engine->config.max_len - (int64_t)n_prompt : 0));
     }
     if (pages_for(total) > engine->config.n_pages) {
-        return error_set(err, LS_ETOOLONG,
-                         "prompt of %zu tokens and max_tokens %d make %lld, more than the KV cache holds (%lld tokens): "
-                         "raise --kv-cache-memory-bytes",
-                         n_prompt, max_tokens, (long long)total, (long long)engine->config.n_pages * LS_PAGE_TOKENS);
+        return error_set(
+            err, LS_ETOOLONG,
+            "prompt of %zu tokens and max_tokens %d make %lld, more than the KV cache holds (%lld tokens): "
+            "raise --kv-cache-memory-bytes",
+            n_prompt, max_tokens, (long long)total, (long long)engine->config.n_pages * LS_PAGE_TOKENS);
     }
     return LS_OK;
 }
@@ -101,8 +101,10 @@ static ls_status fill_request(ls_request *request, const token_list *prompt, ls_
 
 ls_status ls_request_submit(ls_engine *engine, const ls_request_params *params, ls_request **out, ls_error *err) {
     if (params->struct_size > sizeof *params) {
-        return error_set(err, LS_EINVAL, "ls_request_params: struct_size %zu is of a newer header", params->struct_size);
+        return error_set(err, LS_EINVAL, "ls_request_params: struct_size %zu is of a newer header",
+                         params->struct_size);
     }
+    TRY(engine_check_alive(engine, err));
     token_list prompt = {0};
     ls_request *request = calloc(1, sizeof *request);
     ls_status st = LS_OK;
@@ -194,8 +196,7 @@ ls_status ls_request_get_result(ls_request *request, ls_result *out, ls_error *e
         .logits_hash = request->logits_hash,
         .status = request->error.status,
         .error = request->error.text,
-        .first_token_us =
-            request->first_token_ns < 0 ? -1 : (request->first_token_ns - request->submitted_ns) / 1000,
+        .first_token_us = request->first_token_ns < 0 ? -1 : (request->first_token_ns - request->submitted_ns) / 1000,
     };
     memcpy(out, &result, out->struct_size < sizeof result ? out->struct_size : sizeof result);
     return LS_OK;

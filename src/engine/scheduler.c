@@ -143,8 +143,7 @@ static void schedule_prompts(ls_engine *engine, bool may_admit) {
     while (may_admit && engine->waiting != NULL && engine->n_running < engine->config.max_seqs) {
         ls_request *request = engine->waiting;
         int n = chunk_rows(engine, request);
-        if (n == 0 ||
-            !pages_grow(&engine->pages, request->page, &request->n_pages, pages_for(request->n_tokens))) {
+        if (n == 0 || !pages_grow(&engine->pages, request->page, &request->n_pages, pages_for(request->n_tokens))) {
             return;
         }
         leave_waiting(engine, request);

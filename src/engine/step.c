@@ -183,12 +183,34 @@ static void publish(ls_engine *engine) {
     }
 }
 
+/* The ranks no longer agree on anything: every request fails with the reason, and so does whatever comes after. */
+static void engine_die(ls_engine *engine, const ls_error *why) {
+    engine->death = *why;
+    for (ls_request *request = engine->requests; request != NULL; request = request->next_of_engine) {
+        if (request->state != REQUEST_FINISHED) {
+            request->error = *why;
+            end_request(request, LS_FINISH_ERROR);
+        }
+    }
+}
+
+ls_status engine_check_alive(const ls_engine *engine, ls_error *err) {
+    return engine->death.status == LS_OK
+               ? LS_OK
+               : error_set(err, engine->death.status, "the engine has failed: %s", engine->death.text);
+}
+
 ls_status engine_step(ls_engine *engine, ls_error *err) {
+    TRY(engine_check_alive(engine, err));
     schedule(engine);
     if (engine->batch.step.n_rows == 0) {
         return LS_IDLE;
     }
-    TRY(run(engine, err));
+    ls_error why = {0};
+    if (run(engine, &why) != LS_OK) {
+        engine_die(engine, &why);
+        return engine_check_alive(engine, err);
+    }
     publish(engine);
     return LS_OK;
 }

@@ -113,8 +113,7 @@ ls_status ls_engine_get_timeline(ls_engine *engine, ls_timeline *out, ls_error *
         line.weight_bytes_per_step += engine->program[r]->read_bytes;
         line.weights_memory_bytes += (int64_t)arena->by_tag[MEM_WEIGHTS];
         line.kv_memory_bytes += (int64_t)arena->by_tag[MEM_KV_CACHE];
-        line.other_memory_bytes +=
-            (int64_t)(arena->used - arena->by_tag[MEM_WEIGHTS] - arena->by_tag[MEM_KV_CACHE]);
+        line.other_memory_bytes += (int64_t)(arena->used - arena->by_tag[MEM_WEIGHTS] - arena->by_tag[MEM_KV_CACHE]);
     }
     line.other_memory_bytes += (int64_t)engine->host_arena.used;
     if (stats->decode_steps > 0) {

@@ -15,10 +15,10 @@ struct program_builder {
 };
 
 enum {
-    OPS_PER_LAYER = 8,     /* qkv attn out exchange ffn_in ffn_out exchange, and room for one more */
-    OPS_AROUND = 4,        /* embed exchange head sample */
+    OPS_PER_LAYER = 8, /* qkv attn out exchange ffn_in ffn_out exchange, and room for one more */
+    OPS_AROUND = 4,    /* embed exchange head sample */
     WEIGHTS_PER_LAYER = 16,
-    WEIGHTS_AROUND = 3     /* embedding, last norm, head */
+    WEIGHTS_AROUND = 3 /* embedding, last norm, head */
 };
 
 const ls_spec *builder_spec(const program_builder *builder) {

@@ -12,7 +12,7 @@
 
 /* A weight that the program needs: where it comes from, and which part of it this rank holds. */
 typedef struct weight_slot {
-    char name[96];        /* tensor name in the checkpoint */
+    char name[96]; /* tensor name in the checkpoint */
     shard_rule rule;
     int n_dims;           /* 1 or 2 */
     int64_t rows, cols;   /* of the whole tensor; rows = 1 for 1-D */
@@ -46,7 +46,7 @@ typedef struct program_builder program_builder;
 const ls_spec *builder_spec(const program_builder *builder);
 ls_status build_qkv(program_builder *builder, int i_layer, bool bias, bool qk_norm, ls_error *err);
 ls_status build_attn(program_builder *builder, int i_layer, int window_tokens, ls_error *err);
-ls_status build_out(program_builder *builder, int i_layer, bool bias, ls_error *err);     /* with its exchange */
+ls_status build_out(program_builder *builder, int i_layer, bool bias, ls_error *err); /* with its exchange */
 ls_status build_ffn_in(program_builder *builder, int i_layer, bool bias, ls_error *err);
 ls_status build_ffn_out(program_builder *builder, int i_layer, bool bias, ls_error *err); /* with its exchange */
 

@@ -57,16 +57,43 @@ static float element(tensor_dtype dtype, const uint8_t *data, int64_t i) {
     return dtype == TENSOR_BF16 ? f32_from_bf16(half) : f32_from_f16(half);
 }
 
-/* Converts n elements; the index of the first that is infinite, NaN, or overflows the format, or -1. */
-static int64_t convert(ls_dtype format, void *out, int64_t out_first, tensor_dtype dtype, const uint8_t *data,
-                       int64_t n) {
-    int64_t bad = -1;
-    for (int64_t i = n - 1; i >= 0; i--) {
-        float value = element(dtype, data, i);
-        store_as(format, out, out_first + i, value);
-        if (!isfinite(load_as(format, out, out_first + i))) {
-            bad = i;
+static tensor_dtype tensor_of(ls_dtype format) {
+    return format == LS_F32 ? TENSOR_F32 : format == LS_BF16 ? TENSOR_BF16 : TENSOR_F16;
+}
+
+/* Whether all n elements are finite: no exponent is all ones. One pass without branches. */
+static bool all_finite(ls_dtype format, const void *data, int64_t n) {
+    bool good = true;
+    if (format == LS_F32) {
+        const uint32_t *word = data;
+        for (int64_t i = 0; i < n; i++) {
+            good &= (word[i] & 0x7f800000) != 0x7f800000;
         }
+    } else {
+        const uint16_t *word = data;
+        const uint16_t exponent = format == LS_BF16 ? 0x7f80 : 0x7c00;
+        for (int64_t i = 0; i < n; i++) {
+            good &= (word[i] & exponent) != exponent;
+        }
+    }
+    return good;
+}
+
+/* Copies or converts n elements into out. The index of the first that is infinite, NaN or overflows the format, or -1. */
+static int64_t convert(ls_dtype format, uint8_t *out, tensor_dtype dtype, const uint8_t *data, int64_t n) {
+    if (dtype == tensor_of(format)) {
+        memcpy(out, data, (size_t)n * ls_dtype_bytes(format));
+    } else {
+        for (int64_t i = 0; i < n; i++) {
+            store_as(format, out, i, element(dtype, data, i));
+        }
+    }
+    if (all_finite(format, out, n)) {
+        return -1;
+    }
+    int64_t bad = 0;
+    while (isfinite(load_as(format, out, bad))) {
+        bad++;
     }
     return bad;
 }
@@ -78,8 +105,9 @@ static ls_status load_tensor(const weight_slot *slot, const weight_source *sourc
     const int64_t element_bytes = tensor->dtype == TENSOR_F32 ? 4 : 2;
     for (int64_t row = 0; row < slot->row.count; row++) {
         int64_t first = (slot->row.first + row) * slot->cols + slot->col.first;
-        int64_t bad = convert(weight->format, (void *)weight->data, row * slot->col.count, tensor->dtype,
-                              tensor->data + first * element_bytes, slot->col.count);
+        uint8_t *out = (uint8_t *)weight->data + (size_t)(row * slot->col.count) * ls_dtype_bytes(weight->format);
+        int64_t bad =
+            convert(weight->format, out, tensor->dtype, tensor->data + first * element_bytes, slot->col.count);
         if (bad >= 0) {
             float value = element(tensor->dtype, tensor->data, first + bad);
             return error_set(err, LS_ENUMERIC, "%s: %s: element %lld is %g%s", tensor->file, slot->name,

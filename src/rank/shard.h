@@ -27,7 +27,7 @@ static inline int shard_leaf_first(ls_group group) {
     return group.rank * shard_leaf_count(group);
 }
 
-shard_range shard_leaves(int64_t n, ls_group group);      /* n cut at leaf borders */
+shard_range shard_leaves(int64_t n, ls_group group);        /* n cut at leaf borders */
 shard_range shard_kv_heads(int n_kv_heads, ls_group group); /* K heads, replicated when R > K */
 
 /* Refuses by name: R other than 1, 2, 4, 8; H or K that do not split; says what would work. */

@@ -16,7 +16,8 @@ __extension__ typedef unsigned __int128 hash_u128;
 static inline uint64_t hash_seed(void) {
     uint64_t seed;
     if (getrandom(&seed, sizeof seed, GRND_NONBLOCK) != (ssize_t)sizeof seed) {
-        seed = (uint64_t)clock() ^ (uint64_t)time(NULL) << 20; /* before the kernel has entropy: better than a constant */
+        seed = (uint64_t)clock() ^ (uint64_t)time(NULL)
+                                       << 20; /* before the kernel has entropy: better than a constant */
     }
     return seed;
 }

@@ -45,8 +45,37 @@ static size_t find_non_plain(const char *text, size_t n, size_t at) {
     return at;
 }
 
+/* Marks (and one composition, U+11938) that came after Unicode 9, whose tables Hugging Face's NFC has; utf8proc 2.8 has
+ * Unicode 15. To the older tables they are no marks: they stay where they are and nothing combines across them. */
+static const struct {
+    int32_t first, last;
+} newer_marks[] = {
+    {0x7FD, 0x7FD},     {0x898, 0x89F},     {0x8CA, 0x8D3},     {0x9FE, 0x9FE},     {0xC3C, 0xC3C},
+    {0xD3B, 0xD3C},     {0xEBA, 0xEBA},     {0xECE, 0xECE},     {0x1715, 0x1715},   {0x1ABF, 0x1ACE},
+    {0x1DF6, 0x1DFA},   {0xA82C, 0xA82C},   {0x10D24, 0x10D27}, {0x10EAB, 0x10EAC}, {0x10EFD, 0x10EFF},
+    {0x10F46, 0x10F50}, {0x10F82, 0x10F85}, {0x11070, 0x11070}, {0x1133B, 0x1133B}, {0x1145E, 0x1145E},
+    {0x11839, 0x1183A}, {0x11930, 0x11930}, {0x11938, 0x11938}, {0x1193D, 0x1193E}, {0x11943, 0x11943},
+    {0x119E0, 0x119E0}, {0x11A34, 0x11A34}, {0x11A47, 0x11A47}, {0x11A99, 0x11A99}, {0x11D42, 0x11D42},
+    {0x11D44, 0x11D45}, {0x11D97, 0x11D97}, {0x11F41, 0x11F42}, {0x16FF0, 0x16FF1}, {0x1E08F, 0x1E08F},
+    {0x1E130, 0x1E136}, {0x1E2AE, 0x1E2AE}, {0x1E2EC, 0x1E2EF}, {0x1E4EC, 0x1E4EF},
+};
+
+bool normalize_is_newer_mark(int32_t point) {
+    size_t low = 0, high = sizeof newer_marks / sizeof *newer_marks;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (newer_marks[middle].last < point) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low < sizeof newer_marks / sizeof *newer_marks && newer_marks[low].first <= point;
+}
+
 static int combining_class(int32_t point) {
-    return utf8proc_get_property(point)->combining_class;
+    int class = utf8proc_get_property(point)->combining_class;
+    return class != 0 && normalize_is_newer_mark(point) ? 0 : class;
 }
 
 /* Canonical ordering: each stretch of marks sorted by combining class, equal ones kept in order (a counting sort). */
@@ -77,9 +106,9 @@ static void order_marks(int32_t *point, size_t n, int32_t *sorted) {
     }
 }
 
-/* Appends the NFC of one run. */
-static ls_status compose(const char *run, size_t n, normalize_scratch *scratch, ls_error *err) {
-    size_t room = n * MAX_DECOMPOSITION; /* enough for the first half: a code point has at least one byte */
+/* Code points of a run, each taken apart, into scratch->point, with as much room behind them for sorting. */
+static ls_status decompose(const char *run, size_t n, normalize_scratch *scratch, size_t *n_points, ls_error *err) {
+    size_t room = n * MAX_DECOMPOSITION; /* a code point has at least one byte */
     if (2 * room > scratch->n_points) {
         int32_t *point = realloc(scratch->point, 2 * room * sizeof *point);
         if (point == NULL) {
@@ -88,27 +117,50 @@ static ls_status compose(const char *run, size_t n, normalize_scratch *scratch, 
         scratch->point = point;
         scratch->n_points = 2 * room;
     }
-    int32_t *point = scratch->point;
-    size_t n_points = 0;
+    size_t used = 0;
     int boundary = 0;
     for (size_t at = 0, n_bytes; at < n; at += n_bytes) {
-        utf8proc_ssize_t got = utf8proc_decompose_char(utf8_decode(run + at, &n_bytes), point + n_points,
-                                                       (utf8proc_ssize_t)(room - n_points), nfc_options, &boundary);
-        if (got < 0 || (size_t)got > room - n_points) {
+        int32_t point = utf8_decode(run + at, &n_bytes);
+        if (normalize_is_newer_mark(point)) {
+            scratch->point[used++] = point;
+            continue;
+        }
+        utf8proc_ssize_t got = utf8proc_decompose_char(point, scratch->point + used, (utf8proc_ssize_t)(room - used),
+                                                       nfc_options, &boundary);
+        if (got < 0 || (size_t)got > room - used) {
             return error_set(err, LS_EINTERNAL, "normalising text: utf8proc returned %lld", (long long)got);
         }
-        n_points += (size_t)got;
+        used += (size_t)got;
     }
-    order_marks(point, n_points, point + room);
-    utf8proc_ssize_t composed = utf8proc_normalize_utf32(point, (utf8proc_ssize_t)n_points, nfc_options);
-    if (composed < 0) {
-        return error_set(err, LS_EINTERNAL, "normalising text: %s", utf8proc_errmsg(composed));
-    }
-    TRY(text_buffer_reserve(&scratch->text, (size_t)composed * UTF8_MAX_BYTES, err));
-    for (utf8proc_ssize_t i = 0; i < composed; i++) {
-        utf8proc_uint8_t bytes[UTF8_MAX_BYTES];
-        size_t n_bytes = (size_t)utf8proc_encode_char(point[i], bytes);
-        TRY(text_buffer_append(&scratch->text, (const char *)bytes, n_bytes, err));
+    order_marks(scratch->point, used, scratch->point + room);
+    *n_points = used;
+    return LS_OK;
+}
+
+static ls_status append_point(text_buffer *out, int32_t point, ls_error *err) {
+    utf8proc_uint8_t bytes[UTF8_MAX_BYTES];
+    size_t n_bytes = (size_t)utf8proc_encode_char(point, bytes);
+    return text_buffer_append(out, (const char *)bytes, n_bytes, err);
+}
+
+/* Appends the NFC of one run. */
+static ls_status compose(const char *run, size_t n, normalize_scratch *scratch, ls_error *err) {
+    size_t n_points = 0;
+    TRY(decompose(run, n, scratch, &n_points, err));
+    for (size_t start = 0, end; start < n_points; start = end + 1) { /* stretches between newer marks */
+        for (end = start; end < n_points && !normalize_is_newer_mark(scratch->point[end]); end++) {
+        }
+        int32_t *point = scratch->point + start;
+        utf8proc_ssize_t composed = utf8proc_normalize_utf32(point, (utf8proc_ssize_t)(end - start), nfc_options);
+        if (composed < 0) {
+            return error_set(err, LS_EINTERNAL, "normalising text: %s", utf8proc_errmsg(composed));
+        }
+        for (utf8proc_ssize_t i = 0; i < composed; i++) {
+            TRY(append_point(&scratch->text, point[i], err));
+        }
+        if (end < n_points) {
+            TRY(append_point(&scratch->text, scratch->point[end], err));
+        }
     }
     return LS_OK;
 }

@@ -1,4 +1,4 @@
-/* Normalisation of text before it is split: Unicode's NFC. */
+/* Normalisation of text before it is split: NFC, with the tables that Hugging Face `tokenizers` has. */
 #ifndef LS_TEXT_NORMALIZE_H
 #define LS_TEXT_NORMALIZE_H
 
@@ -15,5 +15,8 @@ void normalize_scratch_deinit(normalize_scratch *scratch);
 /* NFC of valid UTF-8. *out is the text itself where that is in NFC at first sight, else borrowed from the scratch. */
 ls_status normalize_nfc(const char *text, size_t n, normalize_scratch *scratch, const char **out, size_t *n_out,
                         ls_error *err);
+
+/* True of the few characters that NFC leaves alone here although newer Unicode does not (see normalize.c). */
+bool normalize_is_newer_mark(int32_t point);
 
 #endif

@@ -86,8 +86,8 @@ vocab_added vocab_add(vocab *v, int32_t id, const char *spelling, size_t n) {
         return VOCAB_SAME_TEXT;
     }
     v->slot[at] = id;
-    v->token[id] = (vocab_token){
-        .offset = (uint32_t)v->n_bytes, .n_bytes = (uint32_t)n_bytes, .present = true, .raw = raw};
+    v->token[id] =
+        (vocab_token){.offset = (uint32_t)v->n_bytes, .n_bytes = (uint32_t)n_bytes, .present = true, .raw = raw};
     v->n_bytes += n_bytes;
     v->n_tokens++;
     return VOCAB_ADDED;

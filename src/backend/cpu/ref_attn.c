@@ -14,8 +14,8 @@ static void attend_split(const ls_bind *bind, const op_attn *a, int layer, int k
     float e[LS_SPLIT_TOKENS];
     float m = -INFINITY;
     for (int j = first; j < last; j++) {
-        const uint8_t *k = kv_page(bind, bind->k_cache, layer, page[j / LS_PAGE_TOKENS], kv_head, a->n_kv_loc,
-                                   a->d_head);
+        const uint8_t *k =
+            kv_page(bind, bind->k_cache, layer, page[j / LS_PAGE_TOKENS], kv_head, a->n_kv_loc, a->d_head);
         float s = isa->dot[bind->kv_dtype](k + (size_t)(j % LS_PAGE_TOKENS) * token_bytes, q, a->d_head) * a->scale;
         e[j - first] = s;
         m = s > m ? s : m;
@@ -23,8 +23,8 @@ static void attend_split(const ls_bind *bind, const op_attn *a, int layer, int k
     float l = 0.0F;
     memset(node->o, 0, (size_t)a->d_head * sizeof *node->o);
     for (int j = first; j < last; j++) {
-        const uint8_t *v = kv_page(bind, bind->v_cache, layer, page[j / LS_PAGE_TOKENS], kv_head, a->n_kv_loc,
-                                   a->d_head);
+        const uint8_t *v =
+            kv_page(bind, bind->v_cache, layer, page[j / LS_PAGE_TOKENS], kv_head, a->n_kv_loc, a->d_head);
         float p = ls_exp(e[j - first] - m);
         l += p;
         isa->axpy[bind->kv_dtype](node->o, v + (size_t)(j % LS_PAGE_TOKENS) * token_bytes, p, a->d_head);

@@ -14,8 +14,8 @@ static void rotate(float *y, int d_head, const float *cos_sin) {
     }
 }
 
-static void append(const ls_bind *bind, void *cache, int layer, const ls_step *step, int row, int head,
-                   const op_qkv *a, const float *y) {
+static void append(const ls_bind *bind, void *cache, int layer, const ls_step *step, int row, int head, const op_qkv *a,
+                   const float *y) {
     int pos = step->pos[row];
     int page = step->seq[step->seq_of[row]].page[pos / LS_PAGE_TOKENS];
     uint8_t *base = kv_page(bind, cache, layer, page, head, a->n_kv_loc, a->d_head);

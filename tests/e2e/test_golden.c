@@ -1,0 +1,209 @@
+/*
+ * Golden values: every case of tests/golden against Hugging Face transformers (f32, made by tools/make_golden.py).
+ *
+ *   f32        logits of all prompt positions and of the greedy continuation within 1e-4 of max|logit| per row, greedy
+ *              tokens equal; prompts of a case run as one batch, whole and in chunks
+ *   f16, bf16  the f32 goldens again, greedy text forced: within the dtype's tolerance, and the argmax equal wherever the
+ *              golden's top two lie further apart than twice the tolerance (design section 6)
+ *
+ * The worst error of each case is printed.
+ */
+#include <math.h>
+
+#include "e2e.h"
+
+static const struct {
+    ls_dtype dtype;
+    double tolerance;
+} PRECISION[] = {{LS_F16, 2e-3}, {LS_BF16, 2e-2}};
+
+static int open_cases(void **state) {
+    golden_list *list = calloc(1, sizeof *list);
+    assert_non_null(list);
+    golden_open(list);
+    *state = list;
+    return 0;
+}
+
+static int close_cases(void **state) {
+    golden_close(*state);
+    free(*state);
+    return 0;
+}
+
+static float *new_rows(int n_rows, int n_vocab) {
+    float *rows = calloc((size_t)n_rows * (size_t)n_vocab, sizeof *rows);
+    assert_non_null(rows);
+    return rows;
+}
+
+static const float *row_of(const job *j, int position, int n_vocab) {
+    return j->logits + (size_t)position * (size_t)n_vocab;
+}
+
+/* ---- f32 ---- */
+
+/* Compares one finished prompt; returns its worst row error. */
+static double compare_f32(const golden_case *c, const golden_prompt *p, const job *j) {
+    double worst = 0;
+    assert_int_equal(j->finish, LS_FINISH_LENGTH);
+    assert_int_equal(j->n_token, p->n_greedy);
+    for (int pos = 0; pos < p->n + p->n_greedy - 1; pos++) {
+        if (j->n_seen[pos] != 1) {
+            fail_msg("%s: position %d was reported %d times", c->name, pos, j->n_seen[pos]);
+        }
+    }
+    for (int i = 0; i < p->n_logits; i++) {
+        const float *golden = p->logits + (size_t)i * (size_t)c->n_vocab;
+        worst = fmax(worst, row_error(row_of(j, p->n - p->n_logits + i, c->n_vocab), golden, c->n_vocab));
+    }
+    for (int i = 0; i < p->n_greedy; i++) {
+        const float *golden = p->greedy_logits + (size_t)i * (size_t)c->n_vocab;
+        worst = fmax(worst, row_error(row_of(j, p->n - 1 + i, c->n_vocab), golden, c->n_vocab));
+        if (j->token[i] != p->id[p->n + i]) {
+            fail_msg("%s: prompt of %d tokens, greedy token %d is %d, transformers' is %d", c->name, p->n, i,
+                     j->token[i], p->id[p->n + i]);
+        }
+    }
+    return worst;
+}
+
+static double run_f32(const golden_case *c, ls_model *model, int batched_tokens) {
+    ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+    params.dtype = LS_F32;
+    params.max_num_batched_tokens = batched_tokens;
+    ls_engine *engine = engine_open(model, &params);
+    job jobs[GOLDEN_PROMPTS] = {{0}};
+    double worst = 0;
+    for (int i = 0; i < GOLDEN_PROMPTS; i++) {
+        const golden_prompt *p = &c->prompt[i];
+        jobs[i] = (job){.id = p->id, .n_id = p->n, .max_tokens = p->n_greedy, .prompt_logits = true};
+        jobs[i].n_rows = p->n + p->n_greedy;
+        jobs[i].logits = new_rows(jobs[i].n_rows, c->n_vocab);
+    }
+    jobs_run(engine, jobs, GOLDEN_PROMPTS);
+    for (int i = 0; i < GOLDEN_PROMPTS; i++) {
+        worst = fmax(worst, compare_f32(c, &c->prompt[i], &jobs[i]));
+        free(jobs[i].logits);
+    }
+    jobs_clear(jobs, GOLDEN_PROMPTS);
+    ls_engine_close(&engine);
+    return worst;
+}
+
+static void f32_logits_and_greedy_text(void **state) {
+    const golden_list *list = *state;
+    double worst_all = 0;
+    for (size_t i = 0; i < list->n; i++) {
+        const golden_case *c = &list->item[i];
+        ls_model *model = golden_model(c);
+        double worst = fmax(run_f32(c, model, 16), run_f32(c, model, 2048));
+        print_message("%-24s f32  %.1e\n", c->name, worst);
+        worst_all = fmax(worst_all, worst);
+        if (!(worst <= 1e-4)) {
+            fail_msg("%s: error %.2e, more than 1e-4", c->name, worst);
+        }
+        ls_model_close(&model);
+    }
+    print_message("worst f32 error %.1e\n", worst_all);
+}
+
+/* ---- 16-bit dtypes ---- */
+
+typedef struct margin_count {
+    int positions, qualified, wrong;
+    double worst;
+} margin_count;
+
+static void compare_row(margin_count *count, const float *row, const float *golden, int n_vocab, double tolerance) {
+    count->worst = fmax(count->worst, row_error(row, golden, n_vocab));
+    count->positions++;
+    if (row_gap(golden, n_vocab) > 2 * tolerance) {
+        count->qualified++;
+        count->wrong += row_argmax(row, n_vocab) != row_argmax(golden, n_vocab);
+    }
+}
+
+/* All prompts of a case with their golden continuation as part of the prompt, so that every position compares. */
+static margin_count run_forced(const golden_case *c, ls_model *model, ls_dtype dtype, double tolerance) {
+    ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+    params.dtype = dtype;
+    ls_engine *engine = engine_open(model, &params);
+    job jobs[GOLDEN_PROMPTS] = {{0}};
+    margin_count count = {0};
+    for (int i = 0; i < c->n_prompts; i++) {
+        const golden_prompt *p = &c->prompt[i];
+        int n = p->n + (p->n_greedy > 0 ? p->n_greedy - 1 : 0);
+        jobs[i] = (job){.id = p->id, .n_id = n, .prompt_logits = true, .n_rows = n};
+        jobs[i].logits = new_rows(n, c->n_vocab);
+    }
+    jobs_run(engine, jobs, (size_t)c->n_prompts);
+    for (int i = 0; i < c->n_prompts; i++) {
+        const golden_prompt *p = &c->prompt[i];
+        assert_int_equal(jobs[i].n_token, 0);
+        for (int r = 0; r < p->n_logits; r++) {
+            compare_row(&count, row_of(&jobs[i], p->n - p->n_logits + r, c->n_vocab),
+                        p->logits + (size_t)r * (size_t)c->n_vocab, c->n_vocab, tolerance);
+        }
+        for (int r = 1; r < p->n_greedy; r++) {
+            compare_row(&count, row_of(&jobs[i], p->n - 1 + r, c->n_vocab),
+                        p->greedy_logits + (size_t)r * (size_t)c->n_vocab, c->n_vocab, tolerance);
+        }
+        free(jobs[i].logits);
+    }
+    jobs_clear(jobs, (size_t)c->n_prompts);
+    ls_engine_close(&engine);
+    return count;
+}
+
+/* 1 if the case breaks the rule, which is printed. */
+static int judge(const golden_case *c, ls_dtype dtype, double tolerance, double share, const margin_count *count) {
+    bool good = count->worst <= tolerance && count->wrong == 0 && count->qualified >= share * count->positions;
+    print_message("%-24s %-4s %.1e, %3d of %3d positions qualify, %d wrong%s\n", c->name, ls_dtype_name(dtype),
+                  count->worst, count->qualified, count->positions, count->wrong, good ? "" : "  <-- FAILED");
+    return good ? 0 : 1;
+}
+
+static void forced_text_in_16_bits(void **state) {
+    const golden_list *list = *state;
+    int failed = 0;
+    for (size_t k = 0; k < COUNT(PRECISION); k++) {
+        ls_dtype dtype = PRECISION[k].dtype;
+        double tolerance = PRECISION[k].tolerance;
+        for (size_t i = 0; i < list->n; i++) {
+            const golden_case *c = &list->item[i];
+            ls_model *model = golden_model(c);
+            margin_count count = run_forced(c, model, dtype, tolerance);
+            failed += judge(c, dtype, tolerance, 0.25, &count);
+            ls_model_close(&model);
+        }
+    }
+    assert_int_equal(failed, 0);
+}
+
+/* ---- The demo model ---- */
+
+static void demo_logits(void **state) {
+    (void)state;
+    golden_case c = {.name = "demo"};
+    golden_read(&c, "tests/golden/demo_logits.safetensors");
+    ls_model *model = demo_model();
+    margin_count count = run_forced(&c, model, LS_F32, 1e-4);
+    int failed = judge(&c, LS_F32, 1e-4, 0.8, &count);
+    for (size_t k = 0; k < COUNT(PRECISION); k++) {
+        count = run_forced(&c, model, PRECISION[k].dtype, PRECISION[k].tolerance);
+        failed += judge(&c, PRECISION[k].dtype, PRECISION[k].tolerance, 0.8, &count);
+    }
+    ls_model_close(&model);
+    golden_free(&c);
+    assert_int_equal(failed, 0);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(f32_logits_and_greedy_text),
+        cmocka_unit_test(forced_text_in_16_bits),
+        cmocka_unit_test(demo_logits),
+    };
+    return cmocka_run_group_tests(tests, open_cases, close_cases);
+}
