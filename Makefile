@@ -153,7 +153,7 @@ kbench: $(CANARY) $(KERN_BIN)
 gpu-check:
 	@echo 'gpu-check: this tree has no CUDA back end yet; there is nothing that a GPU could run'; exit 1
 
-DEMO = generate -m demo -p "Once upon a time, there was a little dog named" -n 200
+DEMO = generate -m demo -p "Once upon a time, there was a little dog named" -n 200 --temp 0
 demo: $(APP)
 	@$(APP) $(DEMO)
 bench: $(APP) $(CANARY) $(KERN_BIN)

@@ -52,7 +52,7 @@ void added_set_deinit(added_set *set) {
     *set = (added_set){0};
 }
 
-/* The first of tokens [low, high), which agree in their first `depth` bytes and are longer, with byte `depth` >= byte. */
+/* The first of tokens [low, high) with byte `depth` >= byte. They agree in all bytes before that, and have it. */
 static size_t lower_bound(const added_set *set, size_t low, size_t high, size_t depth, unsigned byte) {
     while (low < high) {
         size_t middle = low + (high - low) / 2;

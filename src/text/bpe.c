@@ -170,7 +170,7 @@ static uint64_t heap_pop(uint64_t *heap, size_t *n) {
     return top;
 }
 
-/* The heap holds fewer than 2 n_symbols entries: one for each first pair, and a merge takes one and adds two at most. */
+/* The heap holds fewer than 2 n_symbols entries: one for each first pair; a merge takes one and adds two at most. */
 static void merge_long(const bpe *b, bpe_symbol *symbol, uint32_t n_symbols, uint64_t *heap) {
     size_t n = 0;
     for (uint32_t i = 0; i < n_symbols; i++) {

@@ -1,4 +1,4 @@
-/* See detokenize.h. Room for the worst case is taken first, so that a failure leaves both state and output as they were. */
+/* See detokenize.h. Room for the worst case is taken first: a failure leaves both state and output as they were. */
 #include "text/detokenize.h"
 
 #include <string.h>

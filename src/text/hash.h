@@ -1,6 +1,6 @@
 /*
- * The hash of the tokenizer's two tables, seeded for each table: the keys come from an untrusted file, which must not be
- * able to pick them so that all collide. The seed decides nothing but where a key lies.
+ * The hash of the tokenizer's two tables, seeded for each table: the keys come from an untrusted file, which must not
+ * be able to pick them so that all collide. The seed decides nothing but where a key lies.
  */
 #ifndef LS_TEXT_HASH_H
 #define LS_TEXT_HASH_H

@@ -1,7 +1,7 @@
 /*
  * See normalize.h. A "plain" character neither changes under NFC nor combines with what stands before it: those below
- * U+0300, and ideographs (U+4000 .. U+9FFF). Only runs of others, each with the character before it, are taken apart and
- * put together again. utf8proc has the tables and composes; marks are ordered here, since utf8proc's way takes time
+ * U+0300, and ideographs (U+4000 .. U+9FFF). Only runs of others, each with the character before it, are taken apart
+ * and put together again. utf8proc has the tables and composes; marks are ordered here, since utf8proc's way takes time
  * quadratic in the number of marks on one letter, which the sender of a text chooses.
  */
 #include "text/normalize.h"
@@ -21,7 +21,7 @@ void normalize_scratch_deinit(normalize_scratch *scratch) {
     *scratch = (normalize_scratch){0};
 }
 
-/* By the first byte of a character: in UTF-8 it rises with the code point. U+0300 has 0xCC, U+4000 0xE4, U+9FFF 0xE9. */
+/* By the first byte of a character, which rises with the code point: U+0300 has 0xCC, U+4000 0xE4, U+9FFF 0xE9. */
 static bool is_plain(unsigned char first) {
     return first < 0xCC || (first >= 0xE4 && first <= 0xE9);
 }

@@ -1,6 +1,6 @@
 /*
- * Patterns in tokenizer.json are written for Oniguruma (Ruby syntax); PCRE2 runs them here. Most of the syntax means the
- * same to both. What does not is translated (\s) or refused by place, never run with another meaning.
+ * Patterns in tokenizer.json are written for Oniguruma (Ruby syntax); PCRE2 runs them here. Most of the syntax means
+ * the same to both. What does not is translated (\s) or refused by place, never run with another meaning.
  */
 #ifndef LS_TEXT_ONIGURUMA_H
 #define LS_TEXT_ONIGURUMA_H

@@ -7,7 +7,7 @@
 #include "text/hash.h"
 #include "text/utf8.h"
 
-/* GPT-2's alphabet: the 188 printable bytes of Latin-1 stand for themselves, the other 68 for U+0100 .. U+0143 in order.
+/* GPT-2's alphabet: the 188 printable bytes of Latin-1 stand for themselves, the other 68 are U+0100 .. U+0143 in order.
  * -1 for a code point outside it. */
 static int byte_of_character(int32_t c) {
     if ((c >= 0x21 && c <= 0x7E) || (c >= 0xA1 && c <= 0xAC) || (c >= 0xAE && c <= 0xFF)) {

@@ -1,8 +1,8 @@
 /*
  * The vocabulary: id -> bytes and bytes -> id, byte-level spelling undone.
  *
- * A byte-level tokenizer.json spells every byte as one printable character ("Ġthe" is " the"). Each token is kept as the
- * bytes it stands for. A spelling with a character outside that alphabet (an added "[ X ]", for instance) stands for
+ * A byte-level tokenizer.json spells every byte as one printable character ("Ġthe" is " the"). Each token is kept as
+ * the bytes it stands for. A spelling with a character outside that alphabet (an added "[ X ]", for instance) stands for
  * its own UTF-8 and is marked `raw`: a raw token and a spelled one may have the same bytes and are still different
  * tokens, so `raw` is a part of the key. That makes spelling <-> (bytes, raw) one to one.
  *

@@ -1,6 +1,6 @@
 /*
  * Fuzz target: text through the demo tokenizer and back. With special tokens read as text, decoding gives the NFC of
- * the text with U+FFFD for what is not UTF-8; so valid text in NFC comes back as it was. utf8proc's own NFC is the judge.
+ * the text with U+FFFD for what is not UTF-8; so valid text in NFC comes back as it was. utf8proc's NFC is the judge.
  */
 #include "text/detokenize.h"
 

@@ -185,8 +185,8 @@ void kern_groups_destroy(void);
 /* Rounded to nearest even in dtype; arithmetic on doubles only. */
 double oracle_round(ls_dtype dtype, double value);
 
-/* Compares a result of all rows with the formulas of ops.h. */
-bool oracle_check(const kern_problem *p, const kern_result *result, kern_report *report);
+/* Compares a result of all rows with the formulas of ops.h; *worst is the largest error. */
+bool oracle_check(const kern_problem *p, const kern_result *result, double *worst, kern_report *report);
 
 /* ---- Checks ---- */
 

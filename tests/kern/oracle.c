@@ -1,0 +1,317 @@
+/*
+ * The independent oracle: the formulas of ops.h in double precision, as they stand there, without leaves, splits, vectors
+ * or threads. It shares no code with src/ but the types: it has its own rounding, exponential (libm's) and Philox.
+ * Inputs are what the implementation reads; x = act(norm(h)) is rounded as the contract says, results are not.
+ */
+#include "harness.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+double oracle_round(ls_dtype dtype, double value) {
+    if (dtype == LS_F32) {
+        return (float)value;
+    }
+    if (value == 0 || !isfinite(value)) {
+        return value;
+    }
+    int exponent; /* |value| < 2^exponent */
+    frexp(value, &exponent);
+    int digits = dtype == LS_F16 ? 11 : 8;
+    int smallest = dtype == LS_F16 ? -24 : -133; /* exponent of the least subnormal */
+    int unit = exponent - digits > smallest ? exponent - digits : smallest;
+    double rounded = ldexp(rint(ldexp(value, -unit)), unit);
+    double largest = dtype == LS_F16 ? 65504 : ldexp(255, 120);
+    return fabs(rounded) > largest ? copysign(INFINITY, value) : rounded;
+}
+
+/* ---- Formulas: out[] is [rows][cols] of the output with the same index in kern_result ---- */
+
+/* y[n] = w[n] . x + bias[n]. */
+static void matmul(const kern_problem *p, kern_weight weight, kern_weight bias, const double *x, double *y) {
+    const kern_tensor *w = &p->weight[weight];
+    for (int n = 0; n < w->rows; n++) {
+        double sum = p->weight[bias].rows > 0 && bias != weight ? p->weight[bias].value[n] : 0;
+        for (int k = 0; k < w->cols; k++) {
+            sum += (double)w->value[(int64_t)n * w->cols + k] * x[k];
+        }
+        y[n] = sum;
+    }
+}
+
+static const float EPS = 1e-6F; /* as harness.c sets it */
+
+static void norm(const double *h, const float *w, int n, ls_dtype dtype, double *out) {
+    double sum = 0;
+    for (int i = 0; i < n; i++) {
+        sum += h[i] * h[i];
+    }
+    for (int i = 0; i < n; i++) {
+        double x = h[i] / sqrt(sum / n + EPS) * w[i];
+        out[i] = dtype == LS_AUTO ? x : oracle_round(dtype, x);
+    }
+}
+
+static double *widen(const float *value, int64_t n) {
+    double *wide = malloc((size_t)(n > 0 ? n : 1) * sizeof *wide);
+    for (int64_t i = 0; i < n; i++) {
+        wide[i] = value[i];
+    }
+    return wide;
+}
+
+/* act(norm(h)) of a row; the caller frees it. */
+static double *normed_row(const kern_problem *p, int row) {
+    int d = p->c->d_model;
+    double *x = widen(p->in + (int64_t)row * d, d);
+    norm(x, p->weight[KW_NORM].value, d, p->c->dtype, x);
+    return x;
+}
+
+static void oracle_embed(const kern_problem *p, int row, double *out) {
+    const int d = p->c->d_model;
+    int32_t token = p->token[row];
+    const float *from = token < 0 ? p->input_rows + (int64_t)(-1 - token) * d
+                                  : p->weight[KW_TABLE].value + (int64_t)token * d;
+    for (int i = 0; i < d; i++) {
+        out[i] = from[i];
+    }
+}
+
+static void head_norm_and_rope(const kern_problem *p, kern_weight weight, const float *rope, double *y) {
+    int d = p->c->d_head;
+    if (p->weight[weight].rows > 0) {
+        norm(y, p->weight[weight].value, d, LS_AUTO, y);
+    }
+    for (int i = 0; i < d / 2; i++) {
+        double a = y[i], b = y[i + d / 2], c = rope[2 * i], s = rope[2 * i + 1];
+        y[i] = a * c - b * s;
+        y[i + d / 2] = b * c + a * s;
+    }
+}
+
+static void oracle_qkv(const kern_problem *p, int row, double *q, double *k, double *v) {
+    const kern_case *c = p->c;
+    const float *rope = p->rope + (int64_t)p->row_pos[row] * c->d_head;
+    double *x = normed_row(p, row);
+    matmul(p, KW_Q, KW_Q_BIAS, x, q);
+    matmul(p, KW_K, KW_K_BIAS, x, k);
+    matmul(p, KW_V, KW_V_BIAS, x, v);
+    for (int head = 0; head < c->n_heads; head++) {
+        head_norm_and_rope(p, KW_Q_NORM, rope, q + head * c->d_head);
+    }
+    for (int head = 0; head < c->n_kv; head++) {
+        head_norm_and_rope(p, KW_K_NORM, rope, k + head * c->d_head);
+    }
+    free(x);
+}
+
+static void oracle_attn(const kern_problem *p, int row, double *out) {
+    const kern_case *c = p->c;
+    const int d = c->d_head, stride = c->n_kv * d, seq = p->row_seq[row], pos = p->row_pos[row];
+    const int lo = c->window > 0 && pos - c->window + 1 > 0 ? pos - c->window + 1 : 0;
+    double *weight = malloc((size_t)(pos + 1) * sizeof *weight);
+    for (int head = 0; head < c->n_heads; head++) {
+        const float *q = p->in + (int64_t)row * p->in_cols + head * d;
+        const int kv_head = head / (c->n_heads / c->n_kv);
+        double max = -INFINITY, sum = 0;
+        for (int j = lo; j <= pos; j++) {
+            const float *k = p->k[seq] + (int64_t)j * stride + kv_head * d;
+            double s = 0;
+            for (int i = 0; i < d; i++) {
+                s += (double)q[i] * k[i];
+            }
+            weight[j] = s / sqrt(d);
+            max = weight[j] > max ? weight[j] : max;
+        }
+        for (int j = lo; j <= pos; j++) {
+            sum += weight[j] = exp(weight[j] - max);
+        }
+        for (int i = 0; i < d; i++) {
+            double o = 0;
+            for (int j = lo; j <= pos; j++) {
+                o += weight[j] * p->v[seq][(int64_t)j * stride + kv_head * d + i];
+            }
+            out[head * d + i] = o / sum;
+        }
+    }
+    free(weight);
+}
+
+static void oracle_exchange(const kern_problem *p, int row, double *out) {
+    const int d = p->c->d_model;
+    for (int i = 0; i < d; i++) {
+        out[i] = (p->c->init ? 0 : p->in[(int64_t)row * d + i]) + (p->c->bias ? p->weight[KW_ROW_BIAS].value[i] : 0);
+        for (int leaf = 0; leaf < LS_LEAVES; leaf++) {
+            out[i] += p->leaf[((int64_t)leaf * p->n_rows + row) * d + i];
+        }
+    }
+}
+
+static void oracle_ffn_in(const kern_problem *p, int row, double *out) {
+    const int f = p->c->n;
+    double *x = normed_row(p, row);
+    double *up = malloc((size_t)f * sizeof *up);
+    matmul(p, KW_GATE, KW_GATE_BIAS, x, out);
+    matmul(p, KW_UP, KW_UP_BIAS, x, up);
+    for (int i = 0; i < f; i++) {
+        out[i] = out[i] / (1 + exp(-out[i])) * up[i];
+    }
+    free(up);
+    free(x);
+}
+
+static void oracle_row(const kern_problem *p, int row, double *out[KERN_MAX_OUTPUTS]) {
+    switch (p->c->kind) {
+    case OP_EMBED:
+        oracle_embed(p, row, out[0]);
+        break;
+    case OP_QKV:
+        oracle_qkv(p, row, out[0], out[1], out[2]);
+        break;
+    case OP_ATTN:
+        oracle_attn(p, row, out[0]);
+        break;
+    case OP_OUT:
+    case OP_FFN_OUT: {
+        double *x = widen(p->in + (int64_t)row * p->in_cols, p->in_cols);
+        matmul(p, KW_ROW, KW_ROW, x, out[0]);
+        free(x);
+        break;
+    }
+    case OP_EXCHANGE:
+        oracle_exchange(p, row, out[0]);
+        break;
+    case OP_FFN_IN:
+        oracle_ffn_in(p, row, out[0]);
+        break;
+    default: { /* head */
+        double *x = normed_row(p, row);
+        matmul(p, KW_HEAD, KW_HEAD, x, out[0]);
+        free(x);
+    }
+    }
+}
+
+/* ---- Sampling: candidates and the drawn token must be exactly these ---- */
+
+static uint32_t oracle_philox(uint64_t seed, uint32_t id, uint32_t position) {
+    uint32_t counter[4] = {id, position, 0, 0}, key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+    for (int round = 0; round < 10; round++) {
+        uint64_t a = counter[0] * UINT64_C(0xD2511F53), b = counter[2] * UINT64_C(0xCD9E8D57);
+        uint32_t next[4] = {(uint32_t)(b >> 32) ^ counter[1] ^ key[0], (uint32_t)b,
+                            (uint32_t)(a >> 32) ^ counter[3] ^ key[1], (uint32_t)a};
+        memcpy(counter, next, sizeof counter);
+        key[0] += 0x9E3779B9;
+        key[1] += 0xBB67AE85;
+    }
+    return counter[0];
+}
+
+static int by_z_then_id(const void *a, const void *b) {
+    const ls_candidate *x = a, *y = b;
+    return x->z != y->z ? (x->z > y->z ? -1 : 1) : x->id < y->id ? -1 : x->id > y->id;
+}
+
+/* One row as harness.c gathers it: max, sum, drawn value (two words), drawn id, n_best, then (z, id) by rank. */
+static bool check_offer(const kern_problem *p, int row, const float *got, double *worst, kern_report *report) {
+    const ls_sample_params *how = &p->sample[row];
+    const int n = p->c->n;
+    const bool greedy = how->temperature == 0, filtered = !greedy && (how->top_k > 0 || how->top_p < 1);
+    ls_candidate *all = malloc((size_t)n * sizeof *all);
+    double sum = 0, drawn_value = -INFINITY, got_value;
+    int32_t drawn = -1, got_drawn, got_best;
+    bool good = true;
+    for (int i = 0; i < n; i++) {
+        all[i] = (ls_candidate){greedy ? p->in[(int64_t)row * n + i] : p->in[(int64_t)row * n + i] / how->temperature, i};
+        double u = (oracle_philox(how->seed, (uint32_t)i, (uint32_t)how->position) + 0.5) / 4294967296.0;
+        double value = (double)all[i].z - log(-log(u));
+        if (value > drawn_value) {
+            drawn_value = value;
+            drawn = i;
+        }
+    }
+    qsort(all, (size_t)n, sizeof *all, by_z_then_id);
+    for (int i = 0; i < n; i++) {
+        sum += exp((double)all[i].z - all[0].z);
+    }
+    memcpy(&got_value, got + 2, sizeof got_value);
+    memcpy(&got_drawn, got + 4, sizeof got_drawn);
+    memcpy(&got_best, got + 5, sizeof got_best);
+    int wanted = greedy ? 1 : !filtered ? 0 : n < LS_SAMPLE_BEST ? n : LS_SAMPLE_BEST;
+    if (got_best != wanted || memcmp(got + 6, all, (size_t)wanted * sizeof *all) != 0) {
+        good = kern_fail(report, "oracle: row %d: the %d best candidates are not the %d that sorting gives", row,
+                         got_best, wanted);
+    } else if (!greedy && !filtered && (got_drawn != drawn || got_value != drawn_value)) {
+        good = kern_fail(report, "oracle: row %d: drew %d (%g), not %d (%g)", row, got_drawn, got_value, drawn,
+                         drawn_value);
+    } else if (filtered) {
+        double error = fabs(got[1] - sum) / sum;
+        *worst = error > *worst ? error : *worst;
+        if (got[0] != all[0].z || !(error <= 1e-5)) {
+            good = kern_fail(report, "oracle: row %d: max %g and sum %g, not %g and %g", row, (double)got[0],
+                             (double)got[1], (double)all[0].z, sum);
+        }
+    }
+    free(all);
+    return good;
+}
+
+/* ---- Comparison ---- */
+
+/* Per row max|a - b| / max|b|: ops.h section 4. */
+static bool check_row(const kern_output *out, int row, const double *wanted, double *worst, kern_report *report) {
+    static const double tolerance[] = {[LS_F32] = 1e-5, [LS_BF16] = 2e-2, [LS_F16] = 2e-3};
+    const float *got = out->value + (int64_t)row * out->cols;
+    double largest = 0, apart = 0;
+    int where = 0;
+    for (int i = 0; i < out->cols; i++) {
+        double difference = fabs(got[i] - wanted[i]);
+        largest = fmax(largest, fabs(wanted[i]));
+        if (!(difference <= apart)) { /* also NaN */
+            apart = difference;
+            where = i;
+        }
+        if (!isfinite(got[i])) {
+            return kern_fail(report, "oracle: %s row %d element %d is %g, not %g", out->name, row, i, (double)got[i],
+                             wanted[i]);
+        }
+        if ((double)got[i] != oracle_round(out->rounded, got[i])) {
+            return kern_fail(report, "%s row %d element %d: %a is not representable in %s", out->name, row, i,
+                             (double)got[i], ls_dtype_name(out->rounded));
+        }
+    }
+    double error = apart == 0 ? 0 : apart / largest;
+    *worst = error > *worst ? error : *worst;
+    return error <= tolerance[out->tolerance] ||
+           kern_fail(report, "oracle: %s row %d element %d is %.9g, not %.9g: error %.2g of the row's largest, %.0g allowed",
+                     out->name, row, where, (double)got[where], wanted[where], error, tolerance[out->tolerance]);
+}
+
+bool oracle_check(const kern_problem *p, const kern_result *result, double *worst, kern_report *report) {
+    bool good = true;
+    *worst = 0;
+    for (int i = 0; i < result->n_rows && good; i++) {
+        int row = result->row[i];
+        if (p->c->kind == OP_SAMPLE) {
+            good = check_offer(p, row, result->out[0].value + (int64_t)i * result->out[0].cols, worst, report);
+            continue;
+        }
+        if (p->c->kind == OP_HEAD && !p->is_out[row]) {
+            continue;
+        }
+        double *wanted[KERN_MAX_OUTPUTS];
+        for (int o = 0; o < result->n_outputs; o++) {
+            wanted[o] = malloc((size_t)result->out[o].cols * sizeof **wanted);
+        }
+        oracle_row(p, row, wanted);
+        for (int o = 0; o < result->n_outputs && good; o++) {
+            good = result->out[o].per_rank || check_row(&result->out[o], i, wanted[o], worst, report);
+        }
+        for (int o = 0; o < result->n_outputs; o++) {
+            free(wanted[o]);
+        }
+    }
+    return good;
+}
