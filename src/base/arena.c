@@ -14,8 +14,6 @@ ls_status arena_init(ls_arena *arena, size_t bytes, ls_error *err) {
                              strerror(errno));
         }
         fresh.base = map;
-        /* Weights and KV are read from end to end: large pages spare most page faults and TLB misses. A hint only. */
-        madvise(map, fresh.bytes, MADV_HUGEPAGE);
     }
     *arena = fresh;
     return LS_OK;
@@ -26,6 +24,12 @@ void arena_deinit(ls_arena *arena) {
         munmap(arena->base, arena->bytes);
     }
     *arena = (ls_arena){0};
+}
+
+void arena_large_pages(const ls_arena *arena, size_t bytes) {
+    if (bytes > 0) {
+        madvise(arena->base, bytes, MADV_HUGEPAGE);
+    }
 }
 
 void arena_init_counting(ls_arena *arena) {

@@ -27,6 +27,9 @@ static inline size_t arena_round(size_t bytes) {
 ls_status arena_init(ls_arena *arena, size_t bytes, ls_error *err); /* LS_ENOMEM names the size */
 void arena_deinit(ls_arena *arena);                                 /* accepts a zeroed arena */
 
+/* Hints that the first `bytes` will all be touched, so that large pages pay: fewer faults and TLB misses. */
+void arena_large_pages(const ls_arena *arena, size_t bytes);
+
 /* An arena of nothing that only counts: takes from it succeed and give NULL. The same code that carves the real arena
  * plans it. */
 void arena_init_counting(ls_arena *arena);

@@ -2,6 +2,7 @@
  * lockstep generate: continue prompts. One prompt streams; several run as a batch and are printed in their order. Results
  * go to stdout, the timeline to stderr; with --json all goes to stdout, one object a line.
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -118,10 +119,18 @@ static ls_status print_json(json_t *object, ls_error *err) {
     if (object == NULL) {
         return error_set(err, LS_ENOMEM, "cannot write JSON: out of memory");
     }
-    int rc = json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
+    json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
     putchar('\n');
     json_decref(object);
-    return rc == 0 ? LS_OK : error_set(err, LS_EIO, "cannot write to standard output");
+    return LS_OK;
+}
+
+/* Text that nobody received is a failure, not a success. */
+static ls_status flush_output(ls_error *err) {
+    if (fflush(stdout) != 0 || ferror(stdout)) {
+        return error_set(err, LS_EIO, "cannot write to standard output: %s", strerror(errno));
+    }
+    return LS_OK;
 }
 
 static ls_status print_result_json(const char *prompt, const ls_result *result, ls_error *err) {
@@ -172,13 +181,14 @@ static ls_status print_all(generate *g, bool *failed, ls_error *err) {
     for (size_t i = 0; i < g->n_prompts; i++) {
         TRY(print_result(g, i, failed, err));
     }
-    fflush(stdout);
+    TRY(flush_output(err));
     ls_timeline timeline = LS_TIMELINE_INIT;
     TRY(ls_engine_get_timeline(g->engine, &timeline, err));
     if (g->json) {
         json_t *object = timeline_json(&timeline);
         json_t *last = json_pack("{s:o, s:I}", "timeline", object, "seed", (json_int_t)g->seed);
-        return print_json(last, err);
+        TRY(print_json(last, err));
+        return flush_output(err);
     }
     timeline_print(stderr, &timeline);
     if (!g->options.value[OPT_SEED].set) {

@@ -150,6 +150,8 @@ static ls_status place_memory(ls_engine *engine, ls_error *err) {
             return error_set(err, LS_ENOMEM, "engine: out of memory");
         }
         TRY(rank_memory_place(rank, config, engine->program[r], &engine->rank_arena[r], err));
+        /* Weights come first in the arena. The KV cache is left out: a short context touches little of it. */
+        arena_large_pages(&engine->rank_arena[r], engine->rank_arena[r].by_tag[MEM_WEIGHTS]);
         rank->bind.rope = engine->host.rope;
         rank->bind.fault = engine->host.fault[r];
         rank->bind.isa = engine->isa;

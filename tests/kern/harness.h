@@ -122,17 +122,18 @@ static inline int kern_positions(const kern_case *c, int seq) {
 
 /* ---- Runs ---- */
 
-enum { KERN_OP_INDEX = 40, KERN_MAX_OUTPUTS = 4 }; /* index of the first op in its pretended program */
+enum {
+    KERN_OP_INDEX = 40, /* the op's index in a pretended program; an exchange that follows has the next */
+    KERN_FAILED_BEFORE = 6,
+    KERN_MAX_OUTPUTS = 4
+};
 
 typedef struct kern_run {
     const kern_impl *impl;
     int n_ranks, n_threads;
     const kern_span *span; /* NULL: all rows in order */
     int n_spans;
-    bool poison; /* row `poison_row` of the problem's input holds `poison_value` once */
-    int poison_row;
-    float poison_value;
-    bool fault_before; /* the poisoned row has failed before, in op 6 */
+    const int *failed_row; /* this row of the problem has failed before, in op KERN_FAILED_BEFORE; NULL: none has */
 } kern_run;
 
 typedef struct kern_output {
@@ -145,10 +146,11 @@ typedef struct kern_output {
 } kern_output;
 
 typedef struct kern_result {
-    int n_outputs, n_rows, n_ranks;
-    int row[KERN_MAX_ROWS]; /* the problem's row that each row of the step was */
+    int n_ranks, n_rows, n_outputs;
+    int row[KERN_MAX_ROWS]; /* which of the problem's rows an output row is; head and sample have fewer */
     kern_output out[KERN_MAX_OUTPUTS];
-    int fault[LS_MAX_RANKS][KERN_MAX_ROWS];
+    int fault[LS_MAX_RANKS][KERN_MAX_ROWS]; /* by the problem's rows; 0 also for those that were not in the step */
+    bool has_vocab[LS_MAX_RANKS];           /* head: the rank has any logits */
 } kern_result;
 
 typedef struct kern_report {

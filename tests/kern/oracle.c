@@ -28,11 +28,11 @@ double oracle_round(ls_dtype dtype, double value) {
 
 /* ---- Formulas: out[] is [rows][cols] of the output with the same index in kern_result ---- */
 
-/* y[n] = w[n] . x + bias[n]. */
+/* y[n] = w[n] . x + bias[n]; bias = KW_COUNT: none. */
 static void matmul(const kern_problem *p, kern_weight weight, kern_weight bias, const double *x, double *y) {
     const kern_tensor *w = &p->weight[weight];
     for (int n = 0; n < w->rows; n++) {
-        double sum = p->weight[bias].rows > 0 && bias != weight ? p->weight[bias].value[n] : 0;
+        double sum = bias < KW_COUNT && p->weight[bias].rows > 0 ? p->weight[bias].value[n] : 0;
         for (int k = 0; k < w->cols; k++) {
             sum += (double)w->value[(int64_t)n * w->cols + k] * x[k];
         }
@@ -176,7 +176,7 @@ static void oracle_row(const kern_problem *p, int row, double *out[KERN_MAX_OUTP
     case OP_OUT:
     case OP_FFN_OUT: {
         double *x = widen(p->in + (int64_t)row * p->in_cols, p->in_cols);
-        matmul(p, KW_ROW, KW_ROW, x, out[0]);
+        matmul(p, KW_ROW, KW_COUNT, x, out[0]);
         free(x);
         break;
     }
@@ -188,7 +188,7 @@ static void oracle_row(const kern_problem *p, int row, double *out[KERN_MAX_OUTP
         break;
     default: { /* head */
         double *x = normed_row(p, row);
-        matmul(p, KW_HEAD, KW_HEAD, x, out[0]);
+        matmul(p, KW_HEAD, KW_COUNT, x, out[0]);
         free(x);
     }
     }
@@ -296,9 +296,6 @@ bool oracle_check(const kern_problem *p, const kern_result *result, double *wors
         int row = result->row[i];
         if (p->c->kind == OP_SAMPLE) {
             good = check_offer(p, row, result->out[0].value + (int64_t)i * result->out[0].cols, worst, report);
-            continue;
-        }
-        if (p->c->kind == OP_HEAD && !p->is_out[row]) {
             continue;
         }
         double *wanted[KERN_MAX_OUTPUTS];
