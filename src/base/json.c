@@ -24,7 +24,9 @@ ls_status json_doc_parse(json_doc *doc, const char *name, const char *text, size
     json_error_t why;
     json_doc fresh = {0};
     set_name(&fresh, name);
-    fresh.root = json_loadb(text, text_bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | JSON_DECODE_ANY, &why);
+    /* An empty file is mapped to NULL, which jansson takes for a bug of its caller. */
+    fresh.root = json_loadb(text != NULL ? text : "", text_bytes,
+                            JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | JSON_DECODE_ANY, &why);
     if (fresh.root == NULL) {
         return error_set(err, LS_EFORMAT, "%s: not valid JSON at line %d, byte %d: %s", fresh.name, why.line,
                          why.position, why.text);

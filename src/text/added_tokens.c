@@ -140,31 +140,39 @@ static void set_text_part(const added_scan *scan, size_t end, added_part *part) 
     *part = (added_part){.text = scan->text + scan->done, .n_bytes = end - scan->done, .id = -1};
 }
 
+/* What lies behind the last match. */
+static bool rest(added_scan *scan, added_part *part) {
+    if (scan->done >= scan->n) {
+        return false;
+    }
+    set_text_part(scan, scan->n, part);
+    scan->done = scan->n;
+    return true;
+}
+
 bool added_scan_next(added_scan *scan, added_part *part) {
     if (scan->waiting >= 0) {
         *part = (added_part){.id = scan->waiting};
         scan->waiting = -1;
         return true;
     }
-    const added_token *token = next_match(scan);
-    if (token == NULL) {
-        if (scan->done >= scan->n) {
-            return false;
+    const added_token *token;
+    size_t start, end;
+    do {
+        token = next_match(scan);
+        if (token == NULL) {
+            return rest(scan, part);
         }
-        set_text_part(scan, scan->n, part);
-        scan->done = scan->n;
-        return true;
-    }
-    size_t start = scan->at - token->n_bytes;
-    size_t end = scan->at;
-    if (token->strip_left) {
-        start = skip_spaces_back(scan->text, scan->done, start);
-    }
-    if (token->strip_right) { /* a strip before this match may have reached beyond it already */
-        end = skip_spaces(scan->text, scan->n, end > scan->done ? end : scan->done);
-    }
-    bool text_before = start > scan->done;
-    if (text_before) {
+        start = scan->at - token->n_bytes;
+        end = scan->at;
+        if (token->strip_left) {
+            start = start > scan->done ? skip_spaces_back(scan->text, scan->done, start) : scan->done;
+        }
+        if (token->strip_right) { /* a strip before this match may have reached beyond it already */
+            end = skip_spaces(scan->text, scan->n, end > scan->done ? end : scan->done);
+        }
+    } while (start >= end); /* a token made of spaces, which the token before took with it */
+    if (start > scan->done) {
         set_text_part(scan, start, part);
         scan->waiting = token->id;
     } else {

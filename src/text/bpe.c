@@ -198,7 +198,7 @@ ls_status bpe_encode(const bpe *b, const vocab *v, const char *piece, size_t n, 
                      ls_error *err) {
     if (b->ignore_merges) {
         int32_t whole = vocab_find(v, piece, n, false);
-        if (whole >= 0) {
+        if (whole >= 0 && v->token[whole].in_model) {
             return token_list_push(out, whole, err);
         }
     }

@@ -24,7 +24,7 @@ typedef struct bpe {
     size_t merge_mask;
     uint64_t seed;
     int32_t byte_id[256]; /* -1: not in the vocabulary */
-    bool ignore_merges;   /* a piece that is a token as a whole becomes that token, whatever the merges say */
+    bool ignore_merges;   /* a piece that is a token of the model becomes that token, whatever the merges say */
 } bpe;
 
 /* Starts an empty merge table with room for n_merges. `b` is zeroed before; the vocabulary is complete. */

@@ -13,8 +13,8 @@
 #include "text/utf8.h"
 
 enum {
-    MAX_FILE_BYTES = 256 << 20,
-    MAX_TEXT_BYTES = 64 << 20 /* far beyond any context; keeps all offsets within 32 bits */
+    MAX_FILE_BYTES = 256 << 20, /* keeps all counts of the file within 32 bits */
+    MAX_TEXT_BYTES = 64 << 20   /* far beyond any context; keeps all offsets within 32 bits */
 };
 
 ls_status token_list_push(token_list *list, int32_t id, ls_error *err) {
@@ -38,6 +38,10 @@ void token_list_deinit(token_list *list) {
 
 ls_status tokenizer_parse(ls_tokenizer **out, const char *name, const char *json, size_t json_bytes, ls_error *err) {
     ls_status st;
+    if (json_bytes > MAX_FILE_BYTES) {
+        return error_set(err, LS_EFORMAT, "%s: %zu bytes, more than the %d that a tokenizer may have", name, json_bytes,
+                         MAX_FILE_BYTES);
+    }
     ls_tokenizer *tokenizer = calloc(1, sizeof *tokenizer);
     if (tokenizer == NULL) {
         return error_set(err, LS_ENOMEM, "%s: out of memory", name);
@@ -54,11 +58,6 @@ ls_status tokenizer_open(ls_tokenizer **out, const char *path, ls_error *err) {
     ls_status st;
     ls_file file;
     TRY(file_map(&file, path, err));
-    if (file.bytes > MAX_FILE_BYTES) {
-        TRY_GOTO(error_set(err, LS_EFORMAT, "%s: %zu bytes, more than the %d that a tokenizer may have", path,
-                           file.bytes, MAX_FILE_BYTES),
-                 fail);
-    }
     TRY_GOTO(tokenizer_parse(out, path, (const char *)file.data, file.bytes, err), fail);
 fail:
     file_unmap(&file);

@@ -328,6 +328,7 @@ static ls_status read_vocab(const place *model, json_t *tokens, ls_tokenizer *t,
             return error_set(err, LS_EFORMAT, "%s: %svocab: two tokens with id %d", model->doc->name, model->path,
                              (int)id);
         }
+        t->vocab.token[id].in_model = true;
     }
     return LS_OK;
 }

@@ -18,7 +18,7 @@ enum { VOCAB_MAX_ID = (1 << 24) - 1 };
 typedef struct vocab_token {
     uint32_t offset, n_bytes; /* in vocab.bytes */
     bool present, raw;
-    bool added, special; /* set by the reader of added tokens */
+    bool in_model, added, special; /* set by the reader: in model.vocab, in added_tokens, and special there */
 } vocab_token;
 
 typedef struct vocab {

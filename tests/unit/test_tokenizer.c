@@ -330,6 +330,12 @@ static void test_added_tokens(void **state) {
     parts strips = {.added = "[{\"id\":7,\"content\":\"<x>\",\"single_word\":false,\"lstrip\":true,\"rstrip\":true,"
                              "\"normalized\":false,\"special\":true}]"};
     assert_encodes(strips, "a  <x> \u3000 <x>\n b ", special, "0 7 7 1 5 ");
+    parts spaces = {.added = "[{\"id\":7,\"content\":\" \",\"single_word\":false,\"lstrip\":true,\"rstrip\":true,"
+                             "\"normalized\":false,\"special\":true}]"};
+    assert_encodes(spaces, "a   b", special, "0 7 1 "); /* the first takes the others with it */
+    parts ignoring = {.added = "[{\"id\":7,\"content\":\"ca\"," FLAGS "}]", .model = "\"ignore_merges\":true,"};
+    assert_encodes(ignoring, "ca", special, "7 ");
+    assert_encodes(ignoring, "ca", 0, "2 0 "); /* added tokens are not the model's */
     parts in_model = {.added = "[{\"id\":3,\"content\":\"ab\"," FLAGS "}]", .merges = "[]"};
     assert_encodes(in_model, "aabb", special, "0 3 1 ");
     assert_encodes(in_model, "aabb", 0, "0 0 1 1 ");
