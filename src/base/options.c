@@ -110,7 +110,7 @@ static bool is_choice(const char *choices, const char *text) {
 static ls_status parse(const option_def *def, bool from_env, const char *text, option_value *value, ls_error *err) {
     char what[64];
     describe(def, from_env, what, sizeof what);
-    option_value fresh = {.set = true, .text = text};
+    option_value fresh = {.set = true, .from_env = from_env, .text = text};
     if (def->type == OPTION_INT || def->type == OPTION_REAL) {
         TRY(parse_number(def, what, text, &fresh, err));
     } else if (def->type == OPTION_CHOICE && !is_choice(def->choices, text)) {
@@ -135,7 +135,11 @@ static ls_status list_append(ls_options *options, option_id id, const char *text
 }
 
 static ls_status take(ls_options *options, const option_def *def, bool from_env, const char *text, ls_error *err) {
+    bool replaces = options->value[def->id].from_env && !from_env;
     TRY(parse(def, from_env, text, &options->value[def->id], err));
+    if (replaces) {
+        options->n_list[def->id] = 0;
+    }
     return def->type == OPTION_LIST ? list_append(options, def->id, text, err) : LS_OK;
 }
 

@@ -56,6 +56,7 @@ extern const option_def option_table[OPTION_COUNT]; /* indexed by option_id */
 
 typedef struct option_value {
     bool set;         /* has a value, be it the default */
+    bool from_env;    /* flags replace it, lists too */
     const char *text; /* borrowed: argv, the environment or the table */
     int64_t integer;
     double real;

@@ -2,7 +2,6 @@
  * lockstep generate: continue prompts. One prompt streams; several run as a batch and are printed in their order. Results
  * go to stdout, the timeline to stderr; with --json all goes to stdout, one object a line.
  */
-#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -125,14 +124,6 @@ static ls_status print_json(json_t *object, ls_error *err) {
     return LS_OK;
 }
 
-/* Text that nobody received is a failure, not a success. */
-static ls_status flush_output(ls_error *err) {
-    if (fflush(stdout) != 0 || ferror(stdout)) {
-        return error_set(err, LS_EIO, "cannot write to standard output: %s", strerror(errno));
-    }
-    return LS_OK;
-}
-
 static ls_status print_result_json(const char *prompt, const ls_result *result, ls_error *err) {
     json_t *tokens = json_array();
     for (size_t i = result->n_prompt_tokens; i < result->n_tokens; i++) {
@@ -140,15 +131,14 @@ static ls_status print_result_json(const char *prompt, const ls_result *result, 
     }
     char hash[20];
     snprintf(hash, sizeof hash, "%016" PRIx64, result->logits_hash);
-    json_t *object =
-        json_pack("{s:s%, s:s%, s:o, s:I, s:s, s:s}", "prompt", prompt, strlen(prompt), "text", result->text,
-                  result->text_bytes, "tokens", tokens, "prompt_tokens", (json_int_t)result->n_prompt_tokens,
-                  "finish_reason", ls_finish_name(result->finish), "logits_hash", hash);
-    if (object == NULL) { /* a prompt that is not UTF-8 cannot stand in JSON */
-        object = json_pack("{s:n, s:s%, s:I, s:s, s:s}", "prompt", "text", result->text, result->text_bytes,
-                           "prompt_tokens", (json_int_t)result->n_prompt_tokens, "finish_reason",
-                           ls_finish_name(result->finish), "logits_hash", hash);
+    json_t *echo = json_string(prompt);
+    if (echo == NULL) {
+        echo = json_null(); /* bytes that are not UTF-8 cannot stand in JSON */
     }
+    json_t *object =
+        json_pack("{s:o, s:s%, s:o, s:I, s:s, s:s}", "prompt", echo, "text", result->text, result->text_bytes, "tokens",
+                  tokens, "prompt_tokens", (json_int_t)result->n_prompt_tokens, "finish_reason",
+                  ls_finish_name(result->finish), "logits_hash", hash);
     if (object != NULL && result->finish == LS_FINISH_ERROR) {
         json_object_set_new(object, "error", json_string(result->error));
     }
@@ -181,14 +171,13 @@ static ls_status print_all(generate *g, bool *failed, ls_error *err) {
     for (size_t i = 0; i < g->n_prompts; i++) {
         TRY(print_result(g, i, failed, err));
     }
-    TRY(flush_output(err));
+    fflush(stdout);
     ls_timeline timeline = LS_TIMELINE_INIT;
     TRY(ls_engine_get_timeline(g->engine, &timeline, err));
     if (g->json) {
         json_t *object = timeline_json(&timeline);
         json_t *last = json_pack("{s:o, s:I}", "timeline", object, "seed", (json_int_t)g->seed);
-        TRY(print_json(last, err));
-        return flush_output(err);
+        return print_json(last, err);
     }
     timeline_print(stderr, &timeline);
     if (!g->options.value[OPT_SEED].set) {

@@ -1,4 +1,5 @@
 /* lockstep: one binary, one command a file (cmd_*.c). */
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -64,7 +65,7 @@ ls_status cli_find_model(char *out, size_t out_bytes, const char *name, ls_error
     return error_set(err, LS_ENOTFOUND, "the built-in model 'demo' is not beside the program; give its folder with -m");
 }
 
-int main(int argc, char **argv) {
+static int run(int argc, char **argv) {
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0 || strcmp(argv[1], "-h") == 0) {
         print_usage(argc < 2 ? stderr : stdout);
         return argc < 2 ? EXIT_USAGE : EXIT_GOOD;
@@ -81,4 +82,14 @@ int main(int argc, char **argv) {
     fprintf(stderr, "lockstep: unknown command '%s'\n\n", argv[1]);
     print_usage(stderr);
     return EXIT_USAGE;
+}
+
+int main(int argc, char **argv) {
+    int code = run(argc, argv);
+    /* Output that nobody received is a failure, not a success. */
+    if ((fflush(stdout) != 0 || ferror(stdout)) && code == EXIT_GOOD) {
+        fprintf(stderr, "lockstep: cannot write to standard output: %s\n", strerror(errno));
+        return EXIT_FAILED;
+    }
+    return code;
 }

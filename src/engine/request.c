@@ -15,9 +15,9 @@ static ls_status read_sampling(ls_request *request, ls_error *err) {
     const ls_model *model = request->engine->model;
     const ls_request_params *p = &request->params;
     const ls_generation_defaults *d = &model->defaults;
-    double temperature = p->temperature >= 0 ? p->temperature : d->has_temperature ? d->temperature : 1.0;
+    double temperature = !(p->temperature < 0) ? p->temperature : d->has_temperature ? d->temperature : 1.0;
     int64_t top_k = p->top_k >= 0 ? p->top_k : d->has_top_k ? d->top_k : 0;
-    double top_p = p->top_p >= 0 ? p->top_p : d->has_top_p ? d->top_p : 1.0;
+    double top_p = !(p->top_p < 0) ? p->top_p : d->has_top_p ? d->top_p : 1.0; /* NaN is no default */
     if (!(temperature <= 100) || (temperature > 0 && temperature < 1e-3)) {
         return error_set(err, LS_EINVAL, "temperature %g: must be 0 (greedy) or from 0.001 to 100", temperature);
     }

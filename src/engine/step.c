@@ -165,9 +165,11 @@ static void publish_faults(ls_engine *engine) {
             snprintf(where, sizeof where, " of layer %d", op->layer);
         }
         error_set(&request->error, LS_ENUMERIC,
-                  "infinity or NaN at position %d, first seen in op %s%s on rank %d: the model overflows %s; try "
-                  "--dtype f32 or bf16",
-                  batch->pos[m], op_kind_name(op->kind), where, first_rank, ls_dtype_name(engine->config.dtype));
+                  "infinity or NaN at position %d, first seen in op %s%s on rank %d: the model overflows %s%s",
+                  batch->pos[m], op_kind_name(op->kind), where, first_rank, ls_dtype_name(engine->config.dtype),
+                  engine->config.dtype == LS_F16    ? "; try --dtype bf16 or f32"
+                  : engine->config.dtype == LS_BF16 ? "; try --dtype f32"
+                                                    : "");
         end_request(request, LS_FINISH_ERROR);
     }
 }

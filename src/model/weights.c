@@ -1,6 +1,7 @@
 /* See weights.h. */
 #include "model/weights.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "base/numeric.h"
@@ -110,9 +111,13 @@ static ls_status load_tensor(const weight_slot *slot, const weight_source *sourc
             convert(weight->format, out, tensor->dtype, tensor->data + first * element_bytes, slot->col.count);
         if (bad >= 0) {
             float value = element(tensor->dtype, tensor->data, first + bad);
+            char why[64] = "";
+            if (isfinite(value)) {
+                snprintf(why, sizeof why, ", too large for %s: use --dtype %s", ls_dtype_name(weight->format),
+                         weight->format == LS_F16 ? "bf16 or f32" : "f32");
+            }
             return error_set(err, LS_ENUMERIC, "%s: %s: element %lld is %g%s", tensor->file, slot->name,
-                             (long long)(first + bad), (double)value,
-                             isfinite(value) ? ", too large for f16: use --dtype bf16 or f32" : "");
+                             (long long)(first + bad), (double)value, why);
         }
     }
     return LS_OK;

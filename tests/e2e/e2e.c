@@ -30,8 +30,9 @@ void assert_ok_at(ls_status st, const ls_error *err, const char *file, int line)
 void assert_fails_at(ls_status st, const ls_error *err, ls_status expected, const char *const *words, const char *file,
                      int line) {
     bool good = st == expected && err->status == expected;
-    for (; good && *words != NULL; words++) {
+    while (good && *words != NULL) {
         good = strstr(err->text, *words) != NULL;
+        words += good;
     }
     if (!good) {
         print_error("%s:%d: expected %s%s%s, got %s: %s\n", file, line, ls_status_name(expected),
@@ -112,7 +113,8 @@ void tokenizer_write(const char *folder, int n_vocab) {
         int code = printable ? byte : 256 + shifted++;
         bool wanted = id < n_vocab - (byte < 'a' ? 26 : 0); /* the letters are always among them */
         if (wanted && byte != '"' && byte != '\\') {
-            n += snprintf(json + n, sizeof json - (size_t)n, "%s\"\\u%04x\": %d", id > 0 ? ", " : "", (unsigned)code, id);
+            n += snprintf(json + n, sizeof json - (size_t)n, "%s\"\\u%04x\": %d", id > 0 ? ", " : "", (unsigned)code,
+                          id);
             id++;
         }
     }

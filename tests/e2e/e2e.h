@@ -55,7 +55,7 @@ enum { GOLDEN_PROMPTS = 3, GOLDEN_GREEDY = 12 };
 typedef struct golden_prompt {
     int32_t *id; /* [n]: the prompt, and behind it its greedy continuation */
     int n, n_greedy;
-    float *logits;    /* [n_logits][V] of the last n_logits prompt positions */
+    float *logits; /* [n_logits][V] of the last n_logits prompt positions */
     int n_logits;
     float *greedy_logits; /* [n_greedy][V]; row 0 is the last prompt position's */
 } golden_prompt;

@@ -36,10 +36,13 @@ static const variant VARIANTS[] = {
     {.what = "3 threads", .params = PARAMS(.threads = 3), .for_sanitizers = true},
     {.what = "2 ranks, 2 threads", .params = PARAMS(.tensor_parallel_size = 2, .threads = 2), .for_sanitizers = true},
     {.what = "1 row a step", .params = PARAMS(.threads = 1, .max_num_batched_tokens = 1, .max_num_seqs = 1)},
-    {.what = "5 rows a step", .params = PARAMS(.threads = 1, .max_num_batched_tokens = 5, .max_num_seqs = 3), .for_sanitizers = true},
+    {.what = "5 rows a step",
+     .params = PARAMS(.threads = 1, .max_num_batched_tokens = 5, .max_num_seqs = 3),
+     .for_sanitizers = true},
     {.what = "16 rows a step", .params = PARAMS(.threads = 1, .max_num_batched_tokens = 16)},
     {.what = "64 rows a step", .params = PARAMS(.threads = 1, .max_num_batched_tokens = 64)},
-    {.what = "4 ranks, 7 rows a step", .params = PARAMS(.tensor_parallel_size = 4, .max_num_batched_tokens = 7, .max_num_seqs = 2)},
+    {.what = "4 ranks, 7 rows a step",
+     .params = PARAMS(.tensor_parallel_size = 4, .max_num_batched_tokens = 7, .max_num_seqs = 2)},
     {.what = "plain C", .params = PARAMS(.threads = 1), .isa = "ref"},
     {.what = "AVX2", .params = PARAMS(.threads = 1), .isa = "avx2"},
     {.what = "AVX-512, 2 ranks", .params = PARAMS(.tensor_parallel_size = 2, .threads = 1), .isa = "avx512"},
@@ -125,7 +128,8 @@ static int check_variants(const char *name, ls_model *model, const job *wanted, 
             jobs_clear(jobs, n);
         }
         /* A KV cache of another dtype gives other bits, but the same ones at every R. */
-        const variant ranks2 = {.what = "another KV dtype, 2 ranks", .params = PARAMS(.tensor_parallel_size = 2, .threads = 1)};
+        const variant ranks2 = {.what = "another KV dtype, 2 ranks",
+                                .params = PARAMS(.tensor_parallel_size = 2, .threads = 1)};
         job other[GOLDEN_PROMPTS];
         memcpy(jobs, wanted, n * sizeof *jobs);
         memcpy(other, wanted, n * sizeof *other);
@@ -185,8 +189,12 @@ enum { CROWD = 6 };
 
 /* Jobs that come and go at different steps, two of them cancelled; alone says that each is to run by itself. */
 static void fill_crowd(job jobs[CROWD], bool alone) {
-    static const char *const texts[] = {"Once upon a time", "The", "Tim was afraid of the dark. At night he always kept",
-                                        "One day, a small bird could not find her nest.", "a", "Sue was sick."};
+    static const char *const texts[] = {"Once upon a time",
+                                        "The",
+                                        "Tim was afraid of the dark. At night he always kept",
+                                        "One day, a small bird could not find her nest.",
+                                        "a",
+                                        "Sue was sick."};
     static const int n_new[CROWD] = {150, 90, 120, 140, 60, 100};
     static const int join[CROWD] = {0, 0, 3, 10, 11, 40};
     static const int leave[CROWD] = {0, 17, 0, 0, 30, 0};
@@ -380,12 +388,9 @@ static void sampled_text_is_the_same(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(golden_cases_in_every_variant),
-        cmocka_unit_test(demo_in_every_variant),
-        cmocka_unit_test(neighbours_come_and_go),
-        cmocka_unit_test(preempted_text_is_the_same),
-        cmocka_unit_test(prompt_logits_survive_preemption),
-        cmocka_unit_test(sampled_text_is_the_same),
+        cmocka_unit_test(golden_cases_in_every_variant),    cmocka_unit_test(demo_in_every_variant),
+        cmocka_unit_test(neighbours_come_and_go),           cmocka_unit_test(preempted_text_is_the_same),
+        cmocka_unit_test(prompt_logits_survive_preemption), cmocka_unit_test(sampled_text_is_the_same),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

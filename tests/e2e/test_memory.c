@@ -79,10 +79,10 @@ static int64_t weight_formula(const ls_spec *spec, ls_dtype dtype, int r, int n_
     int64_t q = spec->n_heads / n_ranks * d, kv = kv_heads(spec, n_ranks) * d;
     int64_t out_columns = share((int64_t)spec->n_heads * d, r, n_ranks);
     int64_t f = share(spec->d_ffn, r, n_ranks), v = share(spec->n_vocab, r, n_ranks);
-    int64_t layer = 2 * align64(4 * D);                                            /* norms */
+    int64_t layer = 2 * align64(4 * D);                                                                /* norms */
     layer += align64(share((int64_t)spec->n_heads * d, r, n_ranks) * D * e) + 2 * align64(kv * D * e); /* q k v */
-    layer += align64(D * out_columns * e);                                         /* o */
-    layer += 2 * align64(f * D * e) + align64(D * f * e);                          /* gate up down */
+    layer += align64(D * out_columns * e);                                                             /* o */
+    layer += 2 * align64(f * D * e) + align64(D * f * e); /* gate up down */
     layer += spec->qk_norm ? 2 * align64(4 * d) : 0;
     layer += spec->qkv_bias ? align64(4 * q) + 2 * align64(4 * kv) : 0;
     layer += spec->out_bias ? align64(4 * D) : 0;
@@ -214,16 +214,21 @@ static void kv_cache_defaults(void **state) {
     assert_pages(model, 65, 3, 0, 6);                 /* a page more for a token more */
     assert_pages(model, 1, 0, 0, 16);                 /* 16 seats unless told */
     assert_pages(model, 1024, 15, 0, 240);
-    assert_pages(model, 1024, 17, 0, 256);            /* at most 4 GiB */
-    assert_pages(model, 32768, 1, 0, 512);            /* but one sequence always fits: 8 GiB */
+    assert_pages(model, 1024, 17, 0, 256); /* at most 4 GiB */
+    assert_pages(model, 32768, 1, 0, 512); /* but one sequence always fits: 8 GiB */
     assert_pages(model, 32768, 2, 0, 512);
-    assert_pages(model, 1024, 16, 10 * page, 10);     /* as told */
+    assert_pages(model, 1024, 16, 10 * page, 10); /* as told */
     assert_pages(model, 1024, 16, 11 * page - 1, 10);
-    assert_pages(model, 1024, 16, page, 1);           /* less than a whole sequence is allowed */
-    assert_pages(model, 64, 4, 100 * page, 4);        /* no more than can be used */
+    assert_pages(model, 1024, 16, page, 1);    /* less than a whole sequence is allowed */
+    assert_pages(model, 64, 4, 100 * page, 4); /* no more than can be used */
+    assert_pages(model, 0, 16, 0, 256);        /* a context that was not asked for is what 4 GiB hold */
+    assert_pages(model, 0, 16, 3 * page, 3);
     ls_engine_params params = LS_ENGINE_PARAMS_INIT;
-    ls_engine *engine = NULL;
     ls_error err = {0};
+    params.kv_cache_memory_bytes = 3 * page;
+    ls_engine *engine = engine_open(model, &params);
+    assert_int_equal(engine->config.max_len, 3 * 64);
+    ls_engine_close(&engine);
     params.kv_cache_memory_bytes = page - 1;
     ASSERT_FAILS(ls_engine_open(model, &params, &engine, &err), &err, LS_EINVAL, "--kv-cache-memory-bytes", "16777215",
                  "16777216");
@@ -239,6 +244,7 @@ static void impossible_plans_say_need_and_have(void **state) {
     ls_engine_params params = LS_ENGINE_PARAMS_INIT;
     folder_make(folder);
     write_wide(folder, 1 << 24); /* one sequence: 4 TiB */
+    params.max_model_len_tokens = 1 << 24;
     ls_model *model = model_open(folder, LS_LOAD_DUMMY);
     snprintf(have, sizeof have, "the machine has %.2f GB",
              (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE) / 1e9);

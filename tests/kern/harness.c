@@ -254,8 +254,8 @@ static void build_weights(kern_memory *m, int rank) {
                 store_as(t->format, data, r * col.count + c, t->value[(row.first + r) * t->cols + col.first + c]);
             }
         }
-        m->rank[rank].weight[i] = (ls_weight){
-            .format = t->format, .data = data, .rows = (int)row.count, .cols = (int)col.count};
+        m->rank[rank].weight[i] =
+            (ls_weight){.format = t->format, .data = data, .rows = (int)row.count, .cols = (int)col.count};
     }
 }
 
@@ -306,8 +306,8 @@ static void build_ops(kern_memory *m, int rank) {
         op.exchange = (op_exchange){c->init, weight_index(p, KW_ROW_BIAS), SLOT};
         break;
     case OP_FFN_IN:
-        op.ffn_in = (op_ffn_in){KW_NORM,    KW_GATE, KW_UP, weight_index(p, KW_GATE_BIAS), weight_index(p, KW_UP_BIAS),
-                                (int)n.count, eps};
+        op.ffn_in = (op_ffn_in){
+            KW_NORM, KW_GATE, KW_UP, weight_index(p, KW_GATE_BIAS), weight_index(p, KW_UP_BIAS), (int)n.count, eps};
         break;
     case OP_HEAD:
         op.head = (op_head){KW_NORM, KW_HEAD, (int)n.first, (int)n.count, eps};
@@ -342,7 +342,7 @@ static void fill_part(const kern_memory *m, int rank, float *part) {
     const int d = p->c->d_model, count = LS_LEAVES / m->run->n_ranks;
     for (int i = 0; i < m->step.n_rows; i++) {
         for (int j = 0; j < d; j++) {
-            float node[LS_LEAVES];
+            float node[LS_LEAVES] = {0};
             for (int leaf = 0; leaf < count; leaf++) {
                 node[leaf] = p->leaf[((int64_t)(rank * count + leaf) * p->n_rows + m->row[i]) * d + j];
             }
@@ -402,7 +402,8 @@ static void build_cache(kern_memory *m, kern_rank *rank) {
     const kern_case *c = m->p->c;
     const int64_t kv_loc = shard_kv_heads(c->n_kv, rank->bind.group).count;
     const size_t element = ls_dtype_bytes(c->kv_dtype);
-    const size_t bytes = (size_t)((rank->op[0].layer + 1) * m->p->n_pages * kv_loc * LS_PAGE_TOKENS * c->d_head) * element;
+    const size_t bytes =
+        (size_t)((rank->op[0].layer + 1) * m->p->n_pages * kv_loc * LS_PAGE_TOKENS * c->d_head) * element;
     rank->bind.k_cache = take(m, "the K cache", rank->bind.group.rank, bytes);
     rank->bind.v_cache = take(m, "the V cache", rank->bind.group.rank, bytes);
     rank->bind.n_pages = m->p->n_pages;
@@ -683,7 +684,10 @@ static bool gather_sample(const kern_memory *m, kern_result *result, kern_report
 static void gather_columns(const kern_memory *m, kern_result *result) {
     const kern_case *c = m->p->c;
     const bool heads = c->kind == OP_QKV || c->kind == OP_ATTN;
-    const ls_buf buf = c->kind == OP_QKV ? BUF_QKV : c->kind == OP_ATTN ? BUF_ATT : c->kind == OP_HEAD ? BUF_LOGITS : BUF_ACT;
+    const ls_buf buf = c->kind == OP_QKV    ? BUF_QKV
+                       : c->kind == OP_ATTN ? BUF_ATT
+                       : c->kind == OP_HEAD ? BUF_LOGITS
+                                            : BUF_ACT;
     const char *name = c->kind == OP_QKV ? "q" : c->kind == OP_ATTN ? "att" : c->kind == OP_HEAD ? "logits" : "act";
     kern_output *out = add_output(result, name, result->n_rows, heads ? c->n_heads * c->d_head : c->n,
                                   c->kind == OP_HEAD ? LS_F32 : c->dtype, c->dtype);

@@ -29,7 +29,7 @@ typedef struct kern_impl {
     const char *name;
     const ls_op_table *table;
     const char *isa; /* goes into bind->isa */
-    bool exact;      /* promises the bits of the first row, and the same at any R, team and batch; else: tolerance only */
+    bool exact; /* promises the bits of the first row, and the same at any R, team and batch; else: tolerance only */
 } kern_impl;
 
 enum { KERN_MAX_IMPLS = 8 };
@@ -54,11 +54,11 @@ typedef struct kern_case {
     ls_dtype dtype, kv_dtype;
     const char *model; /* whose per-rank sizes these are; NULL: nobody's */
     int d_model;
-    int n;             /* F of ffn_in, V of embed, head and sample, K of out and ffn_out */
+    int n; /* F of ffn_in, V of embed, head and sample, K of out and ffn_out */
     int n_heads, n_kv, d_head, window;
-    bool bias;         /* qkv, ffn_in, exchange */
+    bool bias; /* qkv, ffn_in, exchange */
     bool qk_norm;
-    bool init;         /* exchange */
+    bool init;                   /* exchange */
     kern_seq seq[KERN_MAX_SEQS]; /* up to the first with no rows; decode rows first */
 } kern_case;
 
@@ -102,14 +102,14 @@ typedef struct kern_problem {
     kern_tensor weight[KW_COUNT];
     int n_seqs, n_rows, n_pages, in_cols;
     int row_seq[KERN_MAX_ROWS], row_pos[KERN_MAX_ROWS];
-    int seq_first[KERN_MAX_SEQS];         /* a sequence's first row */
-    int32_t token[KERN_MAX_ROWS];         /* -1 - i: row i of input_rows */
-    bool is_out[KERN_MAX_ROWS];           /* head and sample: has logits */
+    int seq_first[KERN_MAX_SEQS]; /* a sequence's first row */
+    int32_t token[KERN_MAX_ROWS]; /* -1 - i: row i of input_rows */
+    bool is_out[KERN_MAX_ROWS];   /* head and sample: has logits */
     ls_sample_params sample[KERN_MAX_ROWS];
-    float *in;                            /* [n_rows][in_cols]: h, q, att, act or logits, what the op reads */
-    float *input_rows;                    /* [n_rows][D] */
-    float *leaf;                          /* exchange: [8][n_rows][D] */
-    float *rope;                          /* [positions][d/2][2] */
+    float *in;                                  /* [n_rows][in_cols]: h, q, att, act or logits, what the op reads */
+    float *input_rows;                          /* [n_rows][D] */
+    float *leaf;                                /* exchange: [8][n_rows][D] */
+    float *rope;                                /* [positions][d/2][2] */
     float *k[KERN_MAX_SEQS], *v[KERN_MAX_SEQS]; /* attn: [n_past + n_rows][K d] */
     int32_t *page[KERN_MAX_SEQS];
 } kern_problem;
@@ -187,8 +187,9 @@ void kern_groups_destroy(void);
 /* Rounded to nearest even in dtype; arithmetic on doubles only. */
 double oracle_round(ls_dtype dtype, double value);
 
-/* Compares a result of all rows with the formulas of ops.h; *worst is the largest error. */
-bool oracle_check(const kern_problem *p, const kern_result *result, double *worst, kern_report *report);
+/* Compares a result of all rows with the formulas of ops.h; *worst is the largest error. `exact`: also that values are
+ * rounded where ops.h says so and nowhere else, which the tolerance alone would not show. */
+bool oracle_check(const kern_problem *p, const kern_result *result, bool exact, double *worst, kern_report *report);
 
 /* ---- Checks ---- */
 

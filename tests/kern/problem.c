@@ -38,9 +38,9 @@ static float *fill(uint64_t *state, int64_t n, double mean, double deviation, ls
 }
 
 const char *kern_case_text(const kern_case *c, char text[256]) {
-    int n = snprintf(text, 256, "%s %s/%s D %d N %d H %d K %d d %d W %d%s%s, sequences (past+rows)", op_kind_name(c->kind),
-                     ls_dtype_name(c->dtype), ls_dtype_name(c->kv_dtype), c->d_model, c->n, c->n_heads, c->n_kv,
-                     c->d_head, c->window, c->bias ? " bias" : "", c->qk_norm ? " qk-norm" : "");
+    int n = snprintf(text, 256, "%s %s/%s D %d N %d H %d K %d d %d W %d%s%s, sequences (past+rows)",
+                     op_kind_name(c->kind), ls_dtype_name(c->dtype), ls_dtype_name(c->kv_dtype), c->d_model, c->n,
+                     c->n_heads, c->n_kv, c->d_head, c->window, c->bias ? " bias" : "", c->qk_norm ? " qk-norm" : "");
     for (int s = 0; s < KERN_MAX_SEQS && c->seq[s].n_rows > 0 && n < 240; s++) {
         n += snprintf(text + n, 256 - (size_t)n, " %d+%d", c->seq[s].n_past, c->seq[s].n_rows);
     }
@@ -192,9 +192,9 @@ static void make_logits(kern_problem *p, uint64_t *state) {
 static void make_inputs(kern_problem *p, uint64_t *state) {
     const kern_case *c = p->c;
     const int64_t m = p->n_rows;
-    p->in_cols = c->kind == OP_EMBED    ? 0
-                 : c->kind == OP_ATTN   ? c->n_heads * c->d_head
-                 : c->kind == OP_SAMPLE ? c->n
+    p->in_cols = c->kind == OP_EMBED                          ? 0
+                 : c->kind == OP_ATTN                         ? c->n_heads * c->d_head
+                 : c->kind == OP_SAMPLE                       ? c->n
                  : c->kind == OP_OUT || c->kind == OP_FFN_OUT ? c->n
                                                               : c->d_model;
     switch (c->kind) {
@@ -228,7 +228,7 @@ static void make_inputs(kern_problem *p, uint64_t *state) {
         break;
     }
     for (int i = 0; i < m; i++) {
-        p->is_out[i] = c->kind == OP_SAMPLE || (c->kind == OP_HEAD && i % 3 != 2);
+        p->is_out[i] = c->kind == OP_SAMPLE || (c->kind == OP_HEAD && (m == 1 || i % 3 != 0));
         make_sample(p, i, state);
     }
 }

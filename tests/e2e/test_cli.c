@@ -1,0 +1,426 @@
+/*
+ * The command line tool (LS_BIN), as a user meets it: exit codes (0 good, 1 failed, 2 usage), what goes to stdout and to
+ * stderr, flags and environment, --json, output that cannot be written.
+ */
+#include <fcntl.h>
+#include <jansson.h>
+#include <math.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "e2e.h"
+
+enum { MAX_ARGS = 24, MAX_OUTPUT = 1 << 20 };
+
+typedef struct cli_run {
+    const char *args[MAX_ARGS]; /* behind the program's name */
+    const char *env[4];         /* NAME=value, added to ours */
+    const char *folder;         /* to run in */
+    const char *stdout_path;    /* instead of our file; "-": closed */
+    int code;                   /* exit code; -1: ended by a signal */
+    char *out, *err;            /* what it wrote; NUL-terminated */
+    size_t n_out;
+} cli_run;
+
+static char program[4096];
+
+static int find_program(void **state) {
+    (void)state;
+    const char *given = getenv("LS_BIN");
+    return realpath(given != NULL ? given : "build/lockstep", program) == NULL;
+}
+
+static void run_child(const cli_run *run, int out, int err) {
+    const char *argv[MAX_ARGS + 2] = {program};
+    memcpy(argv + 1, run->args, sizeof run->args);
+    for (size_t i = 0; i < COUNT(run->env) && run->env[i] != NULL; i++) {
+        putenv((char *)run->env[i]);
+    }
+    dup2(err, STDERR_FILENO);
+    if (run->stdout_path == NULL) {
+        dup2(out, STDOUT_FILENO);
+    } else if (strcmp(run->stdout_path, "-") == 0) {
+        close(STDOUT_FILENO);
+    } else {
+        dup2(open(run->stdout_path, O_WRONLY), STDOUT_FILENO);
+    }
+    if (run->folder == NULL || chdir(run->folder) == 0) {
+        execv(program, (char *const *)argv);
+    }
+    _exit(127);
+}
+
+static char *read_back(FILE *file, size_t *n) {
+    char *text = malloc(MAX_OUTPUT);
+    assert_non_null(text);
+    rewind(file);
+    *n = fread(text, 1, MAX_OUTPUT - 1, file);
+    text[*n] = '\0';
+    fclose(file);
+    return text;
+}
+
+static void cli(cli_run *run) {
+    FILE *out = tmpfile(), *err = tmpfile();
+    assert_non_null(out);
+    assert_non_null(err);
+    fflush(NULL);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        run_child(run, fileno(out), fileno(err));
+    }
+    int status;
+    size_t n_err;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    run->code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    run->out = read_back(out, &run->n_out);
+    run->err = read_back(err, &n_err);
+}
+
+static void cli_free(cli_run *run) {
+    free(run->out);
+    free(run->err);
+}
+
+static void assert_code(const cli_run *run, int code) {
+    if (run->code != code) {
+        print_error("exit code %d instead of %d; stderr: %s\n", run->code, code, run->err);
+        fail();
+    }
+}
+
+/* Runs it; the exit code, and a text that stderr must hold (stdout if it starts with '>'). */
+static void expect(cli_run run, int code, const char *text) {
+    cli(&run);
+    assert_code(&run, code);
+    bool in_out = text[0] == '>';
+    if (strstr(in_out ? run.out : run.err, text + in_out) == NULL) {
+        print_error("expected %s in: %s\n", text, in_out ? run.out : run.err);
+        fail();
+    }
+    if (code == 2) {
+        assert_int_equal(run.n_out, 0); /* usage errors leave stdout alone */
+    }
+    cli_free(&run);
+}
+
+#define CLI(...) ((cli_run){.args = {__VA_ARGS__}})
+#define DEMO "generate", "-m", "demo"
+
+static void usage(void **state) {
+    (void)state;
+    expect(CLI("--version"), 0, ">lockstep " LS_VERSION "\n");
+    expect(CLI("--help"), 0, ">generate");
+    expect(CLI("help"), 0, ">usage: lockstep COMMAND");
+    expect((cli_run){.folder = NULL}, 2, "usage: lockstep COMMAND");
+    expect(CLI("generaet"), 2, "unknown command 'generaet'");
+    expect(CLI("--frobnicate"), 2, "--frobnicate");
+    expect(CLI("generate", "--help"), 0, ">--tensor-parallel-size");
+    expect(CLI("generate", "--help"), 0, ">LOCKSTEP_TOP_K");
+    expect(CLI("generate"), 2, "-p TEXT");
+    expect(CLI("generate", "-p", "a"), 2, "-m FOLDER");
+    expect(CLI(DEMO), 2, "-p TEXT");
+    expect(CLI(DEMO, "-p", "a", "--frobnicate"), 2, "--frobnicate");
+    expect(CLI(DEMO, "-p", "a", "-Q"), 2, "Q");
+    expect(CLI(DEMO, "-p", "a", "stray"), 2, "stray");
+    expect(CLI(DEMO, "-p", "a", "-tp"), 2, "-tp");
+}
+
+static void values_out_of_range(void **state) {
+    (void)state;
+    expect(CLI(DEMO, "-p", "a", "-n", "many"), 2, "--max-tokens many");
+    expect(CLI(DEMO, "-p", "a", "-n", "-1"), 2, "--max-tokens -1");
+    expect(CLI(DEMO, "-p", "a", "--temp", "101"), 2, "--temp 101");
+    expect(CLI(DEMO, "-p", "a", "--temp", "nan"), 2, "--temp nan");
+    expect(CLI(DEMO, "-p", "a", "--temp", "1e-5"), 2, "temperature 1e-05");
+    expect(CLI(DEMO, "-p", "a", "--top-p", "1.5"), 2, "--top-p 1.5");
+    expect(CLI(DEMO, "-p", "a", "-tp", "3"), 2, "--tensor-parallel-size 3: must be 1, 2, 4 or 8");
+    expect(CLI(DEMO, "-p", "a", "--tensor-parallel-size", "9"), 2, "--tensor-parallel-size 9");
+    expect(CLI(DEMO, "-p", "a", "--dtype", "f64"), 2, "--dtype f64: must be one of auto|f32|bf16|f16");
+    expect(CLI(DEMO, "-p", "a", "--load-format", "gguf"), 2, "--load-format gguf");
+    expect(CLI(DEMO, "-p", "", "-n", "1"), 2, "empty prompt");
+    expect(CLI(DEMO, "-p", "a", "-p", ""), 2, "prompt 2: empty prompt");
+    expect(CLI(DEMO, "-p", "a", "-n", "5000"), 1, "context of 2048 tokens");
+    expect(CLI("generate", "-m", "/nowhere", "-p", "a"), 1, "/nowhere: no such folder");
+    cli_run verbose = CLI("generate", "-m", "/nowhere", "-p", "a", "-v");
+    cli(&verbose);
+    assert_code(&verbose, 1);
+    assert_non_null(strstr(verbose.err, "LS_ENOTFOUND at src/"));
+    cli_free(&verbose);
+}
+
+static void environment(void **state) {
+    (void)state;
+    cli_run bad = CLI(DEMO, "-p", "a", "-n", "1");
+    bad.env[0] = "LOCKSTEP_TEMP=1000";
+    expect(bad, 2, "LOCKSTEP_TEMP 1000: must be from 0 to 100");
+    bad.env[0] = "LOCKSTEP_TENSOR_PARALLEL_SIZE=two";
+    expect(bad, 2, "LOCKSTEP_TENSOR_PARALLEL_SIZE two: expected an integer");
+    bad.env[0] = "LOCKSTEP_DTYPE=int8";
+    expect(bad, 2, "LOCKSTEP_DTYPE int8: must be one of");
+    bad.env[0] = "LOCKSTEP_MAX_MODEL_LEN=4";
+    bad.args[6] = "8";
+    expect(bad, 1, "context of 4 tokens");
+}
+
+/* ---- Generating ---- */
+
+enum { MAX_LINES = 16 };
+
+typedef struct json_lines {
+    json_t *line[MAX_LINES];
+    size_t n;
+} json_lines;
+
+/* Runs it with --json; every line of stdout is one JSON object. */
+static json_lines generate(cli_run run, int code) {
+    json_lines lines = {.n = 0};
+    size_t n_args = 0;
+    while (run.args[n_args] != NULL) {
+        n_args++;
+    }
+    run.args[n_args] = "--json";
+    cli(&run);
+    assert_code(&run, code);
+    for (char *at = run.out; *at != '\0';) {
+        char *end = strchr(at, '\n');
+        json_error_t why;
+        assert_non_null(end);
+        assert_true(lines.n < MAX_LINES);
+        lines.line[lines.n] = json_loadb(at, (size_t)(end - at), JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &why);
+        if (lines.line[lines.n] == NULL) {
+            fail_msg("no JSON: %s in %.*s", why.text, (int)(end - at), at);
+        }
+        lines.n++;
+        at = end + 1;
+    }
+    cli_free(&run);
+    return lines;
+}
+
+static void lines_free(json_lines *lines) {
+    for (size_t i = 0; i < lines->n; i++) {
+        json_decref(lines->line[i]);
+    }
+}
+
+static const char *text_of(const json_lines *lines, size_t i, const char *key) {
+    const char *text = json_string_value(json_object_get(lines->line[i], key));
+    if (text == NULL) {
+        fail_msg("line %zu has no text %s", i, key);
+    }
+    return text;
+}
+
+static double number_of(const json_t *object, const char *key) {
+    const json_t *value = json_object_get(object, key);
+    if (!json_is_number(value)) {
+        fail_msg("no number %s", key);
+    }
+    return json_number_value(value);
+}
+
+/* The whole of a line but for nothing: tokens, text, hash. */
+static bool same_answer(const json_t *a, const json_t *b) {
+    static const char *const keys[] = {"prompt", "text", "tokens", "logits_hash", "finish_reason", "prompt_tokens"};
+    bool same = true;
+    for (size_t i = 0; i < COUNT(keys); i++) {
+        assert_non_null(json_object_get(a, keys[i]));
+        same = same && json_equal(json_object_get(a, keys[i]), json_object_get(b, keys[i]));
+    }
+    return same;
+}
+
+static void assert_timeline(const json_t *line, int n_ranks, int n_threads, const char *dtype) {
+    const json_t *t = json_object_get(line, "timeline");
+    assert_non_null(t);
+    assert_true(number_of(t, "ranks") == n_ranks && number_of(t, "threads_per_rank") == n_threads);
+    assert_string_equal(json_string_value(json_object_get(t, "dtype")), dtype);
+    static const char *const positive[] = {"load_us",
+                                           "plan_us",
+                                           "shard_us",
+                                           "prefill_us",
+                                           "decode_us",
+                                           "tokens_per_s",
+                                           "ms_per_token",
+                                           "weight_bytes_per_step",
+                                           "read_gb_per_s",
+                                           "prefill_steps",
+                                           "decode_steps",
+                                           "kv_bytes_per_step",
+                                           "weights_memory_bytes",
+                                           "kv_memory_bytes",
+                                           "other_memory_bytes"};
+    for (size_t i = 0; i < COUNT(positive); i++) {
+        if (!(number_of(t, positive[i]) > 0)) {
+            fail_msg("timeline: %s is %g", positive[i], number_of(t, positive[i]));
+        }
+    }
+    double weights = number_of(t, "weight_bytes_per_step"), kv = number_of(t, "kv_bytes_per_step");
+    double ratio = number_of(t, "limit_ratio");
+    double step_ms = number_of(t, "decode_us") / 1000 / number_of(t, "decode_steps");
+    double limit_ms = (weights + kv) / number_of(t, "read_gb_per_s") / 1e6;
+    assert_true(ratio > 0 && ratio <= 1.5);
+    assert_true(fabs(number_of(t, "limit_ms_per_step") / limit_ms - 1) < 1e-3);
+    assert_true(fabs(ratio / (limit_ms / step_ms) - 1) < 1e-2);
+    assert_true(fabs(number_of(t, "ms_per_token") / step_ms - 1) < 1e-2);
+    assert_true(number_of(t, "weights_memory_bytes") >= weights);
+    assert_true(number_of(t, "exchanges_per_step") == 17); /* 8 layers, twice each, and the embedding */
+    assert_true(number_of(t, "exchange_us") <= number_of(t, "decode_us"));
+}
+
+static void json_output(void **state) {
+    (void)state;
+    json_lines one = generate(CLI(DEMO, "-p", "Once upon a time", "-n", "12", "--temp", "0", "-t", "2"), 0);
+    assert_int_equal(one.n, 2);
+    assert_string_equal(text_of(&one, 0, "prompt"), "Once upon a time");
+    assert_string_equal(text_of(&one, 0, "text"), ", there was a little girl named Lily. She loved to");
+    assert_string_equal(text_of(&one, 0, "finish_reason"), "length");
+    assert_int_equal(strlen(text_of(&one, 0, "logits_hash")), 16);
+    assert_int_equal(json_array_size(json_object_get(one.line[0], "tokens")), 12);
+    assert_true(number_of(one.line[0], "prompt_tokens") == 4);
+    assert_timeline(one.line[1], 1, 2, "bf16");
+    assert_true(number_of(json_object_get(one.line[1], "timeline"), "decode_tokens") == 11);
+    assert_true(number_of(json_object_get(one.line[1], "timeline"), "prefill_tokens") == 4);
+
+    cli_run forms[] = {CLI(DEMO, "-p", "Once upon a time", "-n12", "--temp=0", "-tp", "4", "-t", "1"),
+                       CLI(DEMO, "--prompt", "Once upon a time", "--max-tokens", "12", "--temperature", "0",
+                           "--tensor-parallel-size", "4", "--threads", "1"),
+                       CLI("generate", "--model=demo", "-p", "Once upon a time", "--predict", "12", "-top-k", "1",
+                           "-tp=4", "-t1", "-s", "3")};
+    for (size_t i = 0; i < COUNT(forms) - (sanitized() ? 2 : 0); i++) {
+        json_lines other = generate(forms[i], 0);
+        assert_int_equal(other.n, 2);
+        assert_true(same_answer(one.line[0], other.line[0]));
+        assert_timeline(other.line[1], 4, 1, "bf16");
+        assert_int_equal(number_of(other.line[1], "seed") == 3, i == 2);
+        lines_free(&other);
+    }
+    lines_free(&one);
+}
+
+static void batches_keep_their_order(void **state) {
+    (void)state;
+    static const char *const prompts[] = {"The robot wanted to learn how to dance.", "a", "One day, a small bird", "a"};
+    json_lines batch = generate(CLI(DEMO, "-p", prompts[0], "-p", prompts[1], "-p", prompts[2], "-p", prompts[3], "-n",
+                                    "9", "-s", "5", "--temp", "0.9", "--max-num-seqs", "2"),
+                                0);
+    assert_int_equal(batch.n, 5);
+    for (size_t i = 0; i < 4; i++) {
+        assert_string_equal(text_of(&batch, i, "prompt"), prompts[i]);
+    }
+    assert_true(same_answer(batch.line[1], batch.line[3]));
+    assert_false(json_equal(json_object_get(batch.line[0], "tokens"), json_object_get(batch.line[1], "tokens")));
+    json_lines alone = generate(CLI(DEMO, "-p", prompts[2], "-n", "9", "-s", "5", "--temp", "0.9"), 0);
+    assert_true(same_answer(batch.line[2], alone.line[0]));
+    json_lines other = generate(CLI(DEMO, "-p", prompts[2], "-n", "9", "-s", "6", "--temp", "0.9"), 0);
+    assert_false(same_answer(batch.line[2], other.line[0]));
+    cli_run text = CLI(DEMO, "-p", prompts[0], "-p", prompts[2], "-n", "9", "-s", "5", "--temp", "0.9");
+    cli(&text);
+    assert_code(&text, 0);
+    char wanted[1024];
+    snprintf(wanted, sizeof wanted, "[1] %s%s\n[2] %s%s\n", prompts[0], text_of(&batch, 0, "text"), prompts[2],
+             text_of(&batch, 2, "text"));
+    assert_string_equal(text.out, wanted);
+    assert_non_null(strstr(text.err, "ratio")); /* the timeline */
+    cli_free(&text);
+    lines_free(&other);
+    lines_free(&alone);
+    lines_free(&batch);
+}
+
+static void flags_win_over_the_environment(void **state) {
+    (void)state;
+    json_lines plain = generate(CLI(DEMO, "-p", "The", "-n", "6", "--temp", "0"), 0);
+    cli_run run = CLI("generate", "-p", "The", "-n", "6");
+    run.env[0] = "LOCKSTEP_TEMP=0";
+    run.env[1] = "LOCKSTEP_MODEL=demo";
+    run.env[2] = "LOCKSTEP_MAX_TOKENS=2";
+    json_lines from_env = generate(run, 0);
+    assert_true(same_answer(plain.line[0], from_env.line[0]));
+    run = CLI(DEMO, "-p", "The", "-n", "6", "--temp", "0");
+    run.env[0] = "LOCKSTEP_TEMP=50";
+    run.env[1] = "LOCKSTEP_MODEL=/nowhere";
+    run.env[2] = "LOCKSTEP_PROMPT=Not this one";
+    json_lines flags = generate(run, 0);
+    assert_int_equal(flags.n, 2);
+    assert_true(same_answer(plain.line[0], flags.line[0]));
+    lines_free(&plain);
+    lines_free(&from_env);
+    lines_free(&flags);
+}
+
+static void odd_prompts(void **state) {
+    (void)state;
+    json_lines control = generate(CLI(DEMO, "-p", "a\x01\x1b[0m\t\"\\\r\n\x7f z", "-n", "4", "--temp", "0"), 0);
+    assert_string_equal(text_of(&control, 0, "prompt"), "a\x01\x1b[0m\t\"\\\r\n\x7f z");
+    assert_int_equal(json_array_size(json_object_get(control.line[0], "tokens")), 4);
+    lines_free(&control);
+    /* Bytes that are no UTF-8 read as U+FFFD; the answer is whole, though the prompt cannot stand in JSON. */
+    json_lines bad = generate(CLI(DEMO, "-p", "a\xff\xc3(\xed\xa0\x80 z", "-n", "4", "--temp", "0"), 0);
+    assert_int_equal(bad.n, 2);
+    assert_non_null(json_object_get(bad.line[0], "prompt"));
+    assert_int_equal(json_array_size(json_object_get(bad.line[0], "tokens")), 4);
+    assert_true(strlen(text_of(&bad, 0, "text")) > 0);
+    lines_free(&bad);
+}
+
+static void demo_is_found_from_elsewhere(void **state) {
+    (void)state;
+    cli_run run = CLI(DEMO, "-p", "The", "-n", "2", "--temp", "0");
+    run.folder = "/";
+    expect(run, 0, ">The");
+    char folder[PATH_BYTES];
+    folder_make(folder); /* a folder named demo there is not the built-in model: it is named by a path */
+    run.folder = folder;
+    expect(run, 0, ">The");
+    run.args[2] = "./demo";
+    expect(run, 1, "./demo: no such folder");
+    folder_remove(folder);
+}
+
+static void output_that_cannot_be_written(void **state) {
+    (void)state;
+    cli_run runs[] = {CLI(DEMO, "-p", "The", "-n", "2"), CLI(DEMO, "-p", "The", "-n", "2", "--json"),
+                      CLI(DEMO, "-p", "The", "-p", "a", "-n", "2"), CLI("--version"), CLI("--help")};
+    for (size_t i = 0; i < COUNT(runs); i++) {
+        runs[i].stdout_path = "/dev/full";
+        expect(runs[i], 1, "standard output: No space left on device");
+        runs[i].stdout_path = "-";
+        expect(runs[i], 1, "standard output");
+    }
+}
+
+static void dummy_model_by_name(void **state) {
+    (void)state;
+    if (sanitized()) {
+        skip();
+    }
+    json_lines lines = generate(CLI("generate", "-m", "Qwen/Qwen3-0.6B", "--load-format", "dummy", "-p", "hi", "-n",
+                                    "3", "--max-model-len", "64", "--temp", "0"),
+                                0);
+    assert_int_equal(lines.n, 2);
+    assert_int_equal(json_array_size(json_object_get(lines.line[0], "tokens")), 3);
+    const json_t *t = json_object_get(lines.line[1], "timeline");
+    double bytes = number_of(t, "weight_bytes_per_step"); /* 596 M parameters in bf16, the norms in f32 */
+    assert_true(bytes > 2 * 595.7e6 && bytes < 2 * 596.3e6);
+    assert_true(number_of(t, "limit_ratio") > 0 && number_of(t, "limit_ratio") <= 1.5);
+    lines_free(&lines);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(usage),
+        cmocka_unit_test(values_out_of_range),
+        cmocka_unit_test(environment),
+        cmocka_unit_test(json_output),
+        cmocka_unit_test(batches_keep_their_order),
+        cmocka_unit_test(flags_win_over_the_environment),
+        cmocka_unit_test(odd_prompts),
+        cmocka_unit_test(demo_is_found_from_elsewhere),
+        cmocka_unit_test(output_that_cannot_be_written),
+        cmocka_unit_test(dummy_model_by_name),
+    };
+    return cmocka_run_group_tests(tests, find_program, NULL);
+}

@@ -1,0 +1,66 @@
+/* examples/generate.c, built against the public header alone: continues the demo on two ranks, and fails with a reason. */
+#include <limits.h>
+#include <sys/wait.h>
+
+#include "e2e.h"
+
+/* Runs BUILD/examples/generate with these words of shell behind it; its output and, in *code, its exit code. */
+static void run_example(const char *words, char *out, size_t out_bytes, int *code) {
+    const char *bin = getenv("LS_BIN");
+    char command[PATH_MAX + 256];
+    bin = bin != NULL ? bin : "build/lockstep";
+    const char *slash = strrchr(bin, '/');
+    assert_non_null(slash);
+    snprintf(command, sizeof command, "%.*s/examples/generate %s 2>&1", (int)(slash - bin), bin, words);
+    FILE *pipe = popen(command, "r");
+    assert_non_null(pipe);
+    size_t n = fread(out, 1, out_bytes - 1, pipe);
+    out[n] = '\0';
+    int status = pclose(pipe);
+    assert_true(WIFEXITED(status));
+    *code = WEXITSTATUS(status);
+}
+
+static void continues_the_demo(void **state) {
+    (void)state;
+    char out[4096];
+    int code;
+    run_example("demo 'Once upon a time'", out, sizeof out, &code);
+    if (code != 0) {
+        fail_msg("exit code %d: %s", code, out);
+    }
+    job alone = {.text = "Once upon a time", .max_tokens = 64, .stop_at_eos = true};
+    ls_model *model = demo_model();
+    ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+    ls_engine *engine = engine_open(model, &params);
+    jobs_run(engine, &alone, 1);
+    char wanted[4096];
+    snprintf(wanted, sizeof wanted, "%s\n(%d tokens, length)\n", alone.answer, alone.n_token);
+    assert_string_equal(out, wanted);
+    jobs_clear(&alone, 1);
+    ls_engine_close(&engine);
+    ls_model_close(&model);
+}
+
+static void fails_with_a_reason(void **state) {
+    (void)state;
+    char out[4096];
+    int code;
+    run_example("", out, sizeof out, &code);
+    assert_int_equal(code, 2);
+    assert_non_null(strstr(out, "usage:"));
+    run_example("/nowhere 'Once'", out, sizeof out, &code);
+    assert_int_equal(code, 1);
+    assert_non_null(strstr(out, "/nowhere: no such folder"));
+    run_example("demo ''", out, sizeof out, &code);
+    assert_int_equal(code, 1);
+    assert_non_null(strstr(out, "empty prompt"));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(continues_the_demo),
+        cmocka_unit_test(fails_with_a_reason),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
