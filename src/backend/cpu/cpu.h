@@ -49,6 +49,12 @@ static inline uint8_t *kv_page(const ls_bind *bind, void *cache, int layer, int 
 /* out = act(norm(h) * w), see qkv in ops.h; dtype LS_F32 leaves it unrounded. out may be h. */
 void ref_norm(const cpu_isa *isa, const float *h, const float *w, float eps, int n, ls_dtype dtype, float *out);
 
+/* BUF_X row i = act(norm(h row row[i])), or of h row i where row is NULL, shared by the team; ends in team_wait. */
+void ref_norm_rows(const ls_bind *bind, const ls_team *team, int i_norm, float eps, const int32_t *row, int n_rows);
+
+/* Rows of x that stay in the cache while all rows of w pass. */
+enum { CPU_ROW_TILE = 16 };
+
 /* y[m][n] = w[n] . x[m] (+ bias[n]) for this thread's part of the rows of w, K as one leaf. */
 void ref_matmul(const ls_bind *bind, const ls_team *team, int i_weight, int i_bias, const float *x, int64_t x_stride,
                 int n_rows, float *y, int64_t y_stride);

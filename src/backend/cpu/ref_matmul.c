@@ -1,9 +1,6 @@
 /* Reference: norms, matmuls, and the ops that are one matmul (out, ffn_out). Formulas in ops.h. */
 #include "backend/cpu/cpu.h"
 
-/* Rows of x that stay in the cache while all rows of w pass. */
-enum { ROW_TILE = 16 };
-
 static inline int64_t min64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
@@ -15,6 +12,19 @@ void ref_norm(const cpu_isa *isa, const float *h, const float *w, float eps, int
     }
 }
 
+void ref_norm_rows(const ls_bind *bind, const ls_team *team, int i_norm, float eps, const int32_t *row, int n_rows) {
+    const int64_t d = bind->d_model;
+    const float *h = bind->buf[BUF_H];
+    float *x = bind->buf[BUF_X];
+    int64_t first, last;
+    team_range(team, n_rows, 1, &first, &last);
+    for (int64_t i = first; i < last; i++) {
+        ref_norm(bind_isa(bind), h + (row == NULL ? i : row[i]) * d, bind->weight[i_norm].data, eps, (int)d,
+                 bind->dtype, x + i * d);
+    }
+    team_wait(team);
+}
+
 void ref_matmul(const ls_bind *bind, const ls_team *team, int i_weight, int i_bias, const float *x, int64_t x_stride,
                 int n_rows, float *y, int64_t y_stride) {
     const ls_weight *w = &bind->weight[i_weight];
@@ -22,8 +32,8 @@ void ref_matmul(const ls_bind *bind, const ls_team *team, int i_weight, int i_bi
     const size_t row_bytes = (size_t)w->cols * ls_dtype_bytes(w->format);
     int64_t first, last;
     team_range(team, w->rows, 1, &first, &last);
-    for (int64_t m0 = 0; m0 < n_rows; m0 += ROW_TILE) {
-        int64_t m1 = min64(m0 + ROW_TILE, n_rows);
+    for (int64_t m0 = 0; m0 < n_rows; m0 += CPU_ROW_TILE) {
+        int64_t m1 = min64(m0 + CPU_ROW_TILE, n_rows);
         for (int64_t n = first; n < last; n++) {
             const uint8_t *row = (const uint8_t *)w->data + (size_t)n * row_bytes;
             for (int64_t m = m0; m < m1; m++) {
@@ -47,8 +57,8 @@ void ref_row(const ls_op *op, int index, const ls_bind *bind, const ls_step *ste
     }
     int64_t first, last;
     team_range(team, w->rows, 1, &first, &last);
-    for (int64_t m0 = 0; m0 < step->n_rows; m0 += ROW_TILE) {
-        int64_t m1 = min64(m0 + ROW_TILE, step->n_rows);
+    for (int64_t m0 = 0; m0 < step->n_rows; m0 += CPU_ROW_TILE) {
+        int64_t m1 = min64(m0 + CPU_ROW_TILE, step->n_rows);
         for (int64_t n = first; n < last; n++) {
             const uint8_t *row = (const uint8_t *)w->data + (size_t)n * (size_t)w->cols * element;
             for (int64_t m = m0; m < m1; m++) {

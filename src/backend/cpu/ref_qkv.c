@@ -31,17 +31,9 @@ void ref_qkv(const ls_op *op, int index, const ls_bind *bind, const ls_step *ste
     const int64_t d_model = bind->d_model;
     const int64_t n_heads = a->n_heads_loc + 2 * a->n_kv_loc;
     const int64_t stride = n_heads * a->d_head;
-    const float *h = bind->buf[BUF_H];
-    float *x = bind->buf[BUF_X];
+    const float *x = bind->buf[BUF_X];
     float *y = bind->buf[BUF_QKV];
-    int64_t first, last;
-
-    team_range(team, step->n_rows, 1, &first, &last);
-    for (int64_t m = first; m < last; m++) {
-        ref_norm(bind_isa(bind), h + m * d_model, bind->weight[a->norm].data, a->eps, (int)d_model, bind->dtype,
-                 x + m * d_model);
-    }
-    team_wait(team);
+    ref_norm_rows(bind, team, a->norm, a->eps, NULL, step->n_rows);
 
     int64_t k_first = (int64_t)a->n_heads_loc * a->d_head;
     int64_t v_first = k_first + (int64_t)a->n_kv_loc * a->d_head;
@@ -50,6 +42,7 @@ void ref_qkv(const ls_op *op, int index, const ls_bind *bind, const ls_step *ste
     ref_matmul(bind, team, a->v, a->v_bias, x, d_model, step->n_rows, y + v_first, stride);
     team_wait(team);
 
+    int64_t first, last;
     team_range(team, step->n_rows * n_heads, 1, &first, &last);
     for (int64_t item = first; item < last; item++) {
         int row = (int)(item / n_heads);

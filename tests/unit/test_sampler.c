@@ -1,0 +1,365 @@
+/*
+ * The sampler: offers made by the op `sample` on R ranks, merged by sampler_pick, against a naive sampler that sorts the
+ * whole row and sums in double; and against exact probabilities by a chi-square test.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#include "backend/cpu/cpu.h"
+#include "backend/sample_math.h"
+#include "engine/sampler.h"
+#include "rank/shard.h"
+
+enum { MAX_V = 5003 };
+
+static bool sanitized(void) {
+    const char *san = getenv("LS_SAN");
+    return san != NULL && san[0] != '\0';
+}
+
+static double next_uniform(uint64_t *state) {
+    uint64_t z = *state += 0x9e3779b97f4a7c15;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+    z = (z ^ z >> 27) * 0x94d049bb133111eb;
+    return (double)((z ^ z >> 31) >> 11) * 0x1p-53;
+}
+
+static void random_row(uint64_t *state, float *logits, int n, double spread, bool ties) {
+    for (int i = 0; i < n; i++) {
+        double sum = 0;
+        for (int j = 0; j < 4; j++) {
+            sum += next_uniform(state) - 0.5;
+        }
+        logits[i] = (float)(ties ? rint(spread * sum * 4) / 4 : spread * sum);
+    }
+}
+
+/* ---- On R ranks ---- */
+
+typedef struct offers {
+    ls_sample_part part[LS_MAX_RANKS];
+    sampler_row row;
+} offers;
+
+/* What each rank would offer for the row. */
+static void make_offers(offers *out, const float *logits, int n, int n_ranks, const ls_sample_params *how) {
+    out->row = (sampler_row){.n_ranks = n_ranks};
+    for (int r = 0; r < n_ranks; r++) {
+        ls_group group = {r, n_ranks};
+        shard_range vocab = shard_leaves(n, group);
+        ls_op op = {
+            .kind = OP_SAMPLE,
+            .sample = {(int)vocab.first, (int)vocab.count, n, shard_leaf_first(group), shard_leaf_count(group)}};
+        ls_bind bind = {.group = group};
+        ls_step step = {.n_rows = 1, .n_out = 1, .sample = how};
+        ls_team team = {0, 1, NULL};
+        bind.buf[BUF_LOGITS] = (void *)(uintptr_t)(logits + vocab.first);
+        bind.buf[BUF_SAMPLE] = &out->part[r];
+        cpu_ref_ops.fn[OP_SAMPLE](&op, 0, &bind, &step, &team);
+        out->row.part[r] = &out->part[r];
+        out->row.logits[r] = logits + vocab.first;
+        out->row.vocab_first[r] = (int)vocab.first;
+        out->row.vocab_count[r] = (int)vocab.count;
+    }
+}
+
+/* gather: the sampler may read the logits; else they are NULL. */
+static int32_t pick(const float *logits, int n, int n_ranks, const ls_sample_params *how, bool gather) {
+    static offers out;
+    make_offers(&out, logits, n, n_ranks, how);
+    for (int r = 0; r < n_ranks && !gather; r++) {
+        out.row.logits[r] = NULL;
+    }
+    ls_candidate *scratch = malloc((size_t)n * sizeof *scratch); /* exactly: for AddressSanitizer */
+    int32_t token = sampler_pick(&out.row, how, scratch);
+    free(scratch);
+    return token;
+}
+
+/* ---- The naive sampler ---- */
+
+static int by_z_then_id(const void *a, const void *b) {
+    const ls_candidate *x = a, *y = b;
+    return x->z != y->z ? (x->z > y->z ? -1 : 1) : x->id < y->id ? -1 : x->id > y->id;
+}
+
+typedef struct naive_set {
+    ls_candidate token[MAX_V]; /* the kept ones first */
+    int n_kept;
+    double mass;      /* of the kept ones, in units of exp(best z) */
+    bool near_border; /* the cut of top-p lies so close to a border that rounding decides */
+} naive_set;
+
+static void naive_filter(naive_set *set, const float *logits, int n, const ls_sample_params *how) {
+    for (int i = 0; i < n; i++) {
+        set->token[i] = (ls_candidate){logits[i] / (how->temperature == 0 ? 1 : how->temperature), i};
+    }
+    qsort(set->token, (size_t)n, sizeof *set->token, by_z_then_id);
+    if (how->temperature == 0) {
+        n = 1;
+    } else if (how->top_k > 0 && how->top_k < n) {
+        n = how->top_k;
+    }
+    double total = 0;
+    for (int i = 0; i < n; i++) {
+        total += exp((double)set->token[i].z - set->token[0].z);
+    }
+    set->n_kept = 0;
+    set->mass = 0;
+    set->near_border = false;
+    while (set->n_kept < n && (how->top_p >= 1 || set->n_kept == 0 || set->mass < how->top_p * total)) {
+        set->mass += exp((double)set->token[set->n_kept].z - set->token[0].z);
+        set->n_kept++;
+        set->near_border |= how->top_p < 1 && fabs(set->mass / total - how->top_p) < 1e-5;
+    }
+}
+
+static int32_t naive_pick(const naive_set *set, const ls_sample_params *how) {
+    double best = -INFINITY;
+    int32_t token = -1;
+    for (int i = 0; i < set->n_kept; i++) {
+        int32_t id = set->token[i].id;
+        double value = (double)set->token[i].z + gumbel(how->seed, how->position, id);
+        if (value > best || (value == best && id < token)) {
+            best = value;
+            token = id;
+        }
+    }
+    return token;
+}
+
+/* ---- Same token on any R, and the naive one ---- */
+
+typedef struct tally {
+    int n_compared, n_skipped, n_wide; /* wide: more tokens kept than one rank offers */
+} tally;
+
+static void check_row(const float *logits, int n, const ls_sample_params *how, tally *count) {
+    static naive_set set;
+    int32_t token = pick(logits, n, 1, how, true);
+    for (int r = 2; r <= LS_MAX_RANKS; r *= 2) {
+        int32_t other = pick(logits, n, r, how, true);
+        if (other != token) {
+            fail_msg("V %d temperature %g top-k %d top-p %g: %d on 1 rank, %d on %d", n, (double)how->temperature,
+                     how->top_k, (double)how->top_p, token, other, r);
+        }
+    }
+    naive_filter(&set, logits, n, how);
+    if (set.near_border) {
+        count->n_skipped++;
+        return;
+    }
+    int32_t wanted = naive_pick(&set, how);
+    if (token != wanted) {
+        fail_msg("V %d temperature %g top-k %d top-p %g: %d, but %d by sorting (%d kept)", n, (double)how->temperature,
+                 how->top_k, (double)how->top_p, token, wanted, set.n_kept);
+    }
+    count->n_compared++;
+    count->n_wide += set.n_kept > LS_SAMPLE_BEST;
+}
+
+static void test_any_ranks_and_naive(void **state) {
+    (void)state;
+    static const int vocab[] = {1, 3, 11, 97, 131, 257, 1009, MAX_V};
+    static const float top_p[] = {0.1F, 0.5F, 0.9F, 0.999F, 1.0F};
+    static const float temperature[] = {0.0F, 0.3F, 1.0F, 2.0F};
+    static float logits[MAX_V];
+    uint64_t seed = 1;
+    tally count = {0};
+    for (size_t v = 0; v < sizeof vocab / sizeof *vocab; v++) {
+        const int n = vocab[v], top_k[] = {0, 1, 5, 50, 256, 300, n};
+        const int n_rows = sanitized() || n > 2000 ? 1 : 4;
+        for (int i = 0; i < 7 * 5 * 4 * n_rows; i++) {
+            ls_sample_params how = {.top_k = top_k[i % 7],
+                                    .top_p = top_p[i / 7 % 5],
+                                    .temperature = temperature[i / 35 % 4],
+                                    .seed = (uint64_t)(next_uniform(&seed) * 1e18),
+                                    .position = (int32_t)(next_uniform(&seed) * 1e5)};
+            /* A narrow spread leaves the mass in many tokens, a wide one in a few. */
+            random_row(&seed, logits, n, i % 3 == 0 ? 0.5 : 6, i / 140 % 2 == 1);
+            check_row(logits, n, &how, &count);
+        }
+    }
+    print_message("%d rows compared, %d too close to a border, %d kept more than %d tokens\n", count.n_compared,
+                  count.n_skipped, count.n_wide, LS_SAMPLE_BEST);
+    assert_true(count.n_compared > 20 * count.n_skipped);
+    assert_true(count.n_wide >= 10);
+}
+
+/* Top-k up to 256, greedy and unfiltered never look at the logits again, nor does top-p that 256 hold. */
+static void test_offers_are_enough(void **state) {
+    (void)state;
+    static float logits[MAX_V];
+    static naive_set set;
+    uint64_t seed = 2;
+    const ls_sample_params ways[] = {{1, 256, 1, 7, 1}, {1, 256, 0.9F, 8, 2}, {0.7F, 1, 1, 9, 3},
+                                     {0, 0, 1, 9, 4},   {2, 0, 1, 10, 5},     {0.3F, 0, 0.5F, 11, 6}};
+    for (int i = 0; i < 60; i++) {
+        const ls_sample_params *how = &ways[i % 6];
+        random_row(&seed, logits, MAX_V, 8, false);
+        naive_filter(&set, logits, MAX_V, how);
+        assert_true(i % 6 == 4 || set.n_kept <= LS_SAMPLE_BEST);
+        for (int r = 1; r <= LS_MAX_RANKS; r *= 2) {
+            assert_int_equal(pick(logits, MAX_V, r, how, false), pick(logits, MAX_V, r, how, true));
+        }
+    }
+}
+
+/* Rows where 256 offers do not hold the mass: nearly flat ones. */
+static void test_gathers(void **state) {
+    (void)state;
+    static float logits[MAX_V];
+    static naive_set set;
+    uint64_t seed = 3;
+    bool beyond_offers = false;
+    for (int i = 0; i < 40; i++) {
+        ls_sample_params how = {1, i % 2 ? 3000 : 0, 0.95F, (uint64_t)i, i};
+        tally count = {0};
+        random_row(&seed, logits, MAX_V, 0.1, i % 4 == 3);
+        naive_filter(&set, logits, MAX_V, &how);
+        assert_true(set.n_kept > LS_SAMPLE_BEST);
+        check_row(logits, MAX_V, &how, &count);
+        /* The drawn token was in no offer of a single rank. */
+        int32_t token = pick(logits, MAX_V, 1, &how, true);
+        bool offered = false;
+        for (int j = 0; j < LS_SAMPLE_BEST; j++) {
+            offered |= set.token[j].id == token;
+        }
+        beyond_offers |= !offered;
+    }
+    assert_true(beyond_offers);
+}
+
+/* One rank holds the best tokens and all of the mass: its offer runs out while the others' do not. */
+static void test_one_rank_runs_out(void **state) {
+    (void)state;
+    static float logits[MAX_V];
+    uint64_t seed = 4;
+    for (int i = 0; i < 20; i++) {
+        random_row(&seed, logits, MAX_V, 0.5, false);
+        for (int id = 0; id < MAX_V / 8 - 20; id++) {
+            logits[id] += 6;
+        }
+        tally count = {0};
+        check_row(logits, MAX_V, &(ls_sample_params){1, i % 2 ? 400 : 0, 0.9F, (uint64_t)i, 1}, &count);
+    }
+}
+
+static void test_ties_go_to_the_lowest_id(void **state) {
+    (void)state;
+    float logits[131];
+    for (int best = 0; best <= 126; best += 14) {
+        for (int i = 0; i < 131; i++) {
+            logits[i] = i >= best ? 1.5F : 1.0F;
+        }
+        for (int r = 1; r <= LS_MAX_RANKS; r *= 2) {
+            assert_int_equal(pick(logits, 131, r, &(ls_sample_params){0, 50, 0.5F, 1, 1}, true), best);
+            assert_int_equal(pick(logits, 131, r, &(ls_sample_params){1, 1, 1, 1, 1}, true), best);
+            assert_int_equal(pick(logits, 131, r, &(ls_sample_params){1, 0, 1e-6F, 1, 1}, true), best);
+            /* top-k cuts through the tie: only the five lowest ids can be drawn. */
+            for (int position = 0; position < 50; position++) {
+                int32_t token = pick(logits, 131, r, &(ls_sample_params){1, 5, 1, 1, position}, true);
+                assert_true(token >= best && token < best + 5);
+            }
+        }
+    }
+}
+
+/* ---- Probabilities ---- */
+
+/* Upper tail of chi-square: Q(df / 2, x / 2), by the series of the lower one or a continued fraction (Lentz). */
+static double chi_square_p(double x, int df) {
+    const double a = df / 2.0, y = x / 2, scale = exp(-y + a * log(y) - lgamma(a));
+    if (y < a + 1) {
+        double term = 1 / a, sum = term;
+        for (int n = 1; n < 1000; n++) {
+            term *= y / (a + n);
+            sum += term;
+        }
+        return 1 - sum * scale;
+    }
+    double b = y + 1 - a, c = 1e300, d = 1 / b, h = d;
+    for (int i = 1; i < 1000; i++) {
+        double an = -i * (i - a);
+        b += 2;
+        d = 1 / (an * d + b);
+        c = b + an / c;
+        h *= d * c;
+    }
+    return scale * h;
+}
+
+enum { DRAWS = 100000, V = 11 };
+static const float CHI_LOGITS[V] = {0.3F, -1.2F, 1.7F, 0.9F, -0.4F, 2.1F, 0.0F, 1.1F, -2.5F, 0.6F, 1.4F};
+
+/* p of the draws against the naive set's probabilities; by_seed: the seed varies, else the position. */
+static double draws_p(const ls_sample_params *how, int n_ranks, bool by_seed, const naive_set *set) {
+    int seen[V] = {0};
+    const int draws = sanitized() ? DRAWS / 10 : DRAWS;
+    for (int i = 0; i < draws; i++) {
+        ls_sample_params draw = *how;
+        draw.seed = by_seed ? (uint64_t)i : how->seed;
+        draw.position = by_seed ? 17 : i;
+        seen[pick(CHI_LOGITS, V, n_ranks, &draw, true)]++;
+    }
+    double chi = 0;
+    int n_seen = 0;
+    for (int i = 0; i < set->n_kept; i++) {
+        double expected = draws * exp((double)set->token[i].z - set->token[0].z) / set->mass;
+        double apart = seen[set->token[i].id] - expected;
+        chi += apart * apart / expected;
+        n_seen += seen[set->token[i].id];
+    }
+    assert_int_equal(n_seen, draws); /* nothing that was filtered out */
+    return chi_square_p(chi, set->n_kept - 1);
+}
+
+static void test_probabilities(void **state) {
+    (void)state;
+    static naive_set set;
+    const ls_sample_params ways[] = {{0.8F, 7, 0.9F, 5, 0},
+                                     {1.0F, 0, 0.95F, 6, 0},
+                                     {1.5F, 6, 1, 7, 0},
+                                     {1.0F, 0, 1, 8, 0},
+                                     {0.7F, V, 0.9999F, 9, 0}};
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        naive_filter(&set, CHI_LOGITS, V, &ways[i]);
+        assert_true(set.n_kept >= 4 && !set.near_border);
+        double p = draws_p(&ways[i], i % 2 == 0 ? 1 : 8, i % 2 == 0, &set);
+        print_message("temperature %g top-k %d top-p %g: %d tokens, p = %.3f\n", (double)ways[i].temperature,
+                      ways[i].top_k, (double)ways[i].top_p, set.n_kept, p);
+        assert_true(p > 1e-4);
+    }
+    /* The test can fail: it tells temperature 1 from 1.03. */
+    ls_sample_params warm = {sanitized() ? 1.1F : 1.03F, 0, 1, 8, 0};
+    naive_filter(&set, CHI_LOGITS, V, &warm);
+    warm.temperature = 1;
+    assert_true(draws_p(&warm, 1, true, &set) < 1e-4);
+}
+
+static void test_chi_square_tail(void **state) {
+    (void)state;
+    /* From tables: the 5 % and 0.1 % points. */
+    assert_true(fabs(chi_square_p(3.841459, 1) - 0.05) < 1e-6);
+    assert_true(fabs(chi_square_p(18.307038, 10) - 0.05) < 1e-6);
+    assert_true(fabs(chi_square_p(29.588298, 10) - 0.001) < 1e-7);
+    assert_true(chi_square_p(0.01, 10) > 0.999999);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_any_ranks_and_naive),
+        cmocka_unit_test(test_offers_are_enough),
+        cmocka_unit_test(test_gathers),
+        cmocka_unit_test(test_one_rank_runs_out),
+        cmocka_unit_test(test_ties_go_to_the_lowest_id),
+        cmocka_unit_test(test_probabilities),
+        cmocka_unit_test(test_chi_square_tail),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
