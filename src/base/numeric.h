@@ -86,7 +86,7 @@ static inline float load_as(ls_dtype dtype, const void *array, int64_t i) {
     return dtype == LS_BF16 ? f32_from_bf16(half) : f32_from_f16(half);
 }
 
-/* exp within 2 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, a polynomial of degree 7 in r (Cephes' expf coefficients; ln 2 in
+/* exp within 1 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, a polynomial of degree 7 in r (Cephes' expf coefficients; ln 2 in
  * two parts so that n times the first is exact). Below -87.3 it is 0 (no subnormals), above 88.7 infinity. */
 static inline float ls_exp(float x) {
     if (!(x > -87.3F)) {

@@ -65,10 +65,14 @@ void rank_group_run(rank_group *group, rank_job job, void *arg) {
 
 ls_status rank_group_create(rank_group **out, int n_ranks, int threads_per_rank, ls_error *err) {
     int n_threads = n_ranks * threads_per_rank;
-    rank_group *group = calloc(1, sizeof *group + (size_t)n_threads * sizeof group->thread[0]);
+    /* Barriers keep their words on cache lines of their own, so the group has their alignment, which calloc lacks. */
+    size_t bytes = sizeof(rank_group) + (size_t)n_threads * sizeof(rank_thread);
+    bytes = (bytes + _Alignof(rank_group) - 1) / _Alignof(rank_group) * _Alignof(rank_group);
+    rank_group *group = aligned_alloc(_Alignof(rank_group), bytes);
     if (group == NULL) {
         return error_set(err, LS_ENOMEM, "rank group: out of memory");
     }
+    memset(group, 0, bytes);
     group->n_ranks = n_ranks;
     group->threads_per_rank = threads_per_rank;
     barrier_init(&group->all, n_threads, n_threads);

@@ -112,6 +112,9 @@ static int check_variants(const char *name, ls_model *model, const job *wanted, 
     int n_refused = 0;
     for (size_t k = 0; k < COUNT(DTYPES); k++) {
         ls_dtype kv_dtype = DTYPES[(k + 1) % COUNT(DTYPES)];
+        if (sanitized() && k != n % COUNT(DTYPES)) {
+            continue; /* the golden cases in f32, the demo in f16 */
+        }
         memcpy(plain, wanted, n * sizeof *plain);
         run_variant(model, DTYPES[k], LS_AUTO, &PLAIN, plain, n);
         for (size_t i = 0; i < COUNT(VARIANTS); i++) {
@@ -151,7 +154,7 @@ static void golden_cases_in_every_variant(void **state) {
     golden_open(&list);
     for (size_t i = 0; i < list.n; i++) {
         const golden_case *c = &list.item[i];
-        if (sanitized() && i % 6 != 2) {
+        if (sanitized() && i % 8 != 2) {
             continue;
         }
         double start = now_s();
@@ -179,7 +182,7 @@ static void demo_in_every_variant(void **state) {
         wanted[i] = (job){.text = STORIES[i], .max_tokens = sanitized() ? 4 : 24};
     }
     ls_model *model = demo_model();
-    assert_int_equal(check_variants("demo", model, wanted, COUNT(STORIES)), 0);
+    assert_int_equal(check_variants("demo", model, wanted, COUNT(STORIES) - (sanitized() ? 1 : 0)), 0);
     ls_model_close(&model);
 }
 
@@ -195,12 +198,12 @@ static void fill_crowd(job jobs[CROWD], bool alone) {
                                         "One day, a small bird could not find her nest.",
                                         "a",
                                         "Sue was sick."};
-    static const int n_new[CROWD] = {150, 90, 120, 140, 60, 100};
+    static const int n_new[2][CROWD] = {{150, 90, 120, 140, 60, 100}, {75, 30, 60, 12, 25, 10}};
     static const int join[CROWD] = {0, 0, 3, 10, 11, 40};
     static const int leave[CROWD] = {0, 17, 0, 0, 30, 0};
     for (int i = 0; i < CROWD; i++) {
         jobs[i] = (job){.text = texts[i],
-                        .max_tokens = sanitized() ? n_new[i] / 3 : n_new[i],
+                        .max_tokens = n_new[sanitized()][i],
                         .seed = (uint64_t)i,
                         .temperature = i % 2 == 0 ? 0 : 0.8,
                         .top_k = i == 3 ? 40 : 0,
@@ -262,8 +265,8 @@ static void preempted_text_is_the_same(void **state) {
     int64_t page_bytes = kv_page_bytes(&engine->config, &model->spec);
     ls_engine_close(&engine);
 
-    static const int n_ranks[] = {1, 2};
-    for (size_t i = 0; i < COUNT(n_ranks); i++) {
+    static const int n_ranks[] = {2, 1};
+    for (size_t i = 0; i < COUNT(n_ranks) - (sanitized() ? 1 : 0); i++) {
         params.tensor_parallel_size = n_ranks[i];
         params.threads = 1;
         params.max_num_batched_tokens = 16 * (int)(i + 1);
@@ -273,7 +276,7 @@ static void preempted_text_is_the_same(void **state) {
         assert_int_equal(engine->config.n_pages, sanitized() ? 2 : 4);
         jobs_run(engine, crowd, CROWD);
         print_message("%d ranks: %lld preemptions\n", n_ranks[i], (long long)engine->stats.preemptions);
-        assert_true(engine->stats.preemptions > 0 || sanitized());
+        assert_true(engine->stats.preemptions > 0);
         assert_int_equal(engine->pages.n_free, engine->pages.n_pages);
         assert_int_equal(engine->n_running, 0);
         ls_engine_close(&engine);
@@ -371,7 +374,7 @@ static void sampled_text_is_the_same(void **state) {
         n_same += same;
         assert_true(same || SAMPLINGS[i / SEEDS].top_k != 1); /* top-k 1 leaves nothing to draw */
     }
-    assert_true(n_same <= 2); /* top-k 1, and perhaps the coldest one */
+    assert_true(n_same <= COUNT(SAMPLINGS) / 2); /* top-k 1, and perhaps the coldest ones */
     static const variant others[] = {{.what = "batch", .params = PARAMS(.threads = 2)},
                                      {.what = "2 ranks", .params = PARAMS(.tensor_parallel_size = 2, .threads = 1)},
                                      {.what = "8 ranks", .params = PARAMS(.tensor_parallel_size = 8, .threads = 1)},

@@ -130,10 +130,40 @@ static void stops_at_end_of_text(void **state) {
     ls_model_close(&model);
 }
 
+/* Hot sampling gives bytes that make no character, also at the end: streamed or whole, the text is the same. */
+static void broken_characters_stream_like_the_whole(void **state) {
+    (void)state;
+    enum { N = 480 };
+    const size_t n_jobs = sanitized() ? 160 : N;
+    ls_model *model = demo_model();
+    ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+    ls_engine *engine = engine_open(model, &params);
+    job jobs[N] = {{0}};
+    int n_broken = 0, n_broken_at_end = 0;
+    for (size_t i = 0; i < n_jobs; i++) {
+        jobs[i] = (job){.text = "a", .max_tokens = 1 + (int)i % 2, .temperature = 20, .seed = i};
+    }
+    jobs_run(engine, jobs, n_jobs);
+    for (size_t i = 0; i < n_jobs; i++) {
+        const char *answer = jobs[i].answer;
+        size_t n = jobs[i].n_answer;
+        assert_int_equal(jobs[i].n_pieces, n);
+        assert_string_equal(jobs[i].pieces, answer);
+        n_broken += strstr(answer, "\xef\xbf\xbd") != NULL;
+        n_broken_at_end += n >= 3 && memcmp(answer + n - 3, "\xef\xbf\xbd", 3) == 0;
+    }
+    print_message("%d of %zu answers hold U+FFFD, %d end in it\n", n_broken, n_jobs, n_broken_at_end);
+    assert_true(n_broken_at_end > 0);
+    jobs_clear(jobs, n_jobs);
+    ls_engine_close(&engine);
+    ls_model_close(&model);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(greedy_text_is_transformers),
         cmocka_unit_test(stops_at_end_of_text),
+        cmocka_unit_test(broken_characters_stream_like_the_whole),
     };
     return cmocka_run_group_tests(tests, open_golden, close_golden);
 }

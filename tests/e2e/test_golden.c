@@ -102,7 +102,10 @@ static void f32_logits_and_greedy_text(void **state) {
     for (size_t i = 0; i < list->n; i++) {
         const golden_case *c = &list->item[i];
         ls_model *model = golden_model(c);
-        double worst = fmax(run_f32(c, model, 16), run_f32(c, model, 2048));
+        double worst = run_f32(c, model, 16);
+        if (!sanitized()) {
+            worst = fmax(worst, run_f32(c, model, 2048));
+        }
         print_message("%-24s f32  %.1e\n", c->name, worst);
         worst_all = fmax(worst_all, worst);
         if (!(worst <= 1e-4)) {
@@ -193,6 +196,9 @@ static void forced_text_in_16_bits(void **state) {
         double tolerance = PRECISION[k].tolerance;
         for (size_t i = 0; i < list->n; i++) {
             const golden_case *c = &list->item[i];
+            if (sanitized() && (i % 4 != k || c->prompt[0].n > 100)) {
+                continue;
+            }
             ls_model *model = golden_model(c);
             margin_count count = run_forced(c, model, dtype, tolerance);
             failed += judge(c, dtype, tolerance, (rule){0.25, 4}, &count);

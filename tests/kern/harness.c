@@ -48,6 +48,14 @@ bool kern_sanitized(void) {
     return san != NULL && san[0] != '\0';
 }
 
+bool kern_thread_sanitized(void) {
+#if defined(__SANITIZE_THREAD__)
+    return true;
+#else
+    return false;
+#endif
+}
+
 /* ---- Guarded memory ---- */
 
 enum { ZONE = 64, FILL = 0xFF };

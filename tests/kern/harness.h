@@ -205,8 +205,9 @@ bool kern_check(const kern_case *c, const kern_impl *impl, int n_impls, kern_cov
 /* Faults and poisoned neighbours. The case needs three rows. */
 bool kern_check_faults(const kern_case *c, const kern_impl *impl, kern_report *report);
 
-/* A sanitizer is at work: do less. */
+/* A sanitizer is at work: do less. ThreadSanitizer: do much less. */
 bool kern_sanitized(void);
+bool kern_thread_sanitized(void);
 
 /* ---- Timings ---- */
 

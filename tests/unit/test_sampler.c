@@ -270,6 +270,70 @@ static void test_ties_go_to_the_lowest_id(void **state) {
     }
 }
 
+/* Unfiltered: the ranks' winners meet, however close they are. */
+static void test_winners_of_ranks_meet(void **state) {
+    (void)state;
+    static naive_set set;
+    float logits[131];
+    uint64_t seed = 5;
+    for (int position = 0; position < 2000; position++) {
+        ls_sample_params how = {1, 0, 1, 77, position};
+        random_row(&seed, logits, 131, 2, position % 2 == 1);
+        naive_filter(&set, logits, 131, &how);
+        int32_t wanted = naive_pick(&set, &how);
+        for (int r = 1; r <= LS_MAX_RANKS; r *= 2) {
+            assert_int_equal(pick(logits, 131, r, &how, false), wanted);
+        }
+    }
+}
+
+/* Draws, at positions where the last token that is kept wins, and where the first that is cut off would win. */
+static void check_cut(const float *logits, int n, ls_sample_params how, int n_kept) {
+    static naive_set set;
+    naive_filter(&set, logits, n, &how);
+    assert_int_equal(set.n_kept, n_kept);
+    bool last_won = false, next_would = false;
+    for (how.position = 0; how.position < 100000 && !(last_won && next_would); how.position++) {
+        int32_t wanted = naive_pick(&set, &how);
+        set.n_kept++;
+        int32_t with_next = naive_pick(&set, &how);
+        set.n_kept--;
+        bool last = !last_won && wanted == set.token[n_kept - 1].id;
+        bool next = !next_would && with_next == set.token[n_kept].id;
+        if (last || next) {
+            assert_int_equal(pick(logits, n, 1, &how, true), wanted);
+            assert_int_equal(pick(logits, n, 4, &how, true), wanted);
+        }
+        last_won |= last;
+        next_would |= next;
+    }
+    assert_true(last_won && next_would);
+}
+
+/* top-p just below and just above the mass of a prefix, alone and after top-k. */
+static void test_cut_is_exact(void **state) {
+    (void)state;
+    enum { N = 97, K = 20 };
+    static naive_set set;
+    float logits[N];
+    uint64_t seed = 6;
+    random_row(&seed, logits, N, 3, false);
+    for (int after_top_k = 0; after_top_k < 2; after_top_k++) {
+        ls_sample_params how = {0.9F, after_top_k ? K : 0, 1, 99, 0};
+        naive_filter(&set, logits, N, &how);
+        const double total = set.mass;
+        double held = 0;
+        for (int i = 0; i < 12; i++) {
+            held += exp((double)set.token[i].z - set.token[0].z);
+            how.top_p = (float)(held / total - 5e-5);
+            check_cut(logits, N, how, i + 1);
+            how.top_p = (float)(held / total + 5e-5);
+            check_cut(logits, N, how, i + 2);
+            naive_filter(&set, logits, N, &how);
+        }
+    }
+}
+
 /* ---- Probabilities ---- */
 
 /* Upper tail of chi-square: Q(df / 2, x / 2), by the series of the lower one or a continued fraction (Lentz). */
@@ -358,6 +422,8 @@ int main(void) {
         cmocka_unit_test(test_gathers),
         cmocka_unit_test(test_one_rank_runs_out),
         cmocka_unit_test(test_ties_go_to_the_lowest_id),
+        cmocka_unit_test(test_winners_of_ranks_meet),
+        cmocka_unit_test(test_cut_is_exact),
         cmocka_unit_test(test_probabilities),
         cmocka_unit_test(test_chi_square_tail),
     };

@@ -121,10 +121,10 @@ static uint64_t read_all(const void *data, size_t bytes) {
     const uint8_t *byte = data;
     u32v acc[STREAMS] = {{0}};
     for (size_t i = 0; i + sizeof acc <= bytes; i += sizeof acc) {
-        u32v block[STREAMS];
-        memcpy(block, byte + i, sizeof block);
         for (int j = 0; j < STREAMS; j++) {
-            acc[j] ^= block[j];
+            u32v block;
+            memcpy(&block, byte + i + (size_t)j * sizeof block, sizeof block);
+            acc[j] ^= block;
         }
     }
     acc[0] ^= acc[1] ^ acc[2] ^ acc[3];
