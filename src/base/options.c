@@ -98,7 +98,10 @@ static ls_status parse_number(const option_def *def, const char *what, const cha
 
 static bool is_choice(const char *choices, const char *text) {
     size_t n = strlen(text);
-    for (const char *c = choices; n > 0 && c != NULL; c = strchr(c, '|')) {
+    if (n == 0 || strchr(text, '|') != NULL) {
+        return false; /* two choices are no choice */
+    }
+    for (const char *c = choices; c != NULL; c = strchr(c, '|')) {
         c += *c == '|';
         if (strncmp(c, text, n) == 0 && (c[n] == '|' || c[n] == '\0')) {
             return true;

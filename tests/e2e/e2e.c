@@ -98,25 +98,30 @@ void file_copy(const char *from_folder, const char *to_folder, const char *name)
     free(bytes);
 }
 
-void tokenizer_write(const char *folder, int n_vocab) {
-    /* The byte-level alphabet: printable Latin-1 stands for itself, the other bytes for code points from 256 on. */
+/* The code point that stands for a byte in the byte-level alphabet: printable Latin-1 is itself, others follow U+0100. */
+static unsigned byte_level(int byte) {
+    unsigned n_others = 0;
+    for (int b = 0; b <= byte; b++) {
+        bool printable = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
+        if (b == byte) {
+            return printable ? (unsigned)b : 256 + n_others;
+        }
+        n_others += !printable;
+    }
+    return 0;
+}
+
+void tokenizer_write(const char *folder, int first_byte, int n_vocab) {
     char json[8192];
     int n = snprintf(json, sizeof json,
                      "{\"version\": \"1.0\", \"added_tokens\": [], \"normalizer\": null, \"pre_tokenizer\": {\"type\": "
                      "\"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": true}, "
                      "\"post_processor\": null, \"decoder\": {\"type\": \"ByteLevel\"}, "
                      "\"model\": {\"type\": \"BPE\", \"merges\": [], \"vocab\": {");
-    int shifted = 0;
-    assert_true(n_vocab <= 256);
-    for (int byte = 0, id = 0; byte < 256; byte++) {
-        bool printable = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
-        int code = printable ? byte : 256 + shifted++;
-        bool wanted = id < n_vocab - (byte < 'a' ? 26 : 0); /* the letters are always among them */
-        if (wanted && byte != '"' && byte != '\\') {
-            n += snprintf(json + n, sizeof json - (size_t)n, "%s\"\\u%04x\": %d", id > 0 ? ", " : "", (unsigned)code,
-                          id);
-            id++;
-        }
+    assert_true(first_byte + n_vocab <= 256);
+    for (int id = 0; id < n_vocab; id++) {
+        n += snprintf(json + n, sizeof json - (size_t)n, "%s\"\\u%04x\": %d", id > 0 ? ", " : "",
+                      byte_level(first_byte + id), id);
     }
     n += snprintf(json + n, sizeof json - (size_t)n, "}}}");
     assert_true((size_t)n < sizeof json);
@@ -192,7 +197,7 @@ static void copy_checkpoint(golden_case *c, const char *folder) {
         }
     }
     closedir(dir);
-    tokenizer_write(c->folder, c->n_vocab);
+    tokenizer_write(c->folder, 60, c->n_vocab); /* the letters among them */
 }
 
 static int by_name(const struct dirent **a, const struct dirent **b) {

@@ -45,8 +45,8 @@ void folder_remove(const char *path);
 void file_write(const char *folder, const char *name, const void *bytes, size_t n);
 uint8_t *file_read(const char *folder, const char *name, size_t *n); /* NUL-terminated, the caller's */
 void file_copy(const char *from_folder, const char *to_folder, const char *name);
-/* A byte-level tokenizer.json whose ids are 0 .. n_vocab - 1 (at most 256): what a checkpoint in tests/golden lacks. */
-void tokenizer_write(const char *folder, int n_vocab);
+/* A byte-level tokenizer.json, which the checkpoints in tests/golden lack: id i is byte first_byte + i, without merges. */
+void tokenizer_write(const char *folder, int first_byte, int n_vocab);
 
 /* ---- Golden cases: tests/golden/<name>/golden.safetensors, see tools/make_golden.py ---- */
 

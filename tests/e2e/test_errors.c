@@ -159,7 +159,7 @@ static void files_that_are_broken(void **state) {
     file_write(c->folder, "config.json", config, n / 2);
     assert_model_refused(c->folder, LS_LOAD_DUMMY, LS_EFORMAT, "config.json", "");
     file_write(c->folder, "config.json", config, n);
-    tokenizer_write(c->folder, 68); /* one id more than the model has */
+    tokenizer_write(c->folder, 60, 68); /* one id more than the model has */
     assert_model_refused(c->folder, LS_LOAD_SAFETENSORS, LS_EFORMAT, "tokenizer.json", "vocab_size is 67");
     free(config);
     free(good);
