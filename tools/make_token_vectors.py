@@ -1,18 +1,27 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/tokens_{demo,qwen3}.json: what Hugging Face `tokenizers` makes of a few hundred strings.
+"""Writes tests/golden/tokens_*.json: what Hugging Face `tokenizers` makes of many strings.
 
-    python tools/make_token_vectors.py [--data ../shared/data]
+    python tools/make_token_vectors.py [--data ../shared/data] [--only name]
 
-Needs the package `tokenizers`. The strings are the same for both tokenizers and for every run (fixed seed). Each file:
-    encode: [text, ids]            special tokens in the text become their ids
-    plain:  [text, ids]            special tokens in the text stay text
+Needs the package `tokenizers`. The strings are the same for all tokenizers and for every run (fixed seed). Small sets,
+tokens_<name>.json, for tokenizers in this repository and for Qwen3:
+    encode: [text, ids, spans]     defaults: special tokens in the text become their ids, the post-processor adds its own
+    plain:  [text, ids]            special tokens in the text stay text, none are added
     decode: [ids, text, skipped]   `skipped` leaves special tokens out; null where it is the same text
+Spans are byte offsets, as one list [start, length, start, length ...], each start counted from the end before it.
+
+Large sets, tokens_large.json: for each tokenizer 10,000 strings that a small generator makes here and in
+tests/unit/token_strings.c (keep in step), and one hash for each 100 of them, over ids with and without special tokens,
+spans, and the decoded text of both.
+
 Random text keeps to characters of Unicode 14, the version that PCRE2 10.42 and utf8proc 2.8 know.
 """
 import argparse
 import json
 import os
 import random
+import re
+import struct
 import unicodedata
 
 import tokenizers
@@ -24,7 +33,7 @@ SCRIPTS = [
     (0xFB00, 0xFB4F), (0x1D100, 0x1D1FF), (0x1F300, 0x1F64F), (0x20000, 0x2A6DF), (0xE0100, 0xE01EF),
 ]
 WHITE = " \t\n\r\x0b\x0c\x1c\x85\xa0\u1680\u180e\u2003\u2028\u2029\u202f\u205f\u3000\u200b\ufeff"
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>", "[INST]", "<|eot_id|>"]
 
 WRITTEN = [
     "", " ", "  ", "a", "Hello, world!", "Hello world, it's me. I'll see what they've said; we're sure she'd agree.",
@@ -103,31 +112,145 @@ def random_strings(rng):
         yield "".join(words)
 
 
-def vectors(tokenizer, strings, rng):
-    encode, plain, decode = [], [], []
-    for text in strings:
-        encode.append([text, tokenizer.encode(text).ids])
-        if "<" in text:
-            tokenizer.encode_special_tokens = True
-            plain.append([text, tokenizer.encode(text).ids])
-            tokenizer.encode_special_tokens = False
-    special = [tokenizer.token_to_id(t) for t in SPECIAL]
-    cut = [i for i in range(tokenizer.get_vocab_size()) if "\ufffd" in tokenizer.decode([i])]  # parts of characters
-    multibyte = [ids for text, ids in encode if ids and not text.isascii()]
+def byte_places(text):
+    """Byte offset of each character, and of the end."""
+    places = [0]
+    for c in text:
+        places.append(places[-1] + len(c.encode()))
+    return places
+
+
+def byte_spans(text, encoding):
+    places = byte_places(text)
+    return [(places[start], places[end]) for start, end in encoding.offsets]
+
+
+def packed(spans):
+    flat, last = [], 0
+    for start, end in spans:
+        flat += [start - last, end - start]
+        last = end
+    return flat
+
+
+def encode_plain(tokenizer, text):
+    tokenizer.encode_special_tokens = True
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    tokenizer.encode_special_tokens = False
+    return ids
+
+
+def id_lists(tokenizer, rows, rng):
+    """Lists to decode: any ids, parts of characters in any order, and encodings that were tampered with."""
+    size = tokenizer.get_vocab_size()
+    special = [i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special]
+    cut = [i for i in range(size) if "\ufffd" in tokenizer.decode([i]) or (tokenizer.id_to_token(i) or "")[:3] == "<0x"]
+    cut = cut or special
+    multibyte = [ids for text, ids, _ in rows if ids and not text.isascii()]
     for i in range(160):
-        if i % 4 == 0:  # any ids, and some that do not exist
-            ids = [rng.randrange(tokenizer.get_vocab_size() + 100) for _ in range(rng.randint(1, 8))]
-        elif i % 4 == 1:  # parts of characters in any order
-            ids = [rng.choice(cut + special) for _ in range(rng.randint(1, 12))]
-        else:  # emoji and CJK cut in two, special tokens within
+        if i % 4 == 0:
+            yield [rng.randrange(size + 100) for _ in range(rng.randint(1, 8))]
+        elif i % 4 == 1:
+            yield [rng.choice(cut + special) for _ in range(rng.randint(1, 12))]
+        else:
             ids = list(rng.choice(multibyte))[:20]
             for _ in range(rng.randint(1, 3)):
                 at = rng.randrange(len(ids) + 1)
                 ids[at:at + rng.randint(0, 1)] = rng.choices(special + cut, k=rng.randint(0, 1))
+            yield ids
+
+
+def vectors(tokenizer, strings, rng):
+    encode, plain, decode = [], [], []
+    for text in strings:
+        encoding = tokenizer.encode(text)
+        encode.append([text, encoding.ids, packed(byte_spans(text, encoding))])
+        if "<" in text:
+            plain.append([text, encode_plain(tokenizer, text)])
+    for ids in id_lists(tokenizer, encode, rng):
         text = tokenizer.decode(ids, skip_special_tokens=False)
         skipped = tokenizer.decode(ids, skip_special_tokens=True)
         decode.append([ids, text, None if skipped == text else skipped])
     return {"encode": encode, "plain": plain, "decode": decode}
+
+
+# ---- Large sets: the generator of tests/unit/token_strings.c, with its tables read from there ----
+
+MASK = (1 << 64) - 1
+
+
+def table(source, name):
+    return re.search(name + r"\[\](?:\[2\])? = \{(.*?)\n?\};", source, re.S)[1]
+
+
+def c_strings(body):
+    text = re.sub(r"\\x([0-9A-F]{2})", r"\\u00\1", body)
+    return [json.loads(f'"{s}"') if "\\U" not in s else s.encode("ascii").decode("unicode_escape")
+            for s in re.findall(r'"((?:[^"\\]|\\.)*)"', text)]
+
+
+class Strings:
+    def __init__(self):
+        with open("tests/unit/token_strings.c", encoding="utf-8") as f:
+            source = f.read()
+        pairs = re.findall(r"\{(0x[0-9A-F]+), (0x[0-9A-F]+)\}", table(source, "scripts"))
+        self.scripts = [(int(first, 16), int(last, 16)) for first, last in pairs]
+        self.words, self.spaces = c_strings(table(source, "words")), c_strings(table(source, "spaces"))
+        self.state = 0
+
+    def below(self, n):
+        self.state = (self.state + 0x9E3779B97F4A7C15) & MASK
+        z = self.state
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & MASK
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & MASK
+        return ((z ^ z >> 31) >> 32) % n
+
+    def characters(self, script, times):
+        first, last = self.scripts[script]
+        return chr(first + self.below(last - first + 1)) * times
+
+    def string(self, i):
+        self.state = (i * 1000003 + 12345) & MASK
+        parts = []
+        for _ in range(1 + self.below(8)):
+            kind, script = self.below(8), self.below(len(self.scripts))
+            if kind < 3:
+                parts.append(self.words[self.below(len(self.words))])
+            elif kind == 3:
+                parts.append(self.spaces[self.below(len(self.spaces))])
+            elif kind == 4:
+                times = 1 + self.below(90)
+                parts.append(self.characters(script, times))
+            else:
+                for _ in range(1 + self.below(16)):
+                    parts.append(self.characters(self.below(len(self.scripts)) if kind == 5 else script, 1))
+        return "".join(parts)
+
+
+def fnv(data):
+    value = 0xCBF29CE484222325
+    for byte in data:
+        value = (value ^ byte) * 0x100000001B3 & MASK
+    return value
+
+
+def words32(values):
+    return struct.pack(f"<{len(values)}I", *values)
+
+
+def large(tokenizer, n_strings=10000, per_hash=100):
+    strings, hashes, data = Strings(), [], bytearray()
+    for i in range(n_strings):
+        text = strings.string(i)
+        encoding, plain = tokenizer.encode(text), encode_plain(tokenizer, text)
+        data += words32(encoding.ids) + words32([x for span in byte_spans(text, encoding) for x in span])
+        data += words32(plain)
+        data += tokenizer.decode(encoding.ids, skip_special_tokens=False).encode()
+        data += tokenizer.decode(plain[::-1], skip_special_tokens=True).encode()
+        if (i + 1) % per_hash == 0:
+            hashes.append(f"{fnv(data):016x}")
+            data.clear()
+    return hashes
 
 
 def write(path, name, data):
@@ -146,9 +269,20 @@ def main():
     parser.add_argument("--data", default="../shared/data", help="the folder with tokenizers/Qwen3/tokenizer.json")
     args = parser.parse_args()
     strings = list(dict.fromkeys(WRITTEN + list(random_strings(random.Random(1)))))
-    for name, path in (("demo", "demo/tokenizer.json"), ("qwen3", f"{args.data}/tokenizers/Qwen3/tokenizer.json")):
+    own = [("demo", "demo/tokenizer.json")]
+    own += [(name, f"tests/golden/tokenizer_{name}.json") for name in ("llama2", "metaspace", "llama3", "odd")]
+    shared = f"{args.data}/tokenizers"
+    for name, path in own + [("qwen3", f"{shared}/Qwen3/tokenizer.json")]:
         tokenizer = tokenizers.Tokenizer.from_file(path)
-        write(f"tests/golden/tokens_{name}.json", name, vectors(tokenizer, strings, random.Random(2)))
+        rows = strings if name in ("demo", "qwen3") else strings[::3]
+        write(f"tests/golden/tokens_{name}.json", name, vectors(tokenizer, rows, random.Random(2)))
+    hashes = {}
+    for folder in ("gpt2", "Qwen3", "Mistral-7B-v0.1", "Mistral-7B-Instruct-v0.2", "Mistral-7B-Instruct-v0.3"):
+        own.append((folder, f"{shared}/{folder}/tokenizer.json"))
+    for name, path in own:
+        hashes[path.replace(args.data, "../shared/data")] = large(tokenizers.Tokenizer.from_file(path))
+        print(path)
+    write("tests/golden/tokens_large.json", "all", hashes)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <utf8proc.h>
 
 #include "text/utf8.h"
 
@@ -32,7 +33,7 @@ static int compare(const void *left, const void *right) {
     return order != 0 ? order : (a->n_bytes > b->n_bytes) - (a->n_bytes < b->n_bytes);
 }
 
-void added_set_freeze(added_set *set) {
+bool added_set_freeze(added_set *set) {
     if (set->n > 0) {
         qsort(set->token, set->n, sizeof *set->token, compare);
     }
@@ -42,6 +43,12 @@ void added_set_freeze(added_set *set) {
         }
         set->first[byte] = i;
     }
+    for (size_t i = 1; i < set->n; i++) {
+        if (compare(&set->token[i - 1], &set->token[i]) == 0) {
+            return false;
+        }
+    }
+    return true;
 }
 
 void added_set_deinit(added_set *set) {
@@ -86,73 +93,65 @@ const added_token *added_set_match(const added_set *set, const char *text, size_
     return longest;
 }
 
-/* Unicode's White_Space, which is \s in Rust. */
-static bool is_space(int32_t c) {
-    return (c >= 0x09 && c <= 0x0D) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-           (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
-}
-
-static size_t skip_spaces(const char *text, size_t n, size_t at) {
-    size_t n_bytes;
-    while (at < n && is_space(utf8_decode(text + at, &n_bytes))) {
-        at += n_bytes;
-    }
-    return at;
-}
-
-static size_t skip_spaces_back(const char *text, size_t low, size_t at) {
-    while (at > low) {
-        size_t before = at - 1, n_bytes;
-        while (utf8_is_continuation(text[before])) {
-            before--;
-        }
-        if (!is_space(utf8_decode(text + before, &n_bytes))) {
-            break;
-        }
-        at = before;
-    }
-    return at;
-}
-
 void added_scan_init(added_scan *scan, const added_set *set, const char *text, size_t n, bool keep_special) {
     *scan = (added_scan){.set = set, .text = text, .n = n, .keep_special = keep_special, .waiting = -1};
 }
 
-/* The next match from scan->at on, which moves behind it. A special token that is to stay text still uses up its place,
- * as with Hugging Face's encode_special_tokens: no other token matches inside. */
+/* \w in Rust: letters, marks, decimal and letter numbers, connecting punctuation, joiners, circled letters. */
+static bool is_word(int32_t c) {
+    switch (utf8proc_category(c)) {
+    case UTF8PROC_CATEGORY_LU:
+    case UTF8PROC_CATEGORY_LL:
+    case UTF8PROC_CATEGORY_LT:
+    case UTF8PROC_CATEGORY_LM:
+    case UTF8PROC_CATEGORY_LO:
+    case UTF8PROC_CATEGORY_MN:
+    case UTF8PROC_CATEGORY_MC:
+    case UTF8PROC_CATEGORY_ME:
+    case UTF8PROC_CATEGORY_ND:
+    case UTF8PROC_CATEGORY_NL:
+    case UTF8PROC_CATEGORY_PC:
+        return true;
+    default:
+        return c == 0x200C || c == 0x200D || (c >= 0x24B6 && c <= 0x24E9) || (c >= 0x1F130 && c <= 0x1F149) ||
+               (c >= 0x1F150 && c <= 0x1F169) || (c >= 0x1F170 && c <= 0x1F189);
+    }
+}
+
+static bool stands_alone(const char *text, size_t n, size_t start, size_t end) {
+    size_t n_bytes, before = start;
+    if (start > 0) {
+        do {
+            before--;
+        } while (utf8_is_continuation(text[before]));
+    }
+    return (start == 0 || !is_word(utf8_decode(text + before, &n_bytes))) &&
+           (end == n || !is_word(utf8_decode(text + end, &n_bytes)));
+}
+
+/* The next match from scan->at on, which moves behind it. A special token that is to stay text, and a part of a word that
+ * should be a single one, still use up their place, as with Hugging Face: no other token matches inside. */
 static const added_token *next_match(added_scan *scan) {
     const added_set *set = scan->set;
     while (scan->at < scan->n) {
         unsigned char byte = (unsigned char)scan->text[scan->at];
         const added_token *token = NULL;
+        size_t start = scan->at;
         if (set->first[byte] < set->first[byte + 1]) {
-            token = added_set_match(set, scan->text + scan->at, scan->n - scan->at);
+            token = added_set_match(set, scan->text + start, scan->n - start);
         }
         scan->at += token ? token->n_bytes : 1;
-        if (token != NULL && !(token->special && scan->keep_special)) {
+        if (token != NULL && !(token->special && scan->keep_special) &&
+            (!token->single_word || stands_alone(scan->text, scan->n, start, scan->at))) {
             return token;
         }
     }
     return NULL;
 }
 
-static void set_text_part(const added_scan *scan, size_t end, added_part *part) {
-    *part = (added_part){.text = scan->text + scan->done, .n_bytes = end - scan->done, .id = -1};
-}
-
-/* What lies behind the last match. */
-static bool rest(added_scan *scan, added_part *part) {
-    if (scan->done >= scan->n) {
-        return false;
-    }
-    set_text_part(scan, scan->n, part);
-    scan->done = scan->n;
-    return true;
-}
-
 bool added_scan_next(added_scan *scan, added_part *part) {
     if (scan->waiting >= 0) {
-        *part = (added_part){.id = scan->waiting};
+        *part = (added_part){scan->waiting_at, scan->done, scan->waiting};
         scan->waiting = -1;
         return true;
     }
@@ -160,23 +159,25 @@ bool added_scan_next(added_scan *scan, added_part *part) {
     size_t start, end;
     do {
         token = next_match(scan);
-        if (token == NULL) {
-            return rest(scan, part);
+        if (token == NULL) { /* what lies behind the last match */
+            *part = (added_part){scan->done, scan->n, -1};
+            scan->done = scan->n;
+            return part->start < part->end;
         }
         start = scan->at - token->n_bytes;
         end = scan->at;
         if (token->strip_left) {
-            start = start > scan->done ? skip_spaces_back(scan->text, scan->done, start) : scan->done;
+            start = start > scan->done ? utf8_skip_spaces_back(scan->text, scan->done, start) : scan->done;
         }
         if (token->strip_right) { /* a strip before this match may have reached beyond it already */
-            end = skip_spaces(scan->text, scan->n, end > scan->done ? end : scan->done);
+            end = utf8_skip_spaces(scan->text, scan->n, end > scan->done ? end : scan->done);
         }
     } while (start >= end); /* a token made of spaces, which the token before took with it */
+    *part = (added_part){start, end, token->id};
     if (start > scan->done) {
-        set_text_part(scan, start, part);
+        *part = (added_part){scan->done, start, -1};
         scan->waiting = token->id;
-    } else {
-        *part = (added_part){.id = token->id};
+        scan->waiting_at = start;
     }
     scan->done = end;
     return true;

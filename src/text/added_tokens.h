@@ -17,6 +17,7 @@ typedef struct added_token {
     size_t n_bytes;
     int32_t id;
     bool special;
+    bool single_word;             /* counts only where no word goes on to its left or right */
     bool strip_left, strip_right; /* takes the white space around it with it */
 } added_token;
 
@@ -26,9 +27,10 @@ typedef struct added_set {
     size_t first[257]; /* tokens that begin with byte b: first[b] .. first[b + 1] */
 } added_set;
 
-/* Copies the text: 1 .. ADDED_TOKEN_MAX_BYTES bytes, in no other token of the set. */
+/* Copies the text: 1 .. ADDED_TOKEN_MAX_BYTES bytes. */
 ls_status added_set_add(added_set *set, const char *text, const added_token *token, ls_error *err);
-void added_set_freeze(added_set *set); /* after the last addition, before the first search */
+/* After the last addition, before the first search. False if two tokens have one text. */
+bool added_set_freeze(added_set *set);
 void added_set_deinit(added_set *set); /* accepts a zeroed one */
 
 /* The longest token that text[0 .. n) begins with, or NULL. */
@@ -42,12 +44,12 @@ typedef struct added_scan {
     bool keep_special; /* special tokens stay text */
     size_t at, done;   /* matches are looked for from here; parts were given up to here */
     int32_t waiting;   /* id of a token to give after the text before it, or -1 */
+    size_t waiting_at; /* where it begins */
 } added_scan;
 
 typedef struct added_part {
-    const char *text;
-    size_t n_bytes;
-    int32_t id; /* -1: text */
+    size_t start, end; /* in the text; with the white space that a token takes with it */
+    int32_t id;        /* -1: text */
 } added_part;
 
 void added_scan_init(added_scan *scan, const added_set *set, const char *text, size_t n, bool keep_special);

@@ -1,215 +1,206 @@
 /*
  * See pretokenize.h. A step reads the pieces of the step before (`before`) and writes `pieces`; the two lists change
- * places after each step. Only SPACE changes the text; it writes into the buffer that the current text is not in.
+ * places after each step. SPACE and META change the text; they write into the buffer that the current text is not in.
  */
 #include "text/pretokenize.h"
 
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "text/oniguruma.h"
-#include "text/utf8.h"
 
 const char pretokenizer_gpt2_pattern[] =
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
-/* Limits on an untrusted pattern. A match may backtrack a fixed number of times for each byte of its piece, which is
- * plenty for patterns that tokenizers have (they look at a byte a few times) and stops those that explode. */
-enum {
-    MAX_PATTERN_BYTES = 1 << 16,
-    JIT_STACK_MIN_BYTES = 32 << 10,
-    JIT_STACK_MAX_BYTES = 1 << 20,
-    HEAP_LIMIT_KIB = 256 << 10,
-    BACKTRACKS_BASE = 100000,
-    BACKTRACKS_PER_BYTE = 16
-};
-
-static ls_status pattern_error(int code, size_t offset, ls_error *err) {
-    char why[160];
-    pcre2_get_error_message(code, (PCRE2_UCHAR *)why, sizeof why);
-    return error_set(err, LS_EUNSUPPORTED, "PCRE2 refuses the pattern at byte %zu: %s", offset, why);
-}
-
-static ls_status add_step(pretokenizer *pre, pretokenizer_step step, ls_error *err) {
+ls_status pretokenizer_add(pretokenizer *pre, pretokenizer_step *step, ls_error *err) {
     if (pre->n_steps == PRETOKENIZER_MAX_STEPS) {
+        pattern_deinit(&step->pattern);
         return error_set(err, LS_EUNSUPPORTED, "more than %d steps are not supported", PRETOKENIZER_MAX_STEPS);
     }
-    pre->step[pre->n_steps++] = step;
+    pre->step[pre->n_steps++] = *step;
+    *step = (pretokenizer_step){0};
     return LS_OK;
-}
-
-ls_status pretokenizer_add_split(pretokenizer *pre, const char *pattern, size_t n, ls_error *err) {
-    ls_status st;
-    text_buffer translated = {0};
-    pcre2_code *code = NULL;
-    pcre2_compile_context *context = pcre2_compile_context_create(NULL);
-    if (context == NULL) {
-        TRY_GOTO(error_set(err, LS_ENOMEM, "out of memory: a regular expression"), fail);
-    }
-    if (n > MAX_PATTERN_BYTES) {
-        TRY_GOTO(error_set(err, LS_EUNSUPPORTED, "a pattern of %zu bytes is not supported (at most %d)", n,
-                           MAX_PATTERN_BYTES),
-                 fail);
-    }
-    TRY_GOTO(text_buffer_append(&translated, "", 0, err), fail); /* an empty pattern is a pattern */
-    TRY_GOTO(oniguruma_to_pcre2(pattern, n, &translated, err), fail);
-    pcre2_set_newline(context, PCRE2_NEWLINE_LF);
-    int why;
-    PCRE2_SIZE offset;
-    uint32_t options = PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C;
-    code = pcre2_compile((PCRE2_SPTR)translated.data, translated.n, options, &why, &offset, context);
-    if (code == NULL) {
-        TRY_GOTO(pattern_error(why, offset, err), fail);
-    }
-    (void)pcre2_jit_compile(code, PCRE2_JIT_COMPLETE); /* without JIT pcre2_match interprets */
-    TRY_GOTO(add_step(pre, (pretokenizer_step){.kind = PRETOKENIZER_SPLIT, .code = code}, err), fail);
-    code = NULL; /* taken */
-    st = LS_OK;
-fail:
-    pcre2_code_free(code);
-    pcre2_compile_context_free(context);
-    text_buffer_deinit(&translated);
-    return st;
-}
-
-ls_status pretokenizer_add_space(pretokenizer *pre, ls_error *err) {
-    return add_step(pre, (pretokenizer_step){.kind = PRETOKENIZER_SPACE}, err);
 }
 
 void pretokenizer_deinit(pretokenizer *pre) {
     for (int i = 0; i < pre->n_steps; i++) {
-        pcre2_code_free(pre->step[i].code);
+        pattern_deinit(&pre->step[i].pattern);
     }
-    *pre = (pretokenizer){0};
+    pre->n_steps = 0;
 }
 
 void pretokenizer_scratch_deinit(pretokenizer_scratch *scratch) {
-    free(scratch->pieces.end);
-    free(scratch->before.end);
-    text_buffer_deinit(&scratch->spaced);
-    text_buffer_deinit(&scratch->spare);
-    pcre2_match_data_free(scratch->match);
-    pcre2_match_context_free(scratch->context);
-    pcre2_jit_stack_free(scratch->stack);
+    free(scratch->pieces.piece);
+    free(scratch->before.piece);
+    traced_deinit(&scratch->text[0]);
+    traced_deinit(&scratch->text[1]);
+    pattern_scratch_deinit(&scratch->pattern);
     *scratch = (pretokenizer_scratch){0};
 }
 
-static ls_status add_piece(piece_list *pieces, size_t end, ls_error *err) {
+/* Without spans only the first piece of an unchanged text is known to be at the start, and that is all FIRST needs when
+ * it is the first step and nothing came before it. */
+bool pretokenizer_needs_spans(const pretokenizer *pre, bool text_was_rewritten) {
+    for (int i = 0; i < pre->n_steps; i++) {
+        if (pre->step[i].kind == PRETOKENIZER_META && pre->step[i].prepend == PREPEND_FIRST) {
+            return i > 0 || text_was_rewritten;
+        }
+    }
+    return false;
+}
+
+/* Empty pieces are dropped. */
+static ls_status add_piece(piece_list *pieces, size_t start, size_t end, ls_error *err) {
+    if (start == end) {
+        return LS_OK;
+    }
     if (pieces->n == pieces->capacity) {
         size_t capacity = pieces->capacity ? 2 * pieces->capacity : 256;
-        size_t *grown = realloc(pieces->end, capacity * sizeof *grown);
+        text_span *grown = realloc(pieces->piece, capacity * sizeof *grown);
         if (grown == NULL) {
             return error_set(err, LS_ENOMEM, "out of memory: %zu pieces of text", capacity);
         }
-        pieces->end = grown;
+        pieces->piece = grown;
         pieces->capacity = capacity;
     }
-    pieces->end[pieces->n++] = end;
+    pieces->piece[pieces->n++] = (text_span){(uint32_t)start, (uint32_t)end};
     return LS_OK;
 }
 
-/* What matching needs beside the code; created on first use, kept for the life of the scratch. */
-static ls_status prepare_match(pretokenizer_scratch *scratch, ls_error *err) {
-    if (scratch->match != NULL) {
+/* A piece that may still grow, or join the part behind it. */
+typedef struct splitter {
+    piece_list *pieces;
+    split_behavior behavior;
+    bool has_open, after_match; /* after_match: the part before was one */
+    size_t start, end;          /* of the open piece */
+} splitter;
+
+static ls_status close_piece(splitter *s, ls_error *err) {
+    bool was_open = s->has_open;
+    s->has_open = false;
+    return was_open ? add_piece(s->pieces, s->start, s->end, err) : LS_OK;
+}
+
+/* The next part of the text, a match or what lies between two. A match may be empty: it makes no piece, but it counts as
+ * a neighbour, as it does with Hugging Face. */
+static ls_status take_part(splitter *s, size_t start, size_t end, bool is_match, ls_error *err) {
+    bool joins = false;
+    switch (s->behavior) {
+    case SPLIT_ISOLATED:
+        break;
+    case SPLIT_REMOVED:
+        if (is_match) {
+            return LS_OK;
+        }
+        break;
+    case SPLIT_MERGED_WITH_PREVIOUS:
+        joins = is_match && !s->after_match;
+        break;
+    case SPLIT_MERGED_WITH_NEXT:
+        joins = !is_match && s->after_match;
+        break;
+    case SPLIT_CONTIGUOUS:
+        joins = is_match == s->after_match;
+        break;
+    }
+    s->after_match = is_match;
+    if (joins && s->has_open) {
+        s->end = end;
         return LS_OK;
     }
-    scratch->context = pcre2_match_context_create(NULL);
-    scratch->stack = pcre2_jit_stack_create(JIT_STACK_MIN_BYTES, JIT_STACK_MAX_BYTES, NULL); /* NULL without JIT */
-    scratch->match = pcre2_match_data_create(1, NULL);
-    if (scratch->match == NULL || scratch->context == NULL) {
-        return error_set(err, LS_ENOMEM, "out of memory: matching a regular expression");
-    }
-    pcre2_set_heap_limit(scratch->context, HEAP_LIMIT_KIB);
-    pcre2_jit_stack_assign(scratch->context, NULL, scratch->stack);
+    TRY(close_piece(s, err));
+    s->has_open = true;
+    s->start = start;
+    s->end = end;
     return LS_OK;
 }
 
-/* The first match of the piece at or after `from`: its ends, or *start = n + 1 if there is none. */
-static ls_status find_match(const pcre2_code *code, const char *piece, size_t n, size_t from,
-                            pretokenizer_scratch *scratch, size_t *start, size_t *end, ls_error *err) {
-    PCRE2_SPTR subject = (PCRE2_SPTR)piece;
-    int rc = pcre2_match(code, subject, n, from, PCRE2_NO_UTF_CHECK, scratch->match, scratch->context);
-    if (rc == PCRE2_ERROR_JIT_STACKLIMIT) { /* the interpreter keeps its stack on the heap */
-        rc = pcre2_match(code, subject, n, from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, scratch->match, scratch->context);
-    }
-    if (rc == PCRE2_ERROR_NOMATCH) {
-        *start = n + 1;
-        return LS_OK;
-    }
-    if (rc < 0) {
-        char why[160];
-        pcre2_get_error_message(rc, (PCRE2_UCHAR *)why, sizeof why);
-        return error_set(err, LS_EUNSUPPORTED, "splitting a text of %zu bytes by the tokenizer's pattern: %s", n, why);
-    }
-    const PCRE2_SIZE *ends = pcre2_get_ovector_pointer(scratch->match);
-    *start = ends[0];
-    *end = ends[1];
-    return LS_OK;
-}
-
-/* Splits one piece that begins at `offset` of the whole text, as Oniguruma's find_iter walks: an empty match right
- * behind a match does not count. */
-static ls_status split_piece(const pcre2_code *code, const char *piece, size_t n, size_t offset,
+/* Splits text[start .. end), a text of its own to the pattern. */
+static ls_status split_piece(const pretokenizer_step *step, const char *text, size_t start, size_t end,
                              pretokenizer_scratch *scratch, ls_error *err) {
-    pcre2_set_match_limit(scratch->context, (uint32_t)(BACKTRACKS_BASE + BACKTRACKS_PER_BYTE * n));
-    size_t done = 0; /* pieces were added up to here */
-    for (size_t from = 0; from < n;) {
-        size_t start = 0, end = 0;
-        TRY(find_match(code, piece, n, from, scratch, &start, &end, err));
-        if (start > n) {
+    splitter s = {.pieces = &scratch->pieces, .behavior = step->behavior};
+    pattern_scan scan;
+    size_t n = end - start, done = 0, from = 0, to = 0;
+    TRY(pattern_scan_init(&scan, &step->pattern, &scratch->pattern, text + start, n, err));
+    for (;;) {
+        TRY(pattern_scan_next(&scan, &from, &to, err));
+        if (from > n) {
             break;
         }
-        if (start > done) {
-            TRY(add_piece(&scratch->pieces, offset + start, err));
+        if (from > done) {
+            TRY(take_part(&s, start + done, start + from, step->invert, err));
         }
-        if (end > start) {
-            TRY(add_piece(&scratch->pieces, offset + end, err));
-        }
-        done = end;
-        from = end;
-        if (end == start) { /* look on behind the next character */
-            do {
-                from++;
-            } while (from < n && utf8_is_continuation(piece[from]));
-        }
+        TRY(take_part(&s, start + from, start + to, !step->invert, err));
+        done = to;
     }
-    return done < n ? add_piece(&scratch->pieces, offset + n, err) : LS_OK;
+    if (done < n) {
+        TRY(take_part(&s, start + done, end, step->invert, err));
+    }
+    return close_piece(&s, err);
 }
 
-static ls_status run_split(const pcre2_code *code, pretokenizer_scratch *scratch, ls_error *err) {
-    TRY(prepare_match(scratch, err));
+static ls_status run_split(const pretokenizer_step *step, pretokenizer_scratch *scratch, ls_error *err) {
     const piece_list *before = &scratch->before;
     scratch->pieces.text = before->text;
-    for (size_t i = 0, start = 0; i < before->n; start = before->end[i++]) {
-        TRY(split_piece(code, before->text + start, before->end[i] - start, start, scratch, err));
+    for (size_t i = 0; i < before->n; i++) {
+        TRY(split_piece(step, before->text.text, before->piece[i].start, before->piece[i].end, scratch, err));
     }
     return LS_OK;
+}
+
+/* The buffer that the current text is not in, emptied. */
+static traced_text *free_buffer(pretokenizer_scratch *scratch) {
+    const text_view *text = &scratch->before.text;
+    traced_text *to = &scratch->text[text->text == scratch->text[0].text.data];
+    traced_start(to, text->span != NULL);
+    return to;
 }
 
 static ls_status run_space(pretokenizer_scratch *scratch, ls_error *err) {
     const piece_list *before = &scratch->before;
-    text_buffer swap = scratch->spare;
-    scratch->spare = scratch->spaced; /* which may be what before->text lies in */
-    scratch->spaced = swap;
-    text_buffer_clear(&scratch->spaced);
-    for (size_t i = 0, start = 0; i < before->n; start = before->end[i++]) {
-        if (before->text[start] != ' ') {
-            TRY(text_buffer_append(&scratch->spaced, " ", 1, err));
+    traced_text *to = free_buffer(scratch);
+    for (size_t i = 0; i < before->n; i++) {
+        size_t start = before->piece[i].start, begin = to->text.n;
+        if (before->text.text[start] != ' ') {
+            TRY(traced_put(to, " ", 1, view_span(&before->text, start), err));
         }
-        TRY(text_buffer_append(&scratch->spaced, before->text + start, before->end[i] - start, err));
-        TRY(add_piece(&scratch->pieces, scratch->spaced.n, err));
+        TRY(traced_copy(to, &before->text, start, before->piece[i].end, err));
+        TRY(add_piece(&scratch->pieces, begin, to->text.n, err));
     }
-    scratch->pieces.text = scratch->spaced.data;
+    scratch->pieces.text = traced_view(to);
     return LS_OK;
 }
 
-ls_status pretokenizer_run(const pretokenizer *pre, const char *text, size_t n, pretokenizer_scratch *scratch,
+static ls_status run_meta(const pretokenizer_step *step, bool at_start, pretokenizer_scratch *scratch, ls_error *err) {
+    const piece_list *before = &scratch->before;
+    const text_view *text = &before->text;
+    traced_text *to = free_buffer(scratch);
+    for (size_t i = 0; i < before->n; i++) {
+        size_t start = before->piece[i].start, end = before->piece[i].end, begin = to->text.n;
+        bool is_first = text->span ? text->span[start].start == 0 : at_start && start == 0;
+        bool marked = text->text[start] == ' ' ||
+                      (end - start >= step->n_mark && memcmp(text->text + start, step->mark, step->n_mark) == 0);
+        if (!marked && (step->prepend == PREPEND_ALWAYS || (step->prepend == PREPEND_FIRST && is_first))) {
+            TRY(traced_put(to, step->mark, step->n_mark, view_span(text, start), err));
+        }
+        for (size_t at = start; at < end;) {
+            const char *space = memchr(text->text + at, ' ', end - at);
+            size_t until = space ? (size_t)(space - text->text) : end;
+            TRY(traced_copy(to, text, at, until, err));
+            if (space != NULL) {
+                TRY(traced_put(to, step->mark, step->n_mark, view_span(text, until), err));
+            }
+            at = until + 1;
+        }
+        TRY(add_piece(&scratch->pieces, begin, to->text.n, err));
+    }
+    scratch->pieces.text = traced_view(to);
+    return LS_OK;
+}
+
+ls_status pretokenizer_run(const pretokenizer *pre, const text_view *text, bool at_start, pretokenizer_scratch *scratch,
                            ls_error *err) {
-    scratch->pieces.text = text;
+    scratch->pieces.text = *text;
     scratch->pieces.n = 0;
-    TRY(add_piece(&scratch->pieces, n, err));
+    TRY(add_piece(&scratch->pieces, 0, text->n, err));
     for (int i = 0; i < pre->n_steps; i++) {
         piece_list swap = scratch->before;
         scratch->before = scratch->pieces;
@@ -217,10 +208,13 @@ ls_status pretokenizer_run(const pretokenizer *pre, const char *text, size_t n, 
         scratch->pieces.n = 0;
         switch (pre->step[i].kind) {
         case PRETOKENIZER_SPLIT:
-            TRY(run_split(pre->step[i].code, scratch, err));
+            TRY(run_split(&pre->step[i], scratch, err));
             break;
         case PRETOKENIZER_SPACE:
             TRY(run_space(scratch, err));
+            break;
+        case PRETOKENIZER_META:
+            TRY(run_meta(&pre->step[i], at_start, scratch, err));
             break;
         }
     }

@@ -1,9 +1,9 @@
 /*
- * tokenizer.json to the parts of a tokenizer.
+ * tokenizer.json to the parts of a tokenizer: vocabulary, merges, added tokens, settings of the BPE model. The other
+ * sections are in tokenizer_sections.c.
  *
- * What is read: a BPE model with byte-level alphabet; normalizer NFC or none; pre_tokenizer Split and ByteLevel;
- * post_processor ByteLevel or none; decoder ByteLevel; added tokens. Each section has one function, and each of them
- * refuses, by the name of the field, what it does not know: a tokenizer that opens gives Hugging Face's ids.
+ * model.vocab and model.merges, nearly all of the file, are cut out of it and read by json_scan.h; what is left goes
+ * through jansson. With a cache (tokenizer_cache.h) both come from there.
  *
  * The file is untrusted. Nothing recurses on its nesting, and ids index arrays only after they were checked.
  */
@@ -12,276 +12,50 @@
 #include <string.h>
 
 #include "base/json.h"
-#include "text/normalize.h"
-#include "text/tokenizer_parts.h"
-
-/* An object of the file and its dotted path, so that every message can say where. */
-typedef struct place {
-    const json_doc *doc;
-    const json_t *object;
-    char path[96]; /* "" or ends in a dot: a key goes behind it */
-} place;
+#include "text/json_scan.h"
+#include "text/tokenizer_cache.h"
+#include "text/tokenizer_sections.h"
 
 typedef struct bytes {
     const char *data;
     size_t n;
 } bytes;
 
-static ls_status malformed(const place *at, const char *key, const char *what, ls_error *err) {
-    return error_set(err, LS_EFORMAT, "%s: %s%s: %s", at->doc->name, at->path, key, what);
-}
+/* The file in three parts. */
+typedef struct parts {
+    const char *json;
+    json_range vocab, merges; /* in json; empty if missing or of another type */
+    text_buffer rest;         /* all but those two, with {} and [] in their places */
+} parts;
 
-/* Values come from the file: only short plain ones are repeated. */
-static ls_status unsupported(const place *at, const char *key, const char *value, ls_error *err) {
-    size_t n = strspn(value, " _-.0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ");
-    bool plain = n > 0 && n <= 60 && value[n] == '\0';
-    return error_set(err, LS_EUNSUPPORTED, "%s: %s%s: %s is not supported", at->doc->name, at->path, key,
-                     plain ? value : "this value");
-}
-
-/* NULL when absent or null. */
-static const json_t *find(const place *at, const char *key) {
-    const json_t *value = json_object_get(at->object, key);
-    return json_is_null(value) ? NULL : value;
-}
-
-static ls_status find_string(const place *at, const char *key, bytes *out, ls_error *err) {
-    const json_t *value = find(at, key);
-    if (value == NULL) {
-        return LS_OK;
+static ls_status cut(parts *p, const char *json, size_t n, ls_error *err) {
+    json_range model = json_skim_member(json, n, 0, "model");
+    p->json = json;
+    if (model.end > model.start) {
+        p->vocab = json_skim_member(json, model.end, model.start, "vocab");
+        p->merges = json_skim_member(json, model.end, model.start, "merges");
     }
-    if (!json_is_string(value)) {
-        return malformed(at, key, "expected a string", err);
+    if (p->vocab.end > p->vocab.start && json[p->vocab.start] != '{') {
+        p->vocab = (json_range){0};
     }
-    *out = (bytes){json_string_value(value), json_string_length(value)};
-    return LS_OK;
-}
-
-static ls_status get_string(const place *at, const char *key, bytes *out, ls_error *err) {
-    return find(at, key) ? find_string(at, key, out, err) : malformed(at, key, "missing", err);
-}
-
-static ls_status find_bool(const place *at, const char *key, bool *out, ls_error *err) {
-    const json_t *value = find(at, key);
-    if (value != NULL && !json_is_boolean(value)) {
-        return malformed(at, key, "expected true or false", err);
+    if (p->merges.end > p->merges.start && json[p->merges.start] != '[') {
+        p->merges = (json_range){0};
     }
-    *out = value ? json_is_true(value) : *out;
-    return LS_OK;
-}
-
-static ls_status get_bool(const place *at, const char *key, bool *out, ls_error *err) {
-    return find(at, key) ? find_bool(at, key, out, err) : malformed(at, key, "missing", err);
-}
-
-static ls_status id_of(const place *at, const char *key, const json_t *value, int32_t *out, ls_error *err) {
-    if (!json_is_integer(value) || json_integer_value(value) < 0 || json_integer_value(value) > VOCAB_MAX_ID) {
-        return error_set(err, LS_EFORMAT, "%s: %s%s: a token id is an integer from 0 to %d", at->doc->name, at->path,
-                         key, VOCAB_MAX_ID);
-    }
-    *out = (int32_t)json_integer_value(value);
-    return LS_OK;
-}
-
-/* The section (an object) under a key; child->object is NULL when it is absent or null. */
-static ls_status find_section(const place *at, const char *key, place *child, ls_error *err) {
-    *child = (place){.doc = at->doc, .object = find(at, key)};
-    snprintf(child->path, sizeof child->path, "%s%s.", at->path, key);
-    if (child->object != NULL && !json_is_object(child->object)) {
-        return malformed(at, key, "expected an object", err);
-    }
-    return LS_OK;
-}
-
-static ls_status find_list(const place *at, const char *key, const json_t **list, ls_error *err) {
-    *list = find(at, key);
-    if (*list != NULL && !json_is_array(*list)) {
-        return malformed(at, key, "expected a list", err);
-    }
-    return LS_OK;
-}
-
-/* Element i, an object, of the list under a key. */
-static ls_status get_item(const place *at, const char *key, const json_t *list, size_t i, place *item, ls_error *err) {
-    *item = (place){.doc = at->doc, .object = json_array_get(list, i)};
-    snprintf(item->path, sizeof item->path, "%s%s[%zu].", at->path, key, i);
-    if (!json_is_object(item->object)) {
-        return error_set(err, LS_EFORMAT, "%s: %s%s[%zu]: expected an object", at->doc->name, at->path, key, i);
-    }
-    return LS_OK;
-}
-
-static bool equals(bytes value, const char *text) {
-    return value.n == strlen(text) && memcmp(value.data, text, value.n) == 0;
-}
-
-/* normalizer: null, NFC, or a Sequence of NFC. */
-static ls_status read_normalizer(const place *root, ls_tokenizer *t, ls_error *err) {
-    place section;
-    bytes type;
-    TRY(find_section(root, "normalizer", &section, err));
-    if (section.object == NULL) {
-        return LS_OK;
-    }
-    TRY(get_string(&section, "type", &type, err));
-    if (equals(type, "NFC")) {
-        t->nfc = true;
-        return LS_OK;
-    }
-    if (!equals(type, "Sequence")) {
-        return unsupported(&section, "type", type.data, err);
-    }
-    const json_t *list;
-    TRY(find_list(&section, "normalizers", &list, err));
-    for (size_t i = 0; i < json_array_size(list); i++) {
-        place item;
-        TRY(get_item(&section, "normalizers", list, i, &item, err));
-        TRY(get_string(&item, "type", &type, err));
-        if (!equals(type, "NFC")) {
-            return unsupported(&item, "type", type.data, err);
+    bool vocab_first = p->vocab.start < p->merges.start;
+    json_range range[2] = {vocab_first ? p->vocab : p->merges, vocab_first ? p->merges : p->vocab};
+    size_t done = 0;
+    for (int i = 0; i < 2; i++) {
+        if (range[i].end > range[i].start) {
+            const char *empty = json[range[i].start] == '{' ? "{}" : "[]";
+            TRY(text_buffer_append(&p->rest, json + done, range[i].start - done, err));
+            TRY(text_buffer_append(&p->rest, empty, 2, err));
+            done = range[i].end;
         }
-        t->nfc = true;
     }
-    return LS_OK;
+    return text_buffer_append(&p->rest, json + done, n - done, err);
 }
 
-static ls_status read_split(const place *at, ls_tokenizer *t, ls_error *err) {
-    place pattern;
-    bytes behavior, regex;
-    TRY(get_string(at, "behavior", &behavior, err));
-    if (!equals(behavior, "Isolated")) { /* with which `invert` changes nothing: both kinds of part are kept */
-        return unsupported(at, "behavior", behavior.data, err);
-    }
-    TRY(find_section(at, "pattern", &pattern, err));
-    if (find(&pattern, "Regex") == NULL) {
-        return unsupported(at, "pattern", "a pattern that is no Regex", err);
-    }
-    TRY(get_string(&pattern, "Regex", &regex, err));
-    ls_status st = pretokenizer_add_split(&t->pre, regex.data, regex.n, err);
-    return st < 0 ? error_prefix(err, st, "%s: %sRegex", at->doc->name, pattern.path) : st;
-}
-
-static ls_status read_byte_level(const place *at, ls_tokenizer *t, ls_error *err) {
-    bool add_prefix_space, use_regex = true;
-    TRY(get_bool(at, "add_prefix_space", &add_prefix_space, err));
-    TRY(find_bool(at, "use_regex", &use_regex, err));
-    if (add_prefix_space) {
-        TRY(pretokenizer_add_space(&t->pre, err));
-    }
-    if (use_regex) {
-        TRY(pretokenizer_add_split(&t->pre, pretokenizer_gpt2_pattern, strlen(pretokenizer_gpt2_pattern), err));
-    }
-    return LS_OK;
-}
-
-/* pre_tokenizer: ByteLevel, or a Sequence of Splits that ends in ByteLevel (what stood behind it would see the spelling
- * of bytes instead of text). */
-static ls_status read_pre_tokenizer(const place *root, ls_tokenizer *t, ls_error *err) {
-    place section;
-    bytes type = {"none", 4};
-    TRY(find_section(root, "pre_tokenizer", &section, err));
-    if (section.object != NULL) {
-        TRY(get_string(&section, "type", &type, err));
-    }
-    if (equals(type, "ByteLevel")) {
-        return read_byte_level(&section, t, err);
-    }
-    if (!equals(type, "Sequence")) {
-        return unsupported(&section, "type", type.data, err);
-    }
-    const json_t *list;
-    TRY(find_list(&section, "pretokenizers", &list, err));
-    size_t n = json_array_size(list);
-    for (size_t i = 0; i < n; i++) {
-        place item;
-        TRY(get_item(&section, "pretokenizers", list, i, &item, err));
-        TRY(get_string(&item, "type", &type, err));
-        if (i + 1 == n && equals(type, "ByteLevel")) {
-            return read_byte_level(&item, t, err);
-        }
-        if (!equals(type, "Split")) {
-            return unsupported(&item, "type", type.data, err);
-        }
-        TRY(read_split(&item, t, err));
-    }
-    return unsupported(&section, "pretokenizers", "a Sequence that does not end in ByteLevel", err);
-}
-
-/* One entry of added_tokens; *token borrows its text from the document. */
-static ls_status read_added_token(const place *at, added_token *token, bytes *text, bool *normalized, ls_error *err) {
-    bool single_word;
-    TRY(id_of(at, "id", find(at, "id"), &token->id, err));
-    TRY(get_string(at, "content", text, err));
-    TRY(get_bool(at, "special", &token->special, err));
-    TRY(get_bool(at, "normalized", normalized, err));
-    TRY(get_bool(at, "lstrip", &token->strip_left, err));
-    TRY(get_bool(at, "rstrip", &token->strip_right, err));
-    TRY(get_bool(at, "single_word", &single_word, err));
-    token->n_bytes = text->n;
-    if (single_word) {
-        return unsupported(at, "single_word", "true", err);
-    }
-    if (text->n > ADDED_TOKEN_MAX_BYTES) {
-        return unsupported(at, "content", "a token of more than 1024 bytes", err);
-    }
-    return text->n > 0 ? LS_OK : malformed(at, "content", "empty", err);
-}
-
-/* A normalized token is looked for, and decoded, in its normal form: only those that are in it are taken. */
-static ls_status check_normal(const place *at, bytes text, ls_error *err) {
-    normalize_scratch scratch = {0};
-    bytes normal;
-    ls_status st = normalize_nfc(text.data, text.n, &scratch, &normal.data, &normal.n, err);
-    if (st == LS_OK && (normal.n != text.n || memcmp(normal.data, text.data, text.n) != 0)) {
-        st = unsupported(at, "content", "a normalized token that is not in NFC", err);
-    }
-    normalize_scratch_deinit(&scratch);
-    return st;
-}
-
-/* Hugging Face gives an added token the id of the same text in the model, or else the next id behind the model; the id
- * in the file is no more than a remark. Where the two differ the file contradicts itself. */
-static ls_status add_token(const place *item, ls_tokenizer *t, int32_t *next_id, char *scratch, ls_error *err) {
-    added_token token = {0};
-    bytes text;
-    bool normalized;
-    TRY(read_added_token(item, &token, &text, &normalized, err));
-    int32_t id = vocab_find_spelling(&t->vocab, text.data, text.n, scratch);
-    bool is_new = id < 0;
-    if (is_new) {
-        id = (*next_id)++;
-    }
-    if (token.id != id) {
-        return error_set(err, LS_EFORMAT, "%s: %sid: %d, but by its content and place it is %d", item->doc->name,
-                         item->path, (int)token.id, (int)id);
-    }
-    if (is_new && vocab_add(&t->vocab, id, text.data, text.n) != VOCAB_ADDED) {
-        return malformed(item, "id", "taken by another token", err);
-    }
-    vocab_token *entry = &t->vocab.token[id];
-    if (entry->added) {
-        return malformed(item, "content", "listed twice", err);
-    }
-    entry->added = true;
-    entry->special = token.special;
-    if (normalized && t->nfc) {
-        TRY(check_normal(item, text, err));
-    }
-    return added_set_add(normalized ? &t->added_normalized : &t->added, text.data, &token, err);
-}
-
-static ls_status read_added_tokens(const place *root, const json_t *list, ls_tokenizer *t, char *scratch,
-                                   ls_error *err) {
-    int32_t next_id = (int32_t)t->vocab.n_tokens;
-    for (size_t i = 0; i < json_array_size(list); i++) {
-        place item;
-        TRY(get_item(root, "added_tokens", list, i, &item, err));
-        TRY(add_token(&item, t, &next_id, scratch, err));
-    }
-    added_set_freeze(&t->added);
-    added_set_freeze(&t->added_normalized);
-    return LS_OK;
-}
+/* ---- Vocabulary ---- */
 
 /* Totals of the vocabulary with its added tokens, which is allocated once. */
 typedef struct totals {
@@ -296,62 +70,86 @@ static void count(totals *sum, int32_t id, size_t n_bytes) {
     sum->longest = n_bytes > sum->longest ? n_bytes : sum->longest;
 }
 
-static ls_status count_tokens(const place *root, const place *model, json_t *tokens, const json_t *added, totals *sum,
-                              ls_error *err) {
-    const char *key;
-    size_t n;
-    json_t *value;
-    json_object_keylen_foreach(tokens, key, n, value) {
-        int32_t id;
-        TRY(id_of(model, "vocab", value, &id, err));
-        count(sum, id, n);
-    }
-    for (size_t i = 0; i < json_array_size(added); i++) {
-        place item;
-        added_token token;
-        bytes text;
-        bool normalized;
-        TRY(get_item(root, "added_tokens", added, i, &item, err));
-        TRY(read_added_token(&item, &token, &text, &normalized, err));
-        count(sum, token.id, text.n);
-    }
-    return LS_OK;
+static ls_status bad_id(const json_reader *r, ls_error *err) {
+    return error_set(err, LS_EFORMAT, "%s: %s: a token id is an integer from 0 to %d (byte %zu)", r->name, r->field,
+                     VOCAB_MAX_ID, r->at);
 }
 
-static ls_status read_vocab(const place *model, json_t *tokens, ls_tokenizer *t, ls_error *err) {
-    const char *key;
-    size_t n;
-    json_t *value;
-    json_object_keylen_foreach(tokens, key, n, value) {
-        int32_t id = (int32_t)json_integer_value(value); /* checked when it was counted */
-        if (vocab_add(&t->vocab, id, key, n) != VOCAB_ADDED) {
-            return error_set(err, LS_EFORMAT, "%s: %svocab: two tokens with id %d", model->doc->name, model->path,
-                             (int)id);
+/* Walks over model.vocab: counts its tokens into *sum, or adds them to the vocabulary if that is NULL. */
+static ls_status walk_vocab(json_reader *r, json_range range, totals *sum, vocab *v, ls_error *err) {
+    r->field = "model.vocab";
+    r->at = range.start;
+    TRY(json_reader_expect(r, '{', err));
+    for (bool first = true;; first = false) {
+        const char *spelling;
+        size_t n;
+        int64_t id;
+        bool more, good;
+        TRY(json_reader_more(r, '}', first, &more, err));
+        if (!more) {
+            return LS_OK;
         }
-        t->vocab.token[id].in_model = true;
+        TRY(json_reader_string(r, 0, &spelling, &n, err));
+        TRY(json_reader_expect(r, ':', err));
+        TRY(json_reader_integer(r, VOCAB_MAX_ID, &id, &good, err));
+        if (!good) {
+            return bad_id(r, err);
+        }
+        if (sum != NULL) {
+            count(sum, (int32_t)id, n);
+            continue;
+        }
+        vocab_added added = vocab_add(v, (int32_t)id, spelling, n);
+        if (added != VOCAB_ADDED) {
+            return error_set(err, LS_EFORMAT, "%s: %s: two tokens with %s %d (byte %zu)", r->name, r->field,
+                             added == VOCAB_SAME_ID ? "id" : "the text of", (int)id, r->at);
+        }
+        v->token[id].flags |= TOKEN_IN_MODEL;
     }
-    return LS_OK;
 }
 
-/* "left right" or ["left", "right"]. */
-static bool split_merge(const json_t *merge, bytes *left, bytes *right) {
-    const json_t *first = json_array_get(merge, 0), *second = json_array_get(merge, 1);
-    if (json_array_size(merge) == 2 && json_is_string(first) && json_is_string(second)) {
-        *left = (bytes){json_string_value(first), json_string_length(first)};
-        *right = (bytes){json_string_value(second), json_string_length(second)};
-        return true;
+/* ---- Merges ---- */
+
+static ls_status bad_merge(const json_reader *r, size_t i, const char *what, ls_error *err) {
+    return error_set(err, LS_EFORMAT, "%s: %s[%zu]: %s (byte %zu)", r->name, r->field, i, what, r->at);
+}
+
+/* "left right" or ["left", "right"]. *skip: the head of merges.txt, left in. */
+static ls_status read_merge(json_reader *r, size_t i, bytes *left, bytes *right, bool *skip, ls_error *err) {
+    static const char expected[] = "expected \"left right\" or [\"left\", \"right\"]";
+    char c = json_reader_peek(r);
+    *skip = false;
+    if (c == '[') {
+        bytes *half[2] = {left, right};
+        r->at++;
+        for (int k = 0; k < 2; k++) {
+            if (json_reader_peek(r) != '"') {
+                return bad_merge(r, i, expected, err);
+            }
+            TRY(json_reader_string(r, k, &half[k]->data, &half[k]->n, err));
+            if (json_reader_peek(r) != (k == 0 ? ',' : ']')) {
+                return bad_merge(r, i, expected, err);
+            }
+            r->at++;
+        }
+        return LS_OK;
     }
-    if (!json_is_string(merge)) {
-        return false;
+    if (c != '"') {
+        return bad_merge(r, i, expected, err);
     }
-    const char *text = json_string_value(merge), *end = text + json_string_length(merge);
-    const char *space = memchr(text, ' ', (size_t)(end - text));
+    bytes text;
+    TRY(json_reader_string(r, 0, &text.data, &text.n, err));
+    const char *space = memchr(text.data, ' ', text.n), *end = text.data + text.n;
+    if (text.n >= 8 && memcmp(text.data, "#version", 8) == 0) {
+        *skip = true;
+        return LS_OK;
+    }
     if (space == NULL || memchr(space + 1, ' ', (size_t)(end - space - 1)) != NULL) {
-        return false;
+        return bad_merge(r, i, expected, err);
     }
-    *left = (bytes){text, (size_t)(space - text)};
+    *left = (bytes){text.data, (size_t)(space - text.data)};
     *right = (bytes){space + 1, (size_t)(end - space - 1)};
-    return true;
+    return LS_OK;
 }
 
 /* Adds a merge if both parts and the two together are in the vocabulary. scratch: 2 * longest bytes. */
@@ -372,137 +170,319 @@ static bool add_merge(bytes left, bytes right, uint32_t rank, ls_tokenizer *t, s
     return true;
 }
 
-static ls_status bad_merge(const place *model, size_t i, const char *what, ls_error *err) {
-    return error_set(err, LS_EFORMAT, "%s: %smerges[%zu]: %s", model->doc->name, model->path, i, what);
-}
-
-static ls_status read_merges(const place *model, const json_t *list, ls_tokenizer *t, size_t longest, char *scratch,
-                             ls_error *err) {
-    TRY(bpe_init(&t->bpe, &t->vocab, json_array_size(list), err));
-    for (size_t i = 0; i < json_array_size(list); i++) {
-        const json_t *merge = json_array_get(list, i);
-        bytes left, right;
-        if (json_is_string(merge) && strncmp(json_string_value(merge), "#version", 8) == 0) {
-            continue; /* the head of merges.txt, left in */
-        }
-        if (!split_merge(merge, &left, &right)) {
-            return bad_merge(model, i, "expected \"left right\" or [\"left\", \"right\"]", err);
-        }
-        if (!add_merge(left, right, (uint32_t)i, t, longest, scratch)) {
-            return bad_merge(model, i, "its parts and what they make must be in the vocabulary", err);
-        }
-    }
-    return LS_OK;
-}
-
-/* The settings of a BPE model that must be off. unk_token may be set where it can never be used. */
-static ls_status check_model(const place *model, const ls_tokenizer *t, ls_error *err) {
-    static const char *const affixes[] = {"continuing_subword_prefix", "end_of_word_suffix"};
-    for (size_t i = 0; i < sizeof affixes / sizeof *affixes; i++) {
-        bytes affix = {0};
-        TRY(find_string(model, affixes[i], &affix, err));
-        if (affix.n > 0) {
-            return unsupported(model, affixes[i], affix.data, err);
-        }
-    }
-    bool byte_fallback = false;
-    TRY(find_bool(model, "byte_fallback", &byte_fallback, err));
-    if (byte_fallback) {
-        return unsupported(model, "byte_fallback", "true", err);
-    }
-    const json_t *dropout = find(model, "dropout");
-    if (dropout != NULL && json_number_value(dropout) != 0.0) {
-        return unsupported(model, "dropout", "a dropout", err);
-    }
-    bytes unknown = {0};
-    TRY(find_string(model, "unk_token", &unknown, err));
-    for (int byte = 0; unknown.data != NULL && byte < 256; byte++) {
-        if (t->bpe.byte_id[byte] < 0) {
-            return unsupported(model, "unk_token", "an unknown token beside an incomplete byte alphabet", err);
-        }
-    }
-    return LS_OK;
-}
-
-static ls_status read_model(const place *root, ls_tokenizer *t, ls_error *err) {
-    ls_status st;
-    place model, section;
-    bytes type = {"BPE", 3}; /* older files do not say */
-    const json_t *merges, *added;
-    char *scratch = NULL;
-    totals sum = {.max_id = -1};
-    TRY(find_section(root, "model", &model, err));
-    if (model.object == NULL) {
-        return malformed(root, "model", "missing", err);
-    }
-    TRY(find_string(&model, "type", &type, err));
-    if (!equals(type, "BPE")) {
-        return unsupported(&model, "type", type.data, err);
-    }
-    TRY(find_section(&model, "vocab", &section, err));
-    TRY(find_list(&model, "merges", &merges, err));
-    TRY(find_list(root, "added_tokens", &added, err));
-    json_t *tokens = json_object_get(model.object, "vocab");
-    if (json_object_size(tokens) == 0 || merges == NULL) {
-        return malformed(&model, json_object_size(tokens) == 0 ? "vocab" : "merges", "missing", err);
-    }
-    TRY(count_tokens(root, &model, tokens, added, &sum, err));
-    TRY(vocab_init(&t->vocab, sum.max_id, sum.n_tokens, sum.n_bytes, err));
-    scratch = malloc(2 * sum.longest + 1);
+static ls_status read_merges(json_reader *r, json_range range, ls_tokenizer *t, size_t longest, ls_error *err) {
+    ls_status st = LS_OK;
+    char *scratch = malloc(2 * longest + 1);
+    r->field = "model.merges";
+    r->at = range.start;
     if (scratch == NULL) {
-        TRY_GOTO(error_set(err, LS_ENOMEM, "out of memory: a token of %zu bytes", sum.longest), fail);
+        TRY_GOTO(error_set(err, LS_ENOMEM, "%s: out of memory: a token of %zu bytes", r->name, longest), fail);
     }
-    TRY_GOTO(read_vocab(&model, tokens, t, err), fail);
-    TRY_GOTO(read_merges(&model, merges, t, sum.longest, scratch, err), fail);
-    TRY_GOTO(find_bool(&model, "ignore_merges", &t->bpe.ignore_merges, err), fail);
-    TRY_GOTO(check_model(&model, t, err), fail);
-    TRY_GOTO(read_added_tokens(root, added, t, scratch, err), fail);
+    TRY_GOTO(bpe_init(&t->bpe, json_skim_count(r->json, range), err), fail);
+    TRY_GOTO(json_reader_expect(r, '[', err), fail);
+    for (size_t i = 0;; i++) {
+        bytes left, right;
+        bool more, skip;
+        TRY_GOTO(json_reader_more(r, ']', i == 0, &more, err), fail);
+        if (!more) {
+            break;
+        }
+        TRY_GOTO(read_merge(r, i, &left, &right, &skip, err), fail);
+        if (!skip && !add_merge(left, right, (uint32_t)i, t, longest, scratch)) {
+            TRY_GOTO(bad_merge(r, i, "its parts and what they make must be in the vocabulary", err), fail);
+        }
+    }
 fail:
     free(scratch);
     return st;
 }
 
-/* Sections that only matter after encoding, or must be off. ByteLevel as a post-processor moves offsets, not ids. */
-static ls_status check_rest(const place *root, ls_error *err) {
-    place section;
-    bytes type = {"none", 4};
-    TRY(find_section(root, "decoder", &section, err));
-    if (section.object != NULL) {
-        TRY(get_string(&section, "type", &type, err));
+/* ---- Added tokens ---- */
+
+typedef struct added_entry {
+    added_token token;
+    bytes text;
+    bool normalized;
+} added_entry;
+
+static ls_status read_added_token(const json_place *root, const json_t *list, size_t i, json_place *at,
+                                  added_entry *entry, ls_error *err) {
+    json_bytes text;
+    int64_t id;
+    added_token *token = &entry->token;
+    *entry = (added_entry){0};
+    TRY(place_get_item(root, "added_tokens", list, i, at, err));
+    TRY(place_get_int(at, "id", VOCAB_MAX_ID, &id, err));
+    TRY(place_get_string(at, "content", &text, err));
+    TRY(place_get_bool(at, "special", &token->special, err));
+    TRY(place_get_bool(at, "normalized", &entry->normalized, err));
+    TRY(place_get_bool(at, "lstrip", &token->strip_left, err));
+    TRY(place_get_bool(at, "rstrip", &token->strip_right, err));
+    TRY(place_get_bool(at, "single_word", &token->single_word, err));
+    token->id = (int32_t)id;
+    token->n_bytes = text.n;
+    entry->text = (bytes){text.data, text.n};
+    if (text.n > ADDED_TOKEN_MAX_BYTES) {
+        return place_unsupported(at, "content", "a token of more than 1024 bytes", err);
     }
-    if (!equals(type, "ByteLevel")) {
-        return unsupported(&section, "type", type.data, err);
-    }
-    TRY(find_section(root, "post_processor", &section, err));
-    if (section.object != NULL) {
-        TRY(get_string(&section, "type", &type, err));
-        if (!equals(type, "ByteLevel")) {
-            return unsupported(&section, "type", type.data, err);
-        }
-    }
-    static const char *const off[] = {"truncation", "padding"};
-    for (size_t i = 0; i < sizeof off / sizeof *off; i++) {
-        if (find(root, off[i]) != NULL) {
-            return unsupported(root, off[i], "other than null", err);
-        }
+    return text.n > 0 ? LS_OK : place_malformed(at, "content", "empty", err);
+}
+
+static ls_status count_added(const json_place *root, const json_t *list, totals *sum, ls_error *err) {
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        json_place at;
+        added_entry entry;
+        TRY(read_added_token(root, list, i, &at, &entry, err));
+        count(sum, entry.token.id, entry.text.n);
     }
     return LS_OK;
 }
 
-ls_status tokenizer_read(ls_tokenizer *tokenizer, const char *name, const char *json, size_t json_bytes,
-                         ls_error *err) {
+/* Hugging Face gives an added token the id of the same text in the model, or else the next id behind the model; the id
+ * in the file is no more than a remark. Where the two differ the file contradicts itself. */
+static ls_status enter_added(const json_place *at, const added_entry *entry, ls_tokenizer *t, int32_t *next_id,
+                             ls_error *err) {
+    char scratch[ADDED_TOKEN_MAX_BYTES];
+    bytes text = entry->text;
+    int32_t id = vocab_find_spelling(&t->vocab, text.data, text.n, scratch);
+    bool is_new = id < 0;
+    if (is_new) {
+        id = (*next_id)++;
+    }
+    if (entry->token.id != id) {
+        return error_set(err, LS_EFORMAT, "%s: %sid: %d, but by its content and place it is %d", at->doc->name,
+                         at->path, (int)entry->token.id, (int)id);
+    }
+    if (is_new && vocab_add(&t->vocab, id, text.data, text.n) != VOCAB_ADDED) {
+        return place_malformed(at, "id", "taken by another token", err);
+    }
+    if (t->vocab.token[id].flags & TOKEN_ADDED) {
+        return place_malformed(at, "content", "listed twice", err);
+    }
+    t->vocab.token[id].flags |= TOKEN_ADDED | (entry->token.special ? TOKEN_SPECIAL : 0);
+    return LS_OK;
+}
+
+/* A normalized token is looked for, and decoded, in its normal form. If that differs from its content, decoding does not
+ * leave it out as a special one either: `tokenizers` compares texts there. */
+static ls_status add_normalized(const json_place *at, added_entry *entry, ls_tokenizer *t, bool cached, ls_error *err) {
+    ls_status st;
+    normalize_scratch scratch = {0};
+    text_view text = {entry->text.data, entry->text.n, NULL}, normal;
+    char *decoded = NULL;
+    TRY_GOTO(normalizer_run(&t->normal, &text, &scratch, &normal, err), fail);
+    if (normal.n == 0 || normal.n > ADDED_TOKEN_MAX_BYTES) {
+        TRY_GOTO(place_unsupported(at, "content", "a normal form of 0 or more than 1024 bytes", err), fail);
+    }
+    if (!cached && (normal.n != text.n || memcmp(normal.text, text.text, text.n) != 0)) {
+        bool raw = true;
+        size_t n = normal.n;
+        decoded = malloc(n);
+        if (decoded == NULL) {
+            TRY_GOTO(error_set(err, LS_ENOMEM, "%s: out of memory", at->doc->name), fail);
+        }
+        memcpy(decoded, normal.text, n);
+        if (t->vocab.byte_level) {
+            n = byte_level_decode(normal.text, normal.n, decoded, &raw);
+        }
+        TRY_GOTO(vocab_set_text(&t->vocab, entry->token.id, decoded, n, err), fail);
+        t->vocab.token[entry->token.id].flags |= TOKEN_KEPT;
+    }
+    entry->token.n_bytes = normal.n;
+    TRY_GOTO(added_set_add(&t->added_normalized, normal.text, &entry->token, err), fail);
+fail:
+    free(decoded);
+    normalize_scratch_deinit(&scratch);
+    return st;
+}
+
+/* `cached`: the vocabulary has the added tokens already, and must not change. */
+static ls_status read_added_tokens(const json_place *root, const json_t *list, ls_tokenizer *t, bool cached,
+                                   ls_error *err) {
+    json_place at;
+    added_entry entry;
+    int32_t next_id = (int32_t)t->vocab.n_tokens;
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        TRY(read_added_token(root, list, i, &at, &entry, err));
+        if (cached) {
+            const vocab_token *token = vocab_get(&t->vocab, entry.token.id);
+            if (token == NULL || !(token->flags & TOKEN_ADDED)) {
+                return place_malformed(&at, "id", "not in the cached vocabulary", err);
+            }
+        } else {
+            TRY(enter_added(&at, &entry, t, &next_id, err));
+        }
+    }
+    for (size_t i = 0; i < json_array_size(list);
+         i++) { /* now that all are entered: normal forms need room of their own */
+        TRY(read_added_token(root, list, i, &at, &entry, err));
+        TRY(entry.normalized ? add_normalized(&at, &entry, t, cached, err)
+                             : added_set_add(&t->added, entry.text.data, &entry.token, err));
+    }
+    if (!added_set_freeze(&t->added)) {
+        return place_malformed(root, "added_tokens", "two tokens with one content", err);
+    }
+    if (!added_set_freeze(&t->added_normalized)) {
+        return place_unsupported(root, "added_tokens", "two tokens with one normal form", err);
+    }
+    return LS_OK;
+}
+
+/* ---- The model ---- */
+
+static bool has_all_bytes(const bpe *b) {
+    for (int byte = 0; byte < 256; byte++) {
+        if (b->byte_id[byte] < 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* The settings of a BPE model. An unknown token that is no token is refused where it could be needed. */
+static ls_status read_settings(const json_place *model, ls_tokenizer *t, ls_error *err) {
+    static const char *const affixes[] = {"continuing_subword_prefix", "end_of_word_suffix"};
+    bpe *b = &t->bpe;
+    for (size_t i = 0; i < sizeof affixes / sizeof *affixes; i++) {
+        json_bytes affix = {0};
+        TRY(place_find_string(model, affixes[i], &affix, err));
+        if (affix.n > 0) {
+            return place_unsupported(model, affixes[i], affix.data, err);
+        }
+    }
+    const json_t *dropout = place_find(model, "dropout");
+    if (dropout != NULL && json_number_value(dropout) != 0.0) {
+        return place_unsupported(model, "dropout", "a dropout", err);
+    }
+    json_bytes unknown = {0};
+    TRY(place_find_bool(model, "ignore_merges", &b->ignore_merges, err));
+    TRY(place_find_bool(model, "byte_fallback", &b->byte_fallback, err));
+    TRY(place_find_bool(model, "fuse_unk", &b->fuse_unknown, err));
+    TRY(place_find_string(model, "unk_token", &unknown, err));
+    b->byte_level = t->vocab.byte_level;
+    b->unknown_id = -1;
+    if (unknown.data != NULL) {
+        char scratch[256];
+        int32_t id =
+            unknown.n <= sizeof scratch ? vocab_find_spelling(&t->vocab, unknown.data, unknown.n, scratch) : -1;
+        b->unknown_id = id >= 0 && (t->vocab.token[id].flags & TOKEN_IN_MODEL) ? id : -1;
+    }
+    TRY(bpe_freeze(b, &t->vocab, err));
+    bool complete = has_all_bytes(b) && (b->byte_level || b->byte_fallback);
+    if (unknown.data != NULL && b->unknown_id < 0 && !complete) {
+        return place_unsupported(model, "unk_token", "an unknown token that is not in the vocabulary", err);
+    }
+    if (b->byte_level && b->byte_fallback && !complete) {
+        return place_unsupported(model, "byte_fallback", "true beside an incomplete byte alphabet", err);
+    }
+    return LS_OK;
+}
+
+/* Vocabulary and merges of a file that was not in the cache. */
+static ls_status read_tables(const json_place *root, const json_place *model, const json_t *added, const parts *p,
+                             ls_tokenizer *t, ls_error *err) {
+    ls_status st;
+    totals sum = {.max_id = -1};
+    json_reader r = {.name = root->doc->name, .json = p->json, .n = p->vocab.end};
+    json_place section;
+    const json_t *list;
+    TRY(place_find_section(model, "vocab", &section, err));
+    TRY(place_find_list(model, "merges", &list, err));
+    if (p->vocab.end == 0 || p->merges.end == 0) {
+        return place_malformed(model, p->vocab.end == 0 ? "vocab" : "merges", "missing", err);
+    }
+    TRY_GOTO(walk_vocab(&r, p->vocab, &sum, NULL, err), fail);
+    if (sum.n_tokens == 0) {
+        TRY_GOTO(place_malformed(model, "vocab", "empty", err), fail);
+    }
+    TRY_GOTO(count_added(root, added, &sum, err), fail);
+    TRY_GOTO(vocab_init(&t->vocab, t->vocab.byte_level, sum.max_id, sum.n_tokens, sum.n_bytes, err), fail);
+    TRY_GOTO(walk_vocab(&r, p->vocab, NULL, &t->vocab, err), fail);
+    r.n = p->merges.end;
+    TRY_GOTO(read_merges(&r, p->merges, t, sum.longest, err), fail);
+fail:
+    json_reader_deinit(&r);
+    return st;
+}
+
+/* p: NULL if vocab and merges came from the cache. */
+static ls_status read_document(const json_place *root, const parts *p, ls_tokenizer *t, ls_error *err) {
+    json_place model;
+    json_bytes type = {"BPE", 3}; /* older files do not say */
+    const json_t *added;
+    bool byte_level = t->vocab.byte_level; /* of a cached vocabulary */
+    t->vocab.byte_level = false;
+    TRY(place_find_section(root, "model", &model, err));
+    if (model.object == NULL) {
+        return place_malformed(root, "model", "missing", err);
+    }
+    TRY(place_find_string(&model, "type", &type, err));
+    if (!json_bytes_equal(type, "BPE")) {
+        return place_unsupported(&model, "type", type.data, err);
+    }
+    TRY(sections_read(root, t, err));
+    TRY(place_find_list(root, "added_tokens", &added, err));
+    if (p != NULL) {
+        TRY(read_tables(root, &model, added, p, t, err));
+    } else if (t->vocab.byte_level != byte_level) {
+        return place_malformed(root, "pre_tokenizer", "not what the cached vocabulary is for", err);
+    }
+    TRY(read_settings(&model, t, err));
+    TRY(read_added_tokens(root, added, t, p == NULL, err));
+    TRY(post_processor_read(root, t, err));
+    return p != NULL ? decoder_apply(&t->decode, &t->vocab, err) : LS_OK;
+}
+
+/* Parses the text of all but vocab and merges. An error in it is looked for again in the whole file, so that its place is
+ * one in the file. */
+static ls_status read_rest(const char *name, const char *rest, size_t n_rest, const char *json, size_t n,
+                           const parts *p, ls_tokenizer *t, ls_error *err) {
     ls_status st;
     json_doc doc = {0};
-    TRY(json_doc_parse(&doc, name, json, json_bytes, err));
-    place root = {.doc = &doc, .object = doc.root};
+    st = json_doc_parse(&doc, name, rest, n_rest, err);
+    if (st < 0) {
+        ls_status whole = json_doc_parse(&doc, name, json, n, err);
+        json_doc_deinit(&doc);
+        return whole < 0 ? whole : st;
+    }
+    json_place root = {.doc = &doc, .object = doc.root};
     if (!json_is_object(doc.root)) {
         TRY_GOTO(error_set(err, LS_EFORMAT, "%s: expected an object", doc.name), fail);
     }
-    TRY_GOTO(check_rest(&root, err), fail);
-    TRY_GOTO(read_normalizer(&root, tokenizer, err), fail);
-    TRY_GOTO(read_pre_tokenizer(&root, tokenizer, err), fail);
-    TRY_GOTO(read_model(&root, tokenizer, err), fail);
+    TRY_GOTO(read_document(&root, p, t, err), fail);
 fail:
     json_doc_deinit(&doc);
+    return st;
+}
+
+bool tokenizer_read_cached_rest(ls_tokenizer *t, const char *name, const char *rest, size_t n_rest) {
+    if (read_rest(name, rest, n_rest, rest, n_rest, NULL, t, NULL) == LS_OK) {
+        return true;
+    }
+    tokenizer_reset(t);
+    return false;
+}
+
+ls_status tokenizer_read(ls_tokenizer *tokenizer, const char *name, const char *json, size_t n_json,
+                         const char *cache_folder, ls_error *err) {
+    ls_status st;
+    parts p = {0};
+    cache_key key = {0};
+    if (cache_folder != NULL) {
+        key = cache_key_of(json, n_json);
+        const char *rest;
+        size_t n_rest;
+        if (cache_load(tokenizer, cache_folder, &key, &rest, &n_rest) &&
+            tokenizer_read_cached_rest(tokenizer, name, rest, n_rest)) {
+            return LS_OK;
+        }
+    }
+    TRY_GOTO(cut(&p, n_json > 0 ? json : "", n_json, err), fail); /* an empty file is mapped to NULL */
+    TRY_GOTO(read_rest(name, p.rest.data, p.rest.n, json, n_json, &p, tokenizer, err), fail);
+    if (cache_folder != NULL) {
+        cache_store(tokenizer, cache_folder, &key, p.rest.data, p.rest.n);
+    }
+fail:
+    text_buffer_deinit(&p.rest);
     return st;
 }

@@ -85,3 +85,44 @@ int32_t utf8_decode(const char *s, size_t *n_bytes) {
     *n_bytes = 4;
     return (p[0] & 0x07) << 18 | (p[1] & 0x3F) << 12 | (p[2] & 0x3F) << 6 | (p[3] & 0x3F);
 }
+
+size_t utf8_encode(int32_t point, char out[UTF8_MAX_BYTES]) {
+    uint32_t c = (uint32_t)point;
+    if (c < 0x80) {
+        out[0] = (char)c;
+        return 1;
+    }
+    size_t n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    for (size_t i = n - 1; i > 0; i--, c >>= 6) {
+        out[i] = (char)(0x80 | (c & 0x3F));
+    }
+    out[0] = (char)((0xF00u >> n & 0xFF) | c);
+    return n;
+}
+
+bool utf8_is_space(int32_t c) {
+    return (c >= 0x09 && c <= 0x0D) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+           (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+}
+
+size_t utf8_skip_spaces(const char *text, size_t n, size_t at) {
+    size_t n_bytes;
+    while (at < n && utf8_is_space(utf8_decode(text + at, &n_bytes))) {
+        at += n_bytes;
+    }
+    return at;
+}
+
+size_t utf8_skip_spaces_back(const char *text, size_t low, size_t at) {
+    while (at > low) {
+        size_t before = at - 1, n_bytes;
+        while (utf8_is_continuation(text[before])) {
+            before--;
+        }
+        if (!utf8_is_space(utf8_decode(text + before, &n_bytes))) {
+            break;
+        }
+        at = before;
+    }
+    return at;
+}

@@ -30,6 +30,16 @@ ls_status utf8_append_lossy(text_buffer *out, const char *s, size_t n, ls_error 
 /* The code point of the character at s. The text must be valid; *n_bytes is its length. */
 int32_t utf8_decode(const char *s, size_t *n_bytes);
 
+/* Writes the UTF-8 of a code point and returns its length. */
+size_t utf8_encode(int32_t point, char out[UTF8_MAX_BYTES]);
+
+/* Unicode's White_Space, which is \s in Rust. */
+bool utf8_is_space(int32_t c);
+/* The first place at or after `at` without a space; the last place at or before `at`, and not before `low`, with none in
+ * front of it. */
+size_t utf8_skip_spaces(const char *text, size_t n, size_t at);
+size_t utf8_skip_spaces_back(const char *text, size_t low, size_t at);
+
 /* For valid text and a position in a character: true except on its first byte. */
 static inline bool utf8_is_continuation(char byte) {
     return ((unsigned char)byte & 0xC0) == 0x80;

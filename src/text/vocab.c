@@ -35,7 +35,7 @@ size_t byte_level_decode(const char *spelling, size_t n, char *out, bool *raw) {
     return n_out;
 }
 
-ls_status vocab_init(vocab *v, int32_t max_id, size_t n_tokens, size_t n_bytes, ls_error *err) {
+ls_status vocab_init(vocab *v, bool byte_level, int32_t max_id, size_t n_tokens, size_t n_bytes, ls_error *err) {
     size_t n_slots = 16;
     while (n_slots < 2 * n_tokens) {
         n_slots *= 2;
@@ -50,15 +50,19 @@ ls_status vocab_init(vocab *v, int32_t max_id, size_t n_tokens, size_t n_bytes, 
     }
     memset(v->slot, 0xFF, n_slots * sizeof *v->slot);
     v->slot_mask = n_slots - 1;
+    v->bytes_capacity = n_bytes + 1;
     v->max_id = max_id;
+    v->byte_level = byte_level;
     v->seed = hash_seed();
     return LS_OK;
 }
 
 void vocab_deinit(vocab *v) {
-    free(v->token);
-    free(v->bytes);
-    free(v->slot);
+    if (!v->borrowed) {
+        free(v->token);
+        free(v->bytes);
+        free(v->slot);
+    }
     *v = (vocab){0};
 }
 
@@ -67,30 +71,63 @@ static size_t slot_of(const vocab *v, const char *bytes, size_t n, bool raw) {
     size_t at = hash_bytes(bytes, n, v->seed + raw) & v->slot_mask;
     for (; v->slot[at] >= 0; at = (at + 1) & v->slot_mask) {
         const vocab_token *token = &v->token[v->slot[at]];
-        if (token->n_bytes == n && token->raw == raw && memcmp(v->bytes + token->offset, bytes, n) == 0) {
+        if (token->n_bytes == n && ((token->flags & TOKEN_RAW) != 0) == raw &&
+            memcmp(v->bytes + token->offset, bytes, n) == 0) {
             break;
         }
     }
     return at;
 }
 
+/* The key of a spelling: bytes, written to out, and whether they are raw. */
+static size_t key_of(const vocab *v, const char *spelling, size_t n, char *out, bool *raw) {
+    if (v->byte_level) {
+        return byte_level_decode(spelling, n, out, raw);
+    }
+    *raw = false;
+    memcpy(out, spelling, n);
+    return n;
+}
+
 vocab_added vocab_add(vocab *v, int32_t id, const char *spelling, size_t n) {
-    if (v->token[id].present) {
+    if (v->token[id].flags & TOKEN_PRESENT) {
         return VOCAB_SAME_ID;
     }
     bool raw;
-    char *bytes = v->bytes + v->n_bytes;
-    size_t n_bytes = byte_level_decode(spelling, n, bytes, &raw);
-    size_t at = slot_of(v, bytes, n_bytes, raw);
+    size_t n_bytes = key_of(v, spelling, n, v->bytes + v->n_bytes, &raw);
+    size_t at = slot_of(v, v->bytes + v->n_bytes, n_bytes, raw);
     if (v->slot[at] >= 0) {
         return VOCAB_SAME_TEXT;
     }
     v->slot[at] = id;
-    v->token[id] =
-        (vocab_token){.offset = (uint32_t)v->n_bytes, .n_bytes = (uint32_t)n_bytes, .present = true, .raw = raw};
+    v->token[id] = (vocab_token){.offset = (uint32_t)v->n_bytes,
+                                 .n_bytes = (uint32_t)n_bytes,
+                                 .text = (uint32_t)v->n_bytes,
+                                 .n_text_bytes = (uint32_t)n_bytes,
+                                 .flags = TOKEN_PRESENT | (raw ? TOKEN_RAW : 0)};
     v->n_bytes += n_bytes;
     v->n_tokens++;
     return VOCAB_ADDED;
+}
+
+ls_status vocab_set_text(vocab *v, int32_t id, const char *text, size_t n, ls_error *err) {
+    if (n > VOCAB_MAX_BYTES - v->n_bytes) {
+        return error_set(err, LS_EUNSUPPORTED, "a vocabulary of more than %d bytes is not supported", VOCAB_MAX_BYTES);
+    }
+    if (n > v->bytes_capacity - v->n_bytes) {
+        size_t capacity = v->n_bytes + n + v->n_bytes / 2 + 4096;
+        char *grown = realloc(v->bytes, capacity);
+        if (grown == NULL) {
+            return error_set(err, LS_ENOMEM, "out of memory: %zu bytes of tokens", capacity);
+        }
+        v->bytes = grown;
+        v->bytes_capacity = capacity;
+    }
+    memcpy(v->bytes + v->n_bytes, text, n);
+    v->token[id].text = (uint32_t)v->n_bytes;
+    v->token[id].n_text_bytes = (uint32_t)n;
+    v->n_bytes += n;
+    return LS_OK;
 }
 
 int32_t vocab_find(const vocab *v, const char *bytes, size_t n, bool raw) {
@@ -99,6 +136,6 @@ int32_t vocab_find(const vocab *v, const char *bytes, size_t n, bool raw) {
 
 int32_t vocab_find_spelling(const vocab *v, const char *spelling, size_t n, char *scratch) {
     bool raw;
-    size_t n_bytes = byte_level_decode(spelling, n, scratch, &raw);
+    size_t n_bytes = key_of(v, spelling, n, scratch, &raw);
     return vocab_find(v, scratch, n_bytes, raw);
 }

@@ -25,6 +25,9 @@ static void try_encode(const ls_tokenizer *tokenizer, unsigned flags) {
     text_buffer out = {0};
     ls_error err = {0};
     ls_status st = tokenizer_encode(tokenizer, text, sizeof text, flags, &ids, &err);
+    for (size_t i = 0; st == LS_OK && (flags & TOKENIZER_SPANS) && i < ids.n; i++) {
+        require(ids.span[i].start <= ids.span[i].end && ids.span[i].end <= sizeof text, "a span lies in the text");
+    }
     require(st == LS_OK || (ids.n == 0 && err.text[0] != '\0'), "a failure leaves no ids and has a text");
     detokenizer d;
     detokenizer_init(&d, tokenizer, flags != 0);
@@ -47,7 +50,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     require(st == LS_OK || (err.status == st && err.text[0] != '\0'), "a failure has a text");
     if (tokenizer != NULL) {
         try_encode(tokenizer, 0);
-        try_encode(tokenizer, TOKENIZER_PARSE_SPECIAL);
+        try_encode(tokenizer, TOKENIZER_PARSE_SPECIAL | TOKENIZER_ADD_SPECIAL | TOKENIZER_SPANS);
         tokenizer_find(tokenizer, "ab");
         tokenizer_close(&tokenizer);
     }

@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,7 +27,7 @@ static ls_tokenizer *open_tokenizer(const char *path) {
         print_message("%s is absent\n", path);
         skip();
     }
-    if (tokenizer_open(&tokenizer, path, &err) < 0) {
+    if (tokenizer_open(&tokenizer, path, NULL, &err) < 0) {
         fail_msg("%s", err.text);
     }
     return tokenizer;
@@ -79,8 +80,15 @@ static void check_vectors(const char *tokenizer_path, const char *golden_path) {
     tokenizer_close(&tokenizer);
 }
 
-static void test_vectors_demo(void **state) {
+static void test_vectors(void **state) {
     (void)state;
+    static const char *const names[] = {"llama2", "metaspace", "llama3", "odd"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char tokenizer[64], golden[64];
+        snprintf(tokenizer, sizeof tokenizer, "tests/golden/tokenizer_%s.json", names[i]);
+        snprintf(golden, sizeof golden, "tests/golden/tokens_%s.json", names[i]);
+        check_vectors(tokenizer, golden);
+    }
     check_vectors(DEMO, "tests/golden/tokens_demo.json");
 }
 
@@ -164,7 +172,7 @@ static void test_round_trip(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_vectors_demo),
+        cmocka_unit_test(test_vectors),
         cmocka_unit_test(test_vectors_qwen3),
         cmocka_unit_test(test_random_lists),
         cmocka_unit_test(test_round_trip),
