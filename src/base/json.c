@@ -20,13 +20,14 @@ static void set_name(json_doc *doc, const char *path) {
     snprintf(doc->name, sizeof doc->name, "%s", start);
 }
 
-ls_status json_doc_parse(json_doc *doc, const char *name, const char *text, size_t text_bytes, ls_error *err) {
+static ls_status parse_with(json_doc *doc, const char *name, const char *text, size_t text_bytes, size_t flags,
+                            ls_error *err) {
     json_error_t why;
     json_doc fresh = {0};
     set_name(&fresh, name);
     /* An empty file is mapped to NULL, which jansson takes for a bug of its caller. */
     fresh.root = json_loadb(text != NULL ? text : "", text_bytes,
-                            JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | JSON_DECODE_ANY, &why);
+                            JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | JSON_DECODE_ANY | flags, &why);
     if (fresh.root == NULL) {
         return error_set(err, LS_EFORMAT, "%s: not valid JSON at line %d, byte %d: %s", fresh.name, why.line,
                          why.position, why.text);
@@ -35,7 +36,11 @@ ls_status json_doc_parse(json_doc *doc, const char *name, const char *text, size
     return LS_OK;
 }
 
-ls_status json_doc_read(json_doc *doc, const char *path, size_t max_bytes, ls_error *err) {
+ls_status json_doc_parse(json_doc *doc, const char *name, const char *text, size_t text_bytes, ls_error *err) {
+    return parse_with(doc, name, text, text_bytes, 0, err);
+}
+
+static ls_status read_with(json_doc *doc, const char *path, size_t max_bytes, size_t flags, ls_error *err) {
     ls_file file;
     TRY(file_map(&file, path, err));
     ls_status st;
@@ -43,10 +48,18 @@ ls_status json_doc_read(json_doc *doc, const char *path, size_t max_bytes, ls_er
         st = error_set(err, LS_EFORMAT, "%s: %zu bytes, more than the %zu that such a file may have", path, file.bytes,
                        max_bytes);
     } else {
-        st = json_doc_parse(doc, path, (const char *)file.data, file.bytes, err);
+        st = parse_with(doc, path, (const char *)file.data, file.bytes, flags, err);
     }
     file_unmap(&file);
     return st;
+}
+
+ls_status json_doc_read(json_doc *doc, const char *path, size_t max_bytes, ls_error *err) {
+    return read_with(doc, path, max_bytes, 0, err);
+}
+
+ls_status json_doc_read_reals(json_doc *doc, const char *path, size_t max_bytes, ls_error *err) {
+    return read_with(doc, path, max_bytes, JSON_DECODE_INT_AS_REAL, err);
 }
 
 void json_doc_deinit(json_doc *doc) {
