@@ -1,10 +1,11 @@
 /*
  * lockstep: tensor-parallel inference for open-weight language models. The only public header.
  *
- * Three opaque nouns:
+ * The opaque nouns:
  *   ls_model    what a checkpoint says: sizes, tokenizer, tensors on disk. Immutable once open; any thread may use it.
  *   ls_engine   a model made ready on R ranks: weights, KV pages, scheduler. One thread at a time drives it.
  *   ls_request  one prompt and the tokens that follow it. Belongs to its engine, and to the thread that drives it.
+ *   ls_text     a tokenizer and chat templates alone. Immutable once open; any thread may use it.
  *
  * Rules for every function here:
  *   - ls_status is returned: 0 good, positive a named outcome that is no error, negative an error.
@@ -95,7 +96,8 @@ typedef struct ls_model_params {
     const char *model;
     ls_load_format load_format;
     uint64_t dummy_seed;
-    ls_log_fn log_fn; /* NULL: silent */
+    const char *cache_folder; /* keeps parsed tokenizers for faster starts; NULL: none */
+    ls_log_fn log_fn;         /* NULL: silent */
     void *log_user;
     ls_log_level log_level;
 } ls_model_params;
@@ -211,6 +213,55 @@ typedef struct ls_result {
 #define LS_RESULT_INIT                                                                                                 \
     { .struct_size = sizeof(ls_result) }
 LS_API ls_status ls_request_get_result(ls_request *request, ls_result *out, ls_error *err);
+
+/* ---- Text: a model's tokenizer and chat templates, without its weights --------------------------------------------- */
+
+typedef struct ls_text ls_text; /* immutable once open; any thread may use it */
+
+/* Reads tokenizer.json of a model folder and, where there are any, its chat templates (chat_template.jinja, or
+ * tokenizer_config.json) and special tokens. cache_folder keeps parsed tokenizers for faster starts (made if its parent
+ * exists); NULL: none. *out is the caller's. Errors: LS_ENOTFOUND, LS_EIO, LS_EFORMAT, LS_EUNSUPPORTED name the file. */
+LS_API ls_status ls_text_open(const char *folder, const char *cache_folder, ls_text **out, ls_error *err);
+LS_API void ls_text_close(ls_text **text); /* accepts NULL inside; sets it to NULL */
+
+/* A token, and the bytes [begin, end) of the input that it stands for, in whole characters; both 0 for what the
+ * post-processor added. */
+typedef struct ls_token {
+    int32_t id;
+    size_t begin, end;
+} ls_token;
+
+enum {
+    LS_ENCODE_PARSE_SPECIAL = 1, /* special tokens written in the text become their ids */
+    LS_ENCODE_ADD_SPECIAL = 2    /* what the post-processor adds, such as a beginning-of-text token */
+};
+
+/* The tokens of any bytes; ids are those of Hugging Face `tokenizers`. *out is the caller's, to be freed with ls_free. */
+LS_API ls_status ls_text_encode(const ls_text *text, const char *bytes, size_t n_bytes, unsigned flags, ls_token **out,
+                                size_t *n_out, ls_error *err);
+/* The text of ids, NUL-terminated; ids outside the vocabulary give none. *out is the caller's, to be freed with ls_free. */
+LS_API ls_status ls_text_decode(const ls_text *text, const int32_t *ids, size_t n_ids, bool skip_special, char **out,
+                                size_t *out_bytes, ls_error *err);
+
+typedef struct ls_chat_params {
+    size_t struct_size;
+    const char *messages_json;  /* array of objects as the OpenAI API has them */
+    const char *tools_json;     /* array, or NULL */
+    const char *variables_json; /* object of what else the template may read ("enable_thinking"), or NULL */
+    const char
+        *template_name; /* NULL: "tool_use" if there are tools and it exists, else "default", else the only one */
+    bool add_generation_prompt;
+} ls_chat_params;
+#define LS_CHAT_PARAMS_INIT                                                                                            \
+    { .struct_size = sizeof(ls_chat_params), .add_generation_prompt = true }
+
+/* Renders messages with the model's chat template, as transformers' apply_chat_template. *out is the caller's, to be freed
+ * with ls_free. Errors: LS_EINVAL with the template's own words when it refuses the messages, LS_ENOTFOUND without a
+ * template, LS_EFORMAT for JSON that is not what it should be or "<template>:<line>: <cause>", LS_ETOOLONG. */
+LS_API ls_status ls_text_render_chat(const ls_text *text, const ls_chat_params *params, char **out, size_t *out_bytes,
+                                     ls_error *err);
+
+LS_API void ls_free(void *memory); /* what ls_text_* gave; accepts NULL */
 
 /* ---- Timeline ----------------------------------------------------------------------------------------------------- */
 

@@ -11,7 +11,7 @@
 #include "base/error.h"
 
 /* Commands that an option belongs to. */
-enum { COMMAND_GENERATE = 1 };
+enum { COMMAND_GENERATE = 1, COMMAND_TOKENIZE = 2, COMMAND_TEMPLATE = 4 };
 
 typedef enum option_type { OPTION_TEXT, OPTION_LIST, OPTION_INT, OPTION_REAL, OPTION_CHOICE, OPTION_FLAG } option_type;
 
@@ -33,6 +33,14 @@ typedef enum option_id {
     OPT_MAX_NUM_BATCHED_TOKENS,
     OPT_KV_CACHE_MEMORY_BYTES,
     OPT_LOAD_FORMAT,
+    OPT_CACHE_FOLDER,
+    OPT_NO_PARSE_SPECIAL,
+    OPT_NO_ADD_SPECIAL,
+    OPT_MESSAGES,
+    OPT_TOOLS,
+    OPT_CHAT_TEMPLATE_KWARGS,
+    OPT_CHAT_TEMPLATE_NAME,
+    OPT_NO_GENERATION_PROMPT,
     OPT_JSON,
     OPT_VERBOSE,
     OPTION_COUNT

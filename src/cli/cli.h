@@ -13,6 +13,8 @@ ls_status args_parse(ls_options *options, unsigned command, const char *name, co
 
 /* Each command: argv[0] is its name. Returns the exit code. */
 int cmd_generate(int argc, char **argv);
+int cmd_tokenize(int argc, char **argv);
+int cmd_template(int argc, char **argv);
 
 /* "lockstep: <text>" on stderr, with the trace if asked for. Returns EXIT_FAILED or EXIT_USAGE by status. */
 int cli_fail(const ls_error *error, bool verbose);

@@ -43,6 +43,7 @@ static ls_status open_engine(generate *g, ls_error *err) {
     ls_model_params model = LS_MODEL_PARAMS_INIT;
     model.model = folder;
     model.load_format = strcmp(v[OPT_LOAD_FORMAT].text, "dummy") == 0 ? LS_LOAD_DUMMY : LS_LOAD_SAFETENSORS;
+    model.cache_folder = v[OPT_CACHE_FOLDER].text;
     model.log_fn = cli_log;
     model.log_level = flag(g, OPT_VERBOSE) ? LS_LOG_DEBUG : LS_LOG_WARN;
     TRY(ls_model_open(&model, &g->model, err));

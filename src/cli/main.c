@@ -12,6 +12,8 @@ static const struct {
     int (*run)(int argc, char **argv);
 } commands[] = {
     {"generate", "continue one or more prompts", cmd_generate},
+    {"tokenize", "show the tokens of a text", cmd_tokenize},
+    {"template", "show what a chat template makes of messages", cmd_template},
 };
 enum { COMMANDS = sizeof commands / sizeof *commands };
 

@@ -12,7 +12,7 @@ static ls_status open_folder(ls_model *model, const ls_model_params *params, ls_
     TRY(generation_defaults_read(&model->defaults, params->model, model->spec.n_vocab, err));
     TRY(path_join(path, sizeof path, params->model, "tokenizer.json", err));
     if (params->load_format != LS_LOAD_DUMMY || file_exists(path)) {
-        TRY(tokenizer_open(&model->tokenizer, path, NULL, err));
+        TRY(tokenizer_open(&model->tokenizer, path, params->cache_folder, err));
         if (tokenizer_max_id(model->tokenizer) >= model->spec.n_vocab) {
             return error_set(err, LS_EFORMAT, "%s: token id %d, but config.json's vocab_size is %d", path,
                              tokenizer_max_id(model->tokenizer), model->spec.n_vocab);

@@ -81,8 +81,19 @@ static ls_status check_length(const ls_engine *engine, size_t n_prompt, int max_
     return LS_OK;
 }
 
+/* A decoder that stands where the answer begins: the first word of an answer keeps its space, which a decoder at the start
+ * of a text would strip. What the prompt decodes to is dropped. */
+static ls_status begin_answer(const ls_request *request, detokenizer *stream, text_buffer *scratch, ls_error *err) {
+    const ls_tokenizer *tokenizer = request->engine->model->tokenizer;
+    detokenizer_init(stream, tokenizer, true);
+    for (int i = 0; tokenizer != NULL && i < request->n_prompt; i++) {
+        TRY(detokenizer_push(stream, request->token[i], scratch, err));
+        scratch->n = 0;
+    }
+    return LS_OK;
+}
+
 static ls_status fill_request(ls_request *request, const token_list *prompt, ls_error *err) {
-    ls_engine *engine = request->engine;
     request->n_prompt = request->n_tokens = (int)prompt->n;
     request->token_capacity = request->n_prompt + request->params.max_tokens;
     request->token = malloc((size_t)request->token_capacity * sizeof *request->token);
@@ -91,7 +102,7 @@ static ls_status fill_request(ls_request *request, const token_list *prompt, ls_
         return error_set(err, LS_ENOMEM, "request: out of memory");
     }
     memcpy(request->token, prompt->id, prompt->n * sizeof *prompt->id);
-    detokenizer_init(&request->stream, engine->model->tokenizer, true);
+    TRY(begin_answer(request, &request->stream, &request->text, err));
     request->params.prompt = NULL;
     request->params.prompt_tokens = NULL;
     request->first_token_ns = -1;
@@ -171,8 +182,8 @@ void ls_request_free(ls_request **request) {
 /* The whole answer is decoded when somebody asks for it, so that steps need not grow a buffer. */
 static ls_status decode_answer(ls_request *request, ls_error *err) {
     detokenizer stream;
-    detokenizer_init(&stream, request->engine->model->tokenizer, true);
     request->text.n = 0;
+    TRY(begin_answer(request, &stream, &request->text, err));
     TRY(text_buffer_append(&request->text, "", 0, err));
     if (request->engine->model->tokenizer == NULL) {
         return LS_OK;

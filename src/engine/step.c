@@ -77,8 +77,10 @@ static void emit(ls_request *request, int32_t token) {
 
 static void end_request(ls_request *request, ls_finish finish) {
     request_finish(request, finish);
-    request->engine->piece.n = 0;
-    if (request->stream.n_held > 0 && detokenizer_flush(&request->stream, &request->engine->piece, NULL) == LS_OK) {
+    text_buffer *piece = &request->engine->piece;
+    piece->n = 0;
+    if (request->engine->model->tokenizer != NULL && detokenizer_flush(&request->stream, piece, NULL) == LS_OK &&
+        piece->n > 0) {
         emit(request, -1);
     }
 }

@@ -8,7 +8,7 @@
 
 #include "base/file.h"
 #include "base/json.h"
-#include "text/jinja.h"
+#include "text/jinja/jinja.h"
 
 struct chat_template {
     jinja_template jinja;

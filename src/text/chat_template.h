@@ -1,6 +1,6 @@
 /*
  * Chat templates: from messages to the text that a model was trained on, as Hugging Face's apply_chat_template renders it
- * (tokenize=False). The language is in jinja.h.
+ * (tokenize=False). The language is in jinja/jinja.h.
  *
  * A chat_templates holds what a model folder says: one or several named templates and the special tokens that they use.
  * Immutable once open; any thread may render from it.
