@@ -136,7 +136,10 @@ static ls_status parse(const option_def *def, bool from_env, const char *text, o
     } else if (def->type == OPTION_CHOICE && !is_choice(def->choices, text)) {
         return error_set(err, LS_EINVAL, "%s %s: must be one of %s", what, text, def->choices);
     } else if (def->type == OPTION_FLAG) {
-        fresh.integer = strcmp(text, "0") != 0 && strcmp(text, "") != 0;
+        if (strcmp(text, "0") != 0 && strcmp(text, "1") != 0) {
+            return error_set(err, LS_EINVAL, "%s %s: must be 0 or 1", what, text);
+        }
+        fresh.integer = text[0] == '1';
     }
     *value = fresh;
     return LS_OK;

@@ -1,6 +1,7 @@
 /* lockstep: one binary, one command a file (cmd_*.c). */
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -86,12 +87,15 @@ static int run(int argc, char **argv) {
     return EXIT_USAGE;
 }
 
-int main(int argc, char **argv) {
-    int code = run(argc, argv);
-    /* Output that nobody received is a failure, not a success. */
-    if ((fflush(stdout) != 0 || ferror(stdout)) && code == EXIT_GOOD) {
+/* Output that nobody received is a failure, not a success. Also runs when argp exits after --help. */
+static void check_output(void) {
+    if (fflush(stdout) != 0 || ferror(stdout)) {
         fprintf(stderr, "lockstep: cannot write to standard output: %s\n", strerror(errno));
-        return EXIT_FAILED;
+        _exit(EXIT_FAILED);
     }
-    return code;
+}
+
+int main(int argc, char **argv) {
+    atexit(check_output);
+    return run(argc, argv);
 }

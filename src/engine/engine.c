@@ -237,9 +237,7 @@ static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, l
 }
 
 ls_status ls_engine_open(ls_model *model, const ls_engine_params *params, ls_engine **out, ls_error *err) {
-    if (params->struct_size > sizeof *params) {
-        return error_set(err, LS_EINVAL, "ls_engine_params: struct_size %zu is of a newer header", params->struct_size);
-    }
+    TRY(check_struct_size("ls_engine_params", params->struct_size, sizeof *params, err));
     ls_engine_params known = {0};
     memcpy(&known, params, params->struct_size);
     ls_engine *engine = calloc(1, sizeof *engine);

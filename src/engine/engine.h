@@ -99,6 +99,9 @@ struct ls_engine {
     ls_error death;          /* status LS_OK while the engine lives; see engine_check_alive */
 };
 
+/* model_open.c: what crosses the border says its size. Inputs may not be larger than what we know; outputs may. */
+ls_status check_struct_size(const char *name, size_t given, size_t known, ls_error *err);
+
 /* scheduler.c: fills engine->batch from the running and waiting requests. */
 void schedule(ls_engine *engine);
 /* Takes a request out of the queues and gives back its pages. */

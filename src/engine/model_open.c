@@ -6,6 +6,14 @@
 #include "engine/engine.h"
 #include "model/family.h"
 
+ls_status check_struct_size(const char *name, size_t given, size_t known, ls_error *err) {
+    if (given == 0 || given > known) {
+        return error_set(err, LS_EINVAL, "%s: struct_size is %zu: %s", name, given,
+                         given == 0 ? "start it with its LS_..._INIT macro" : "of a newer header than this library");
+    }
+    return LS_OK;
+}
+
 static ls_status open_folder(ls_model *model, const ls_model_params *params, ls_error *err) {
     char path[4096];
     TRY(spec_read(&model->spec, params->model, err));
@@ -32,9 +40,9 @@ static ls_status check_tensors(const ls_model *model, ls_error *err) {
 }
 
 ls_status ls_model_open(const ls_model_params *params, ls_model **out, ls_error *err) {
-    if (params->struct_size > sizeof *params || params->model == NULL) {
-        return error_set(err, LS_EINVAL, "ls_model_params: %s",
-                         params->model == NULL ? "model is missing" : "struct_size is of a newer header");
+    TRY(check_struct_size("ls_model_params", params->struct_size, sizeof *params, err));
+    if (params->model == NULL) {
+        return error_set(err, LS_EINVAL, "ls_model_params: model is missing");
     }
     int64_t start = clock_ns();
     ls_model *model = calloc(1, sizeof *model);
@@ -78,9 +86,7 @@ void ls_model_close(ls_model **model) {
 }
 
 ls_status ls_model_get_info(const ls_model *model, ls_model_info *out, ls_error *err) {
-    if (out->struct_size == 0) {
-        return error_set(err, LS_EINVAL, "ls_model_info: struct_size is 0: use LS_MODEL_INFO_INIT");
-    }
+    TRY(check_struct_size("ls_model_info", out->struct_size, SIZE_MAX, err));
     const ls_spec *spec = &model->spec;
     const ls_generation_defaults *d = &model->defaults;
     ls_model_info info = {

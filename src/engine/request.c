@@ -111,10 +111,7 @@ static ls_status fill_request(ls_request *request, const token_list *prompt, ls_
 }
 
 ls_status ls_request_submit(ls_engine *engine, const ls_request_params *params, ls_request **out, ls_error *err) {
-    if (params->struct_size > sizeof *params) {
-        return error_set(err, LS_EINVAL, "ls_request_params: struct_size %zu is of a newer header",
-                         params->struct_size);
-    }
+    TRY(check_struct_size("ls_request_params", params->struct_size, sizeof *params, err));
     TRY(engine_check_alive(engine, err));
     token_list prompt = {0};
     ls_request *request = calloc(1, sizeof *request);
@@ -125,8 +122,8 @@ ls_status ls_request_submit(ls_engine *engine, const ls_request_params *params, 
     request->engine = engine;
     memcpy(&request->params, params, params->struct_size);
     TRY_GOTO(read_sampling(request, err), fail);
-    TRY_GOTO(read_prompt(engine->model, params, &prompt, err), fail);
-    TRY_GOTO(check_length(engine, prompt.n, params->max_tokens, err), fail);
+    TRY_GOTO(read_prompt(engine->model, &request->params, &prompt, err), fail);
+    TRY_GOTO(check_length(engine, prompt.n, request->params.max_tokens, err), fail);
     TRY_GOTO(fill_request(request, &prompt, err), fail);
     token_list_deinit(&prompt);
     request->next_of_engine = engine->requests;
@@ -195,6 +192,7 @@ static ls_status decode_answer(ls_request *request, ls_error *err) {
 }
 
 ls_status ls_request_get_result(ls_request *request, ls_result *out, ls_error *err) {
+    TRY(check_struct_size("ls_result", out->struct_size, SIZE_MAX, err));
     TRY(decode_answer(request, err));
     ls_result result = {
         .struct_size = out->struct_size,

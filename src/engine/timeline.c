@@ -80,9 +80,7 @@ static void measure_read(ls_engine *engine) {
 }
 
 ls_status ls_engine_get_timeline(ls_engine *engine, ls_timeline *out, ls_error *err) {
-    if (out->struct_size == 0) {
-        return error_set(err, LS_EINVAL, "ls_timeline: struct_size is 0: use LS_TIMELINE_INIT");
-    }
+    TRY(check_struct_size("ls_timeline", out->struct_size, SIZE_MAX, err));
     if (engine->read_bytes_per_s == 0) {
         measure_read(engine);
     }
