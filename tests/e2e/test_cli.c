@@ -380,6 +380,31 @@ static void demo_is_found_from_elsewhere(void **state) {
     folder_remove(folder);
 }
 
+#define HI "[{\"role\": \"user\", \"content\": \"Hi\"}]"
+
+static void tokens_of_a_text(void **state) {
+    (void)state;
+    expect(CLI("tokenize", "-m", "demo", "-p", "a <|im_end|>"), 0, ">       2       2..12      \"<|im_end|>\"\n");
+    expect(CLI("tokenize", "-m", "demo", "--json", "-p", "a <|im_end|>"), 0, ">,2],\"pieces\":[");
+    expect(CLI("tokenize", "-m", "demo", "--json", "-p", "<|im_end|>"), 0,
+           ">{\"text\":\"<|im_end|>\",\"tokens\":[2],\"pieces\":[\"<|im_end|>\"],\"spans\":[[0,10]]}\n");
+    expect(CLI("tokenize", "-m", "demo", "--no-parse-special", "-p", "<|im_end|>"), 0, ">\"<\"");
+    expect(CLI("tokenize", "-m", "demo"), 2, "needs a model and a text");
+    expect(CLI("tokenize", "-m", "/nowhere", "-p", "a"), 1, "/nowhere/tokenizer.json");
+    expect(CLI("tokenize", "-m", "demo", "-p", "a", "--top-k", "3"), 2, "--top-k");
+}
+
+static void what_the_template_writes(void **state) {
+    (void)state;
+    expect(CLI("template", "-m", "demo", "--messages", HI), 0,
+           "><|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+    expect(CLI("template", "-m", "demo", "--messages", HI, "--json"), 0, ">assistant\\n\",\"tokens\":[1,");
+    expect(CLI("template", "-m", "demo", "--messages", "@/nowhere.json"), 1, "/nowhere.json");
+    expect(CLI("template", "-m", "demo", "--messages", "[{]"), 1, "messages: not valid JSON");
+    expect(CLI("template", "-m", "demo", "--messages", HI, "--chat-template-name", "rag"), 1, "rag");
+    expect(CLI("template", "-m", "demo"), 2, "needs a model and messages");
+}
+
 static void output_that_cannot_be_written(void **state) {
     (void)state;
     cli_run runs[] = {CLI(DEMO, "-p", "The", "-n", "2"), CLI(DEMO, "-p", "The", "-n", "2", "--json"),
@@ -419,6 +444,8 @@ int main(void) {
         cmocka_unit_test(flags_win_over_the_environment),
         cmocka_unit_test(odd_prompts),
         cmocka_unit_test(demo_is_found_from_elsewhere),
+        cmocka_unit_test(tokens_of_a_text),
+        cmocka_unit_test(what_the_template_writes),
         cmocka_unit_test(output_that_cannot_be_written),
         cmocka_unit_test(dummy_model_by_name),
     };
