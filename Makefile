@@ -3,13 +3,13 @@
 
 ## make                            build/lockstep, the command line tool
 ## make demo                       build it and let the built-in model tell a story
-## make check                      build and run all tests (ONLY=word: the programs with that word in their name)
+## make check                      fuzz-short, then all tests (ONLY=word: just the programs with that word in their name)
 ## make check SAN=address          the same under a sanitizer: address (with undefined), undefined, thread
 ## make kcheck K=op                the tests of one op's kernels: K=attn (all without K)
 ## make kbench K=op                the same with timings
 ## make gpu-check                  the tests that need a GPU
 ## make bench                      all timings, written to bench/results/
-## make fuzz                       fuzz each target for FUZZ_SECONDS=60 (fuzz-short: 10)
+## make fuzz                       fuzz each target for FUZZ_SECONDS=1200 (fuzz-short: 60)
 ## make lint                       the rules that a program can check
 ## make format                     clang-format all C files
 ## make bundle                     build/bundle/, a folder that runs on machines without our libraries
@@ -164,11 +164,11 @@ bench: $(APP) $(CANARY) $(KERN_BIN)
 
 # ---- fuzzing: clang's libFuzzer, in a build of its own ----
 
-FUZZ_SECONDS ?= 60
+FUZZ_SECONDS ?= 1200
 fuzz:
 	@$(MAKE) --no-print-directory SAN=fuzz CC=clang CFLAGS='-O1 -g' BUILD=build/fuzz FUZZ_SECONDS=$(FUZZ_SECONDS) fuzz-run
 fuzz-short:
-	@$(MAKE) --no-print-directory FUZZ_SECONDS=10 fuzz
+	@$(MAKE) --no-print-directory FUZZ_SECONDS=60 fuzz
 fuzz-run: $(FUZZERS:%=fuzz-run-%)
 	@$(if $(FUZZERS),:,echo 'fuzz: there is no tests/fuzz/fuzz_*.c'; exit 1)
 # The corpus grows in build/, so that the tree stays clean; findings lie beside it.
