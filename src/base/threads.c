@@ -7,7 +7,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { SPINS = 1000 }; /* some 50 us of pauses: longer than the ops' skew, far shorter than a time slice */
+enum { SPINS = 4000 }; /* some 200 us of pauses: longer than the skew of ops, far shorter than a time slice */
 
 void futex_wait(atomic_uint *word, unsigned seen) {
     syscall(SYS_futex, (unsigned *)word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
@@ -26,6 +26,7 @@ int core_count(void) {
 void barrier_init(ls_barrier *barrier, int n_threads, int n_busy) {
     atomic_init(&barrier->arrived, 0);
     atomic_init(&barrier->epoch, 0);
+    atomic_init(&barrier->sleepers, 0);
     atomic_init(&barrier->aborted, 0);
     barrier->n_threads = (unsigned)n_threads;
     barrier->spins = n_busy <= core_count() ? SPINS : 0;
@@ -39,12 +40,23 @@ static inline void spin_pause(void) {
 #endif
 }
 
+static void sleep_on(ls_barrier *barrier, unsigned epoch) {
+    atomic_fetch_add(&barrier->sleepers, 1);
+    if (atomic_load(&barrier->epoch) == epoch) {
+        futex_wait(&barrier->epoch, epoch);
+    }
+    atomic_fetch_sub(&barrier->sleepers, 1);
+}
+
 bool barrier_wait(ls_barrier *barrier) {
     unsigned epoch = atomic_load_explicit(&barrier->epoch, memory_order_acquire);
     if (atomic_fetch_add_explicit(&barrier->arrived, 1, memory_order_acq_rel) + 1 == barrier->n_threads) {
         atomic_store_explicit(&barrier->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&barrier->epoch, epoch + 1, memory_order_release);
-        futex_wake_all(&barrier->epoch);
+        /* Sequential order here and in sleep_on: either the sleeper sees the new epoch, or we see the sleeper. */
+        atomic_store(&barrier->epoch, epoch + 1);
+        if (atomic_load(&barrier->sleepers) != 0) {
+            futex_wake_all(&barrier->epoch);
+        }
         return atomic_load_explicit(&barrier->aborted, memory_order_acquire) == 0;
     }
     unsigned spins = barrier->spins;
@@ -56,7 +68,7 @@ bool barrier_wait(ls_barrier *barrier) {
             spins--;
             spin_pause();
         } else {
-            futex_wait(&barrier->epoch, epoch);
+            sleep_on(barrier, epoch);
         }
     }
     return atomic_load_explicit(&barrier->aborted, memory_order_acquire) == 0;

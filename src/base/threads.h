@@ -14,8 +14,9 @@
 
 typedef struct ls_barrier {
     _Alignas(64) atomic_uint arrived;
-    _Alignas(64) atomic_uint epoch; /* futex word: goes up by one each time all have arrived */
-    _Alignas(64) atomic_uint aborted;
+    _Alignas(64) atomic_uint epoch;    /* futex word: goes up by one each time all have arrived */
+    _Alignas(64) atomic_uint sleepers; /* threads in or near futex_wait: nobody is woken where nobody sleeps */
+    atomic_uint aborted;
     unsigned n_threads;
     unsigned spins; /* polls of the epoch before sleeping; 0: sleep at once */
 } ls_barrier;
