@@ -51,7 +51,8 @@ const option_def option_table[OPTION_COUNT] = {
         0, 0, "auto|safetensors|dummy", "dummy: the model's shapes with made-up weights, nothing is read"},
     [OPT_CACHE_FOLDER] = {OPT_CACHE_FOLDER, COMMAND_GENERATE | COMMAND_TOKENIZE | COMMAND_TEMPLATE, OPTION_TEXT,
         "cache-folder", NULL, 0, "FOLDER", NULL, 0, 0, NULL,
-        "Where parsed tokenizers are kept for faster starts (default: none)"},
+        "Where parsed tokenizers are kept for faster starts, empty for nowhere (default: $XDG_CACHE_HOME/lockstep, "
+        "else ~/.cache/lockstep)"},
     [OPT_NO_PARSE_SPECIAL] = {OPT_NO_PARSE_SPECIAL, COMMAND_TOKENIZE, OPTION_FLAG, "no-parse-special", NULL, 0, NULL,
         NULL, 0, 0, NULL, "Special tokens written in the text are text"},
     [OPT_NO_ADD_SPECIAL] = {OPT_NO_ADD_SPECIAL, COMMAND_TOKENIZE, OPTION_FLAG, "no-add-special", NULL, 0, NULL, NULL,
@@ -191,4 +192,19 @@ void options_deinit(ls_options *options) {
 
 ls_status options_set(ls_options *options, option_id id, const char *text, ls_error *err) {
     return take(options, &option_table[id], false, text != NULL ? text : "1", err);
+}
+
+const char *options_cache_folder(const ls_options *options, char *scratch, size_t scratch_bytes) {
+    const option_value *given = &options->value[OPT_CACHE_FOLDER];
+    if (given->set) {
+        return given->text[0] != '\0' ? given->text : NULL;
+    }
+    const char *cache = getenv("XDG_CACHE_HOME");
+    const char *home = getenv("HOME");
+    bool has_cache = cache != NULL && cache[0] == '/'; /* the XDG rules: a relative path is none */
+    if (!has_cache && (home == NULL || home[0] != '/')) {
+        return NULL;
+    }
+    int n = snprintf(scratch, scratch_bytes, "%s/%slockstep", has_cache ? cache : home, has_cache ? "" : ".cache/");
+    return n > 0 && (size_t)n < scratch_bytes ? scratch : NULL;
 }

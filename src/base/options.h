@@ -82,4 +82,8 @@ void options_deinit(ls_options *options);
 /* One value from the command line; an error names the flag and says what it takes. A list grows. */
 ls_status options_set(ls_options *options, option_id id, const char *text, ls_error *err);
 
+/* --cache-folder, else $XDG_CACHE_HOME/lockstep, else ~/.cache/lockstep (in scratch); NULL if that says none: an empty
+ * value, or no home. */
+const char *options_cache_folder(const ls_options *options, char *scratch, size_t scratch_bytes);
+
 #endif

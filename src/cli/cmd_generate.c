@@ -38,12 +38,12 @@ static ls_dtype dtype_of(const char *text) {
 
 static ls_status open_engine(generate *g, ls_error *err) {
     const option_value *v = g->options.value;
-    char folder[4096];
+    char folder[4096], cache[4096];
     TRY(cli_find_model(folder, sizeof folder, v[OPT_MODEL].text, err));
     ls_model_params model = LS_MODEL_PARAMS_INIT;
     model.model = folder;
     model.load_format = strcmp(v[OPT_LOAD_FORMAT].text, "dummy") == 0 ? LS_LOAD_DUMMY : LS_LOAD_SAFETENSORS;
-    model.cache_folder = v[OPT_CACHE_FOLDER].text;
+    model.cache_folder = options_cache_folder(&g->options, cache, sizeof cache);
     model.log_fn = cli_log;
     model.log_level = flag(g, OPT_VERBOSE) ? LS_LOG_DEBUG : LS_LOG_WARN;
     TRY(ls_model_open(&model, &g->model, err));

@@ -68,12 +68,12 @@ static ls_status template_all(template_run *run, int argc, char **argv, ls_error
                          "template needs a model and messages: lockstep template -m demo --messages "
                          "'[{\"role\": \"user\", \"content\": \"Hi\"}]'");
     }
-    char folder[4096];
+    char folder[4096], cache[4096];
     TRY(cli_find_model(folder, sizeof folder, v[OPT_MODEL].text, err));
     TRY(read_argument(&v[OPT_MESSAGES], &run->messages, err));
     TRY(read_argument(&v[OPT_TOOLS], &run->tools, err));
     TRY(read_argument(&v[OPT_CHAT_TEMPLATE_KWARGS], &run->variables, err));
-    TRY(ls_text_open(folder, v[OPT_CACHE_FOLDER].text, &run->text, err));
+    TRY(ls_text_open(folder, options_cache_folder(&run->options, cache, sizeof cache), &run->text, err));
     ls_chat_params params = LS_CHAT_PARAMS_INIT;
     params.messages_json = run->messages;
     params.tools_json = run->tools;

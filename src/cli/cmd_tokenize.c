@@ -49,9 +49,9 @@ static ls_status tokenize_all(ls_options *options, ls_text **text, int argc, cha
     if (!v[OPT_MODEL].set || options->n_list[OPT_PROMPT] == 0) {
         return error_set(err, LS_EINVAL, "tokenize needs a model and a text: lockstep tokenize -m demo -p 'Once upon'");
     }
-    char folder[4096];
+    char folder[4096], cache[4096];
     TRY(cli_find_model(folder, sizeof folder, v[OPT_MODEL].text, err));
-    TRY(ls_text_open(folder, v[OPT_CACHE_FOLDER].text, text, err));
+    TRY(ls_text_open(folder, options_cache_folder(options, cache, sizeof cache), text, err));
     unsigned flags = (v[OPT_NO_PARSE_SPECIAL].integer != 0 ? 0 : LS_ENCODE_PARSE_SPECIAL) |
                      (v[OPT_NO_ADD_SPECIAL].integer != 0 ? 0 : LS_ENCODE_ADD_SPECIAL);
     for (size_t i = 0; i < options->n_list[OPT_PROMPT]; i++) {

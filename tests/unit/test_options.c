@@ -295,9 +295,42 @@ static void the_command_line_wins(void **state) {
     options_deinit(&options);
 }
 
+/* What --cache-folder, XDG_CACHE_HOME and HOME say together. */
+static void cache_folders(void **state) {
+    (void)state;
+    static const struct {
+        const char *flag, *xdg, *home, *folder;
+    } cases[] = {{NULL, "/x", "/h", "/x/lockstep"},
+                 {NULL, NULL, "/h", "/h/.cache/lockstep"},
+                 {NULL, "", "/h", "/h/.cache/lockstep"},
+                 {NULL, "rel", "/h", "/h/.cache/lockstep"},
+                 {NULL, NULL, NULL, NULL},
+                 {NULL, NULL, "rel", NULL},
+                 {"", "/x", "/h", NULL},
+                 {"mine", "/x", "/h", "mine"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        ls_options options;
+        char scratch[64], tiny[8];
+        cases[i].xdg != NULL ? setenv("XDG_CACHE_HOME", cases[i].xdg, 1) : unsetenv("XDG_CACHE_HOME");
+        cases[i].home != NULL ? setenv("HOME", cases[i].home, 1) : unsetenv("HOME");
+        assert_int_equal(options_init(&options, NULL), LS_OK);
+        if (cases[i].flag != NULL) {
+            assert_int_equal(options_set(&options, OPT_CACHE_FOLDER, cases[i].flag, NULL), LS_OK);
+        }
+        const char *folder = options_cache_folder(&options, scratch, sizeof scratch);
+        assert_int_equal(folder == NULL, cases[i].folder == NULL);
+        if (folder != NULL) {
+            assert_string_equal(folder, cases[i].folder);
+            assert_true(cases[i].flag != NULL || options_cache_folder(&options, tiny, sizeof tiny) == NULL);
+        }
+        options_deinit(&options);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(table_is_well_formed),
+        cmocka_unit_test(cache_folders),
         cmocka_unit_test(defaults),
         cmocka_unit_test(limits_hold_for_flags_and_variables),
         cmocka_unit_test(what_is_no_number_is_refused),
