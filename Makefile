@@ -144,7 +144,9 @@ RUN_TESTS = LS_BIN=$(APP) LS_SAN=$(firstword $(subst $(comma), ,$(SANITIZE))) $(
 CHOSEN := $(if $(ONLY),$(foreach t,$(TEST_BIN),$(if $(findstring $(ONLY),$t),$t)),$(TEST_BIN))
 KERN_BIN := $(filter $(BUILD)/tests/kern/%,$(TEST_BIN))
 
+# The whole check fuzzes each target for a minute first; a chosen or a sanitized one does not.
 check: $(APP) $(EXAMPLE_BIN) $(TEST_BIN)
+	@$(if $(ONLY)$(SAN),:,$(MAKE) --no-print-directory fuzz-short)
 	@$(RUN_TESTS) $(CHOSEN)
 kcheck: $(CANARY) $(KERN_BIN)
 	@LS_KERN=$(K) $(RUN_TESTS) $(KERN_BIN)
