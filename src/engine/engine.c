@@ -214,7 +214,7 @@ static ls_status load_weights(ls_engine *engine, ls_error *err) {
 /* ---- Opening and closing ---- */
 
 static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, ls_error *err) {
-    enum { PIECE_BYTES = 4096 }; /* more than any token's text */
+    enum { PIECE_BYTES = 4096 }; /* a longer piece, of a token beyond any known vocabulary's, grows it once */
     int64_t start = clock_ns();
     engine->isa = cpu_isa_best();
     TRY(resolve_config(&engine->config, &engine->model->spec, params, err));
@@ -227,8 +227,7 @@ static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, l
     plan_cache_init(&engine->plans, &cpu_ref_ops, (const ls_program *const *)engine->program);
     TRY(rank_group_create(&engine->group, config->n_ranks, config->n_threads, err));
     TRY(exchange_threads_create(&engine->exchange, engine->group, err));
-    char blank[PIECE_BYTES] = {0};
-    TRY(text_buffer_append(&engine->piece, blank, sizeof blank, err));
+    TRY(text_buffer_reserve(&engine->piece, PIECE_BYTES, err));
     int64_t planned = clock_ns();
     TRY(load_weights(engine, err));
     engine->plan_us = (planned - start) / 1000;

@@ -41,6 +41,9 @@ static ls_status check_tensors(const ls_model *model, ls_error *err) {
 
 ls_status ls_model_open(const ls_model_params *params, ls_model **out, ls_error *err) {
     TRY(check_struct_size("ls_model_params", params->struct_size, sizeof *params, err));
+    ls_model_params known = {0}; /* a program with an older header gave less than we know */
+    memcpy(&known, params, params->struct_size);
+    params = &known;
     if (params->model == NULL) {
         return error_set(err, LS_EINVAL, "ls_model_params: model is missing");
     }

@@ -5,8 +5,8 @@
 
 #include "base/file.h"
 #include "base/json.h"
+#include "engine/engine.h"
 #include "text/chat_template.h"
-#include "text/detokenize.h"
 
 struct ls_text {
     ls_tokenizer *tokenizer;
@@ -102,10 +102,12 @@ static ls_status parse_json(json_doc *doc, const char *name, const char *json, l
 
 ls_status ls_text_render_chat(const ls_text *text, const ls_chat_params *params, char **out, size_t *out_bytes,
                               ls_error *err) {
-    if (params->struct_size > sizeof *params || params->messages_json == NULL) {
-        return error_set(err, LS_EINVAL, "ls_chat_params: %s",
-                         params->messages_json == NULL ? "messages_json is missing"
-                                                       : "struct_size is of a newer header");
+    TRY(check_struct_size("ls_chat_params", params->struct_size, sizeof *params, err));
+    ls_chat_params known = {0};
+    memcpy(&known, params, params->struct_size);
+    params = &known;
+    if (params->messages_json == NULL) {
+        return error_set(err, LS_EINVAL, "ls_chat_params: messages_json is missing");
     }
     if (text->templates == NULL) {
         return error_set(err, LS_ENOTFOUND,

@@ -641,8 +641,41 @@ static void every_status_was_produced(void **state) {
 #undef X
 }
 
+/* A caller with an older, shorter struct: what lies behind it is not ours to read. */
+static void shorter_structs_are_not_overread(void **state) {
+    (void)state;
+    ls_model_params full = LS_MODEL_PARAMS_INIT;
+    full.model = "demo";
+    full.struct_size = offsetof(ls_model_params, cache_folder);
+    ls_model_params *params = malloc(full.struct_size); /* ASan watches its end */
+    assert_non_null(params);
+    memcpy(params, &full, full.struct_size);
+    ls_model *model = NULL;
+    assert_int_equal(ls_model_open(params, &model, NULL), LS_OK);
+    ls_model_close(&model);
+    free(params);
+    ls_text *text = NULL;
+    char *chat = NULL;
+    size_t n_chat = 0;
+    assert_int_equal(ls_text_open("demo", NULL, &text, NULL), LS_OK);
+    ls_chat_params chat_full = LS_CHAT_PARAMS_INIT;
+    chat_full.messages_json = "[{\"role\": \"user\", \"content\": \"Hi\"}]";
+    chat_full.struct_size = offsetof(ls_chat_params, tools_json);
+    ls_chat_params *chat_params = malloc(chat_full.struct_size);
+    assert_non_null(chat_params);
+    memcpy(chat_params, &chat_full, chat_full.struct_size);
+    assert_int_equal(ls_text_render_chat(text, chat_params, &chat, &n_chat, NULL), LS_OK);
+    assert_string_equal(chat, "<|im_start|>user\nHi<|im_end|>\n");
+    ls_free(chat);
+    chat_full.struct_size = 0;
+    assert_int_equal(ls_text_render_chat(text, &chat_full, &chat, &n_chat, NULL), LS_EINVAL);
+    free(chat_params);
+    ls_text_close(&text);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(shorter_structs_are_not_overread),
         cmocka_unit_test(files_that_are_missing),
         cmocka_unit_test(files_that_are_broken),
         cmocka_unit_test(weights_that_are_no_numbers),
