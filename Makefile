@@ -54,7 +54,7 @@ ifeq ($(origin CC),default)
 CC := gcc
 endif
 CFLAGS ?= -O2 -g
-PKGS := jansson libpcre2-8 libutf8proc
+PKGS := jansson libpcre2-8 libutf8proc libcurl libcrypto libedit hwloc
 WARN := -Wall -Wextra -Wpedantic -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wno-format-truncation
 WARN += $(if $(findstring clang,$(CC)),-Wno-unknown-warning-option) $(if $(filter 1,$(WERROR)),-Werror)
 # After CFLAGS, because results are the same bits on every path only while the compiler leaves the sums alone.

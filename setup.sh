@@ -11,6 +11,10 @@ pkg-config        flags of the libraries below
 libjansson-dev    JSON
 libpcre2-dev      regular expressions of the tokenizer
 libutf8proc-dev   Unicode normalisation
+libcurl4-openssl-dev  downloads from the hub
+libssl-dev        SHA-256 of what was downloaded
+libedit-dev       the line of lockstep chat
+libhwloc-dev      cores, caches and NUMA nodes
 libcmocka-dev     tests
 python3           tests/run and tools/lint.py
 clang             fuzzing

@@ -3,7 +3,8 @@
  *
  * The opaque nouns:
  *   ls_model    what a checkpoint says: sizes, tokenizer, tensors on disk. Immutable once open; any thread may use it.
- *   ls_engine   a model made ready on R ranks: weights, KV pages, scheduler. One thread at a time drives it.
+ *   ls_engine   a model made ready on R ranks: weights, KV pages, scheduler. One thread at a time drives it by
+ *               ls_engine_step, or a thread of its own does (ls_engine_start).
  *   ls_request  one prompt and the tokens that follow it. Belongs to its engine, and to the thread that drives it.
  *   ls_text     a tokenizer and chat templates alone. Immutable once open; any thread may use it.
  *
@@ -64,11 +65,20 @@ typedef struct ls_error {
     char trace[256]; /* "file:line < file:line ...": the way the error took, for bug reports */
 } ls_error;
 
-/* Element types. LS_AUTO means the checkpoint's own where a setting allows it. */
-typedef enum ls_dtype { LS_AUTO = 0, LS_F32 = 1, LS_BF16 = 2, LS_F16 = 3 } ls_dtype;
+/* Element types. LS_AUTO means the checkpoint's own where a setting allows it; LS_INT8 is a format of weights alone. */
+typedef enum ls_dtype { LS_AUTO = 0, LS_F32 = 1, LS_BF16 = 2, LS_F16 = 3, LS_INT8 = 4 } ls_dtype;
 
-LS_API const char *ls_dtype_name(ls_dtype dtype); /* "auto", "f32", "bf16", "f16" */
-LS_API size_t ls_dtype_bytes(ls_dtype dtype);     /* 4, 2, 2; 0 for LS_AUTO */
+LS_API const char *ls_dtype_name(ls_dtype dtype); /* "auto", "f32", "bf16", "f16", "int8" */
+LS_API size_t ls_dtype_bytes(ls_dtype dtype);     /* 4, 2, 2, 1; 0 for LS_AUTO */
+
+/* Matrices as 8-bit integers with one f32 scale for each output row and leaf (eighth) of the inputs. */
+typedef enum ls_quantization {
+    LS_QUANTIZATION_NONE = 0,
+    LS_QUANTIZATION_W8A16 = 1, /* activations in the run dtype */
+    LS_QUANTIZATION_W8A8 = 2   /* activations as 8-bit integers too, one scale for each token and leaf */
+} ls_quantization;
+
+LS_API const char *ls_quantization_name(ls_quantization quantization); /* "none", "w8a16", "w8a8" */
 
 /* Log callback. `text` is one line without a newline, borrowed for the call. Called from any thread of the library,
  * one call at a time for each engine or model. */
@@ -117,9 +127,11 @@ typedef struct ls_model_info {
     int n_layers, d_model, d_ffn, n_heads, n_kv_heads, d_head, n_vocab;
     int max_position_tokens, window_tokens;
     bool tied, has_tokenizer;
-    ls_dtype dtype;            /* the checkpoint's */
-    double temperature, top_p; /* defaults of generation_config.json; 1 and 1 where it is silent */
-    int top_k;                 /* 0: off */
+    ls_dtype dtype; /* the checkpoint's */
+    /* Defaults of generation_config.json; where it is silent: 1, 1, 0 (off), 0 (off), 1 (off). */
+    double temperature, top_p;
+    int top_k;
+    double min_p, repetition_penalty;
 } ls_model_info;
 #define LS_MODEL_INFO_INIT                                                                                             \
     { .struct_size = sizeof(ls_model_info) }
@@ -140,6 +152,8 @@ typedef struct ls_engine_params {
     int max_num_batched_tokens;    /* rows of one step: the prefill chunk; default 512, at least max_num_seqs */
     int64_t kv_cache_memory_bytes; /* all ranks; default: room for max_num_seqs sequences of full length, but at most
                                        * 4 GiB, or one sequence of the max_model_len_tokens that was asked for */
+    ls_quantization quantization;  /* of the matrices; default: none */
+    const char *cpu_isa; /* "ref", "avx2" or "avx512": the same bits at other speeds; default: the best here */
 } ls_engine_params;
 #define LS_ENGINE_PARAMS_INIT                                                                                          \
     { .struct_size = sizeof(ls_engine_params) }
@@ -154,8 +168,38 @@ LS_API void ls_engine_close(ls_engine **engine);
 /* One step: decode rows of running requests and chunks of prompts, one forward pass, one token for each sequence whose
  * prompt is through. Calls requests' callbacks. LS_OK, or LS_IDLE when no request is unfinished. A failure of one
  * request is not an error here: see ls_result. An error (LS_EABORTED: a rank gave up) is the end of the engine: its
- * requests have failed with the reason, and all that is left to do is to close it. */
+ * requests have failed with the reason, and all that is left to do is to close it. LS_EINVAL while a thread of the
+ * engine's own drives it. */
 LS_API ls_status ls_engine_step(ls_engine *engine, ls_error *err);
+
+/* Hands the engine to a thread of its own, which steps while there is work and sleeps while there is none. From then on
+ * any thread may call any function on the engine and its requests (one thread at a time for each request); callbacks
+ * come from the engine's thread. LS_EINVAL if it runs already. */
+LS_API ls_status ls_engine_start(ls_engine *engine, ls_error *err);
+/* Ends that thread after the step it is in; requests stay as they are, and ls_engine_step serves again. */
+LS_API void ls_engine_stop(ls_engine *engine);
+
+/* For one thread that waits for many requests: up to `n_max` requests that have new tokens or are finished since the last
+ * call, each once. Waits up to timeout_us for the first (0: not at all, negative: for ever). *n is 0 after the timeout. A
+ * started engine only. */
+LS_API ls_status ls_engine_poll(ls_engine *engine, int64_t timeout_us, ls_request **out, size_t n_max, size_t *n,
+                                ls_error *err);
+/* A file descriptor that is readable while ls_engine_poll would give something: for event loops. The engine's; do not
+ * read or close it. */
+LS_API int ls_engine_poll_fd(ls_engine *engine);
+
+/* What an engine does at this moment and has done so far. */
+typedef struct ls_engine_stats {
+    size_t struct_size;
+    int n_running, n_waiting; /* requests */
+    int n_pages, n_free_pages;
+    int64_t steps, preemptions;
+    int64_t prompt_tokens, generated_tokens; /* computed, also again after a preemption; given to requests */
+    int64_t finished, failed, cancelled;     /* requests */
+} ls_engine_stats;
+#define LS_ENGINE_STATS_INIT                                                                                           \
+    { .struct_size = sizeof(ls_engine_stats) }
+LS_API ls_status ls_engine_get_stats(ls_engine *engine, ls_engine_stats *out, ls_error *err);
 
 /* ---- Request ------------------------------------------------------------------------------------------------------ */
 
@@ -163,22 +207,57 @@ LS_API ls_status ls_engine_step(ls_engine *engine, ls_error *err);
  * brought it, or -1 for what was held back and comes out at the end. Must not call into the engine. */
 typedef void (*ls_text_fn)(void *user, ls_request *request, int32_t token, const char *text, size_t text_bytes);
 
-/* Logits at one position (position p predicts token p + 1), f32 [n_vocab], borrowed for the call. Must not call into the
- * engine. */
+/* Logits at one position (position p predicts token p + 1), f32 [n_vocab], as the model computed them, borrowed for the
+ * call. Must not call into the engine. */
 typedef void (*ls_logits_fn)(void *user, ls_request *request, int position, const float *logits, int n_vocab);
 
+typedef struct ls_logit_bias {
+    int32_t token;
+    float bias; /* added to the logit; -INFINITY forbids the token */
+} ls_logit_bias;
+
+enum { LS_MAX_LOGPROBS = 20 };
+
+/* How the next token is drawn from the logits, in this order (transformers' order; `penalty` values are off at 1 or 0):
+ *   1. logit_bias;  2. repetition_penalty (tokens of prompt and answer);  3. presence and frequency penalty (tokens of the
+ *   answer; OpenAI's definition);  4. bad_words;  5. min_tokens forbids the tokens that would stop;  6. allowed_tokens;
+ *   7. temperature;  8. top_k;  9. top_p;  10. min_p;  11. the draw.  Greedy (temperature 0) takes the best after 6. */
 typedef struct ls_request_params {
     size_t struct_size;
     const char *prompt; /* text of prompt_bytes bytes, or */
     size_t prompt_bytes;
     const int32_t *prompt_tokens; /* n_prompt_tokens ids, used when not NULL */
     size_t n_prompt_tokens;
-    int max_tokens;     /* tokens to generate; 0: only the prompt is run */
-    double temperature; /* 0: greedy; negative: the model's default */
-    int top_k;          /* 0: off; negative: the model's default */
-    double top_p;       /* 1: off; negative: the model's default */
-    uint64_t seed;      /* same seed, same text, whatever the batch and R */
-    bool ignore_eos;
+    int max_tokens;            /* tokens to generate; 0: only the prompt is run */
+    int min_tokens;            /* before it has these, nothing but max_tokens ends an answer */
+    double temperature;        /* 0: greedy; negative: the model's default */
+    int top_k;                 /* 0: off; negative: the model's default */
+    double top_p;              /* 1: off; negative: the model's default */
+    double min_p;              /* 0: off; negative: the model's default */
+    double repetition_penalty; /* 1: off; 0 or less: the model's default */
+    double presence_penalty, frequency_penalty;
+    const ls_logit_bias *logit_bias;
+    size_t n_logit_bias;
+    const int32_t *allowed_tokens; /* n_allowed_tokens ids: no other is drawn; NULL: all */
+    size_t n_allowed_tokens;
+    const char *const *bad_words; /* n_bad_words strings that may not appear, with or without a space before them */
+    size_t n_bad_words;
+    const char *const *stop; /* n_stop strings that end the answer */
+    size_t n_stop;
+    const int32_t *stop_tokens; /* n_stop_tokens ids that end it, besides the model's end-of-text tokens */
+    size_t n_stop_tokens;
+    bool include_stop; /* the text ends behind the stop string instead of before it */
+    bool ignore_eos;   /* end-of-text tokens of the model do not end it; stop and stop_tokens do */
+    uint64_t seed;     /* same seed, same text, whatever the batch and R */
+    uint32_t choice;   /* which of several answers to one prompt: other draws from the same seed */
+    /* Log probabilities, of the model's own logits (before 1.): -1 none; otherwise the token's and that many of the most
+     * likely ones, at most LS_MAX_LOGPROBS. See ls_request_get_logprobs. */
+    int logprobs, prompt_logprobs;
+    /* KV reuse from turn to turn of a conversation: a finished request that was submitted with keep_cache keeps its part of
+     * the KV cache until it is freed or the pages are needed. `reuse` names such a request of the same engine (or is
+     * NULL): what its tokens and the new prompt's have in common at the beginning is not computed again. */
+    ls_request *reuse;
+    bool keep_cache;
     bool prompt_logits;     /* on_logits for every prompt position, not only the last */
     bool hash_logits;       /* fill ls_result.logits_hash */
     ls_text_fn on_text;     /* may be NULL */
@@ -186,33 +265,65 @@ typedef struct ls_request_params {
     void *user;
 } ls_request_params;
 #define LS_REQUEST_PARAMS_INIT                                                                                         \
-    { .struct_size = sizeof(ls_request_params), .max_tokens = 16, .temperature = -1, .top_k = -1, .top_p = -1 }
+    {                                                                                                                  \
+        .struct_size = sizeof(ls_request_params), .max_tokens = 16, .temperature = -1, .top_k = -1, .top_p = -1,       \
+        .min_p = -1, .logprobs = -1, .prompt_logprobs = -1                                                             \
+    }
 
 /* Tokenises and queues a prompt. Everything is copied. Errors: LS_EINVAL (empty prompt, a token id outside the vocabulary,
  * a parameter out of range), LS_ETOOLONG (prompt and max_tokens exceed the context or the KV cache; says the sizes). */
 LS_API ls_status ls_request_submit(ls_engine *engine, const ls_request_params *params, ls_request **out, ls_error *err);
+/* Ends a request where it stands, with LS_FINISH_CANCELLED; what it has come to stays readable. Takes effect before the
+ * next step. Nothing happens to a finished one. */
+LS_API void ls_request_cancel(ls_request *request);
 /* Cancels it if it still runs, and gives back its pages. Accepts NULL inside; sets it to NULL. */
 LS_API void ls_request_free(ls_request **request);
 
-typedef enum ls_finish { LS_FINISH_NONE = 0, LS_FINISH_STOP, LS_FINISH_LENGTH, LS_FINISH_ERROR } ls_finish;
-LS_API const char *ls_finish_name(ls_finish finish); /* "running", "stop", "length", "error" */
+typedef enum ls_finish {
+    LS_FINISH_NONE = 0,
+    LS_FINISH_STOP,
+    LS_FINISH_LENGTH,
+    LS_FINISH_ERROR,
+    LS_FINISH_CANCELLED
+} ls_finish;
+LS_API const char *ls_finish_name(ls_finish finish); /* "running", "stop", "length", "error", "cancelled" */
 
-/* What a request has come to so far; everything borrowed from the request, until the next step or its end. */
+/* What a request has come to so far; everything borrowed from the request, until the next call on it. */
 typedef struct ls_result {
     size_t struct_size;
     ls_finish finish;
-    const int32_t *tokens; /* prompt, then answer; an end-of-text token that stopped it is the last */
+    const int32_t *tokens; /* prompt, then answer; the token that stopped it is the last */
     size_t n_prompt_tokens, n_tokens;
-    const char *text; /* the answer, special tokens left out; NUL-terminated */
+    const char *text; /* the answer, special tokens and stop strings left out; NUL-terminated */
     size_t text_bytes;
-    uint64_t logits_hash;   /* over the bits of all logits that chose a token; 0 unless asked for */
-    ls_status status;       /* of LS_FINISH_ERROR */
-    const char *error;      /* of LS_FINISH_ERROR, else "" */
-    int64_t first_token_us; /* from submission to the first token; -1 before it */
+    uint64_t logits_hash;    /* over the bits of all logits that chose a token; 0 unless asked for */
+    ls_status status;        /* of LS_FINISH_ERROR */
+    const char *error;       /* of LS_FINISH_ERROR, else "" */
+    const char *stop_string; /* that ended it, or NULL */
+    int32_t stop_token;      /* that ended it, or -1 */
+    int preemptions;         /* times it was set aside and computed again */
+    size_t n_reused_tokens;  /* of the prompt, taken from another request's KV cache */
+    int64_t queued_us;       /* from submission to its first step; -1 before it */
+    int64_t first_token_us;  /* from submission to the first token; -1 before it */
+    int64_t total_us;        /* from submission to its end, or to now */
 } ls_result;
 #define LS_RESULT_INIT                                                                                                 \
     { .struct_size = sizeof(ls_result) }
 LS_API ls_status ls_request_get_result(ls_request *request, ls_result *out, ls_error *err);
+
+/* The log probabilities of one token of a request's prompt or answer. */
+typedef struct ls_logprobs {
+    float logprob; /* of the token that stands there; NaN for the first of a prompt */
+    int rank;      /* how many tokens were more likely; 0: none */
+    int n_top;     /* as many as were asked for */
+    struct {
+        int32_t token;
+        float logprob;
+    } top[LS_MAX_LOGPROBS]; /* most likely first */
+} ls_logprobs;
+/* Of token `index`, counted from the first of the prompt. LS_EINVAL where none were asked for or the token is not there
+ * yet. */
+LS_API ls_status ls_request_get_logprobs(ls_request *request, size_t index, ls_logprobs *out, ls_error *err);
 
 /* ---- Text: a model's tokenizer and chat templates, without its weights --------------------------------------------- */
 

@@ -37,12 +37,19 @@ const char *ls_dtype_name(ls_dtype dtype) {
         return "bf16";
     case LS_F16:
         return "f16";
+    case LS_INT8:
+        return "int8";
     }
     return "unknown";
 }
 
+const char *ls_quantization_name(ls_quantization quantization) {
+    static const char *const names[] = {"none", "w8a16", "w8a8"};
+    return (unsigned)quantization < sizeof names / sizeof *names ? names[quantization] : "unknown";
+}
+
 size_t ls_dtype_bytes(ls_dtype dtype) {
-    return dtype == LS_F32 ? 4 : dtype == LS_BF16 || dtype == LS_F16 ? 2 : 0;
+    return dtype == LS_F32 ? 4 : dtype == LS_BF16 || dtype == LS_F16 ? 2 : dtype == LS_INT8 ? 1 : 0;
 }
 
 uint32_t ls_abi_version(void) {

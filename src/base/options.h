@@ -11,36 +11,93 @@
 #include "base/error.h"
 
 /* Commands that an option belongs to. */
-enum { COMMAND_GENERATE = 1, COMMAND_TOKENIZE = 2, COMMAND_TEMPLATE = 4 };
+enum {
+    COMMAND_GENERATE = 1,
+    COMMAND_CHAT = 2,
+    COMMAND_TOKENIZE = 4,
+    COMMAND_TEMPLATE = 8,
+    COMMAND_PLAN = 16,
+    COMMAND_PERPLEXITY = 32,
+    COMMAND_VERIFY = 64,
+    COMMAND_PULL = 128,
+    COMMAND_DOCTOR = 256,
+    COMMAND_HELP = 512
+};
+
+typedef struct command_def {
+    unsigned command;
+    const char *name;
+    const char *word;    /* what help calls the one word that may follow the name without a flag, or NULL */
+    const char *summary; /* one line */
+    const char *text;    /* paragraphs after the options in --help and in the manual */
+} command_def;
+
+enum { COMMAND_COUNT = 10 };
+extern const command_def command_table[COMMAND_COUNT];
 
 typedef enum option_type { OPTION_TEXT, OPTION_LIST, OPTION_INT, OPTION_REAL, OPTION_CHOICE, OPTION_FLAG } option_type;
 
+/* Headings of --help and the manual. */
+typedef enum option_group {
+    GROUP_MODEL,
+    GROUP_INPUT,
+    GROUP_SAMPLING,
+    GROUP_ENGINE,
+    GROUP_OUTPUT,
+    GROUP_COUNT
+} option_group;
+const char *option_group_name(option_group group);
+
 typedef enum option_id {
     OPT_MODEL,
-    OPT_PROMPT,
-    OPT_MAX_TOKENS,
-    OPT_TEMPERATURE,
-    OPT_TOP_K,
-    OPT_TOP_P,
-    OPT_SEED,
-    OPT_IGNORE_EOS,
-    OPT_TENSOR_PARALLEL_SIZE,
-    OPT_THREADS,
-    OPT_DTYPE,
-    OPT_KV_CACHE_DTYPE,
-    OPT_MAX_MODEL_LEN,
-    OPT_MAX_NUM_SEQS,
-    OPT_MAX_NUM_BATCHED_TOKENS,
-    OPT_KV_CACHE_MEMORY_BYTES,
+    OPT_REVISION,
     OPT_LOAD_FORMAT,
     OPT_CACHE_FOLDER,
-    OPT_NO_PARSE_SPECIAL,
-    OPT_NO_ADD_SPECIAL,
+    OPT_PROMPT,
+    OPT_PROMPT_FILE,
+    OPT_REPEAT_PROMPT,
+    OPT_SYSTEM,
     OPT_MESSAGES,
     OPT_TOOLS,
     OPT_CHAT_TEMPLATE_KWARGS,
     OPT_CHAT_TEMPLATE_NAME,
     OPT_NO_GENERATION_PROMPT,
+    OPT_NO_PARSE_SPECIAL,
+    OPT_NO_ADD_SPECIAL,
+    OPT_MAX_TOKENS,
+    OPT_MIN_TOKENS,
+    OPT_TEMPERATURE,
+    OPT_TOP_K,
+    OPT_TOP_P,
+    OPT_MIN_P,
+    OPT_REPETITION_PENALTY,
+    OPT_PRESENCE_PENALTY,
+    OPT_FREQUENCY_PENALTY,
+    OPT_LOGIT_BIAS,
+    OPT_ALLOWED_TOKEN_IDS,
+    OPT_BAD_WORDS,
+    OPT_STOP,
+    OPT_STOP_TOKEN_IDS,
+    OPT_IGNORE_EOS,
+    OPT_SEED,
+    OPT_NUM_RETURN_SEQUENCES,
+    OPT_LOGPROBS,
+    OPT_PROMPT_LOGPROBS,
+    OPT_TENSOR_PARALLEL_SIZE,
+    OPT_THREADS,
+    OPT_DTYPE,
+    OPT_QUANTIZATION,
+    OPT_KV_CACHE_DTYPE,
+    OPT_MAX_MODEL_LEN,
+    OPT_MAX_NUM_SEQS,
+    OPT_MAX_NUM_BATCHED_TOKENS,
+    OPT_KV_CACHE_MEMORY_BYTES,
+    OPT_GPU_MEMORY_UTILIZATION,
+    OPT_DEVICE_MEMORY_BYTES,
+    OPT_CPU_ISA,
+    OPT_AGAINST,
+    OPT_TIMELINE,
+    OPT_TRACE,
     OPT_JSON,
     OPT_VERBOSE,
     OPTION_COUNT
@@ -49,6 +106,7 @@ typedef enum option_id {
 typedef struct option_def {
     option_id id;
     unsigned commands;
+    option_group group;
     option_type type;
     const char *name;     /* without the dashes */
     const char *alias;    /* second long name, or NULL */
@@ -60,7 +118,7 @@ typedef struct option_def {
     const char *help;
 } option_def;
 
-extern const option_def option_table[OPTION_COUNT]; /* indexed by option_id */
+extern const option_def option_table[OPTION_COUNT]; /* indexed by option_id; groups follow one another */
 
 typedef struct option_value {
     bool set;         /* has a value, be it the default */

@@ -7,9 +7,9 @@
 /* Exit codes. */
 enum { EXIT_GOOD = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
 
-/* Parses argv[1..] of a command against the options table. Prints help and exits by itself (argp). */
-ls_status args_parse(ls_options *options, unsigned command, const char *name, const char *doc, int argc, char **argv,
-                     ls_error *err);
+/* Parses argv[1..] of a command (one bit of COMMAND_*) against the options table. A word without a flag is the model,
+ * where command_table says so. Prints help and exits by itself (argp). */
+ls_status args_parse(ls_options *options, unsigned command, int argc, char **argv, ls_error *err);
 
 /* Each command: argv[0] is its name. Returns the exit code. */
 int cmd_generate(int argc, char **argv);
@@ -21,8 +21,12 @@ int cli_fail(const ls_error *error, bool verbose);
 /* For ls_model_params.log_fn: one line on stderr. */
 void cli_log(void *user, ls_log_level level, const char *text);
 
-/* The folder of the built-in model if the name is "demo" (beside the binary, one level up, or in share/), else the name
- * itself. */
-ls_status cli_find_model(char *out, size_t out_bytes, const char *name, ls_error *err);
+/* open.c: the folder of --model, found beside the binary if the name is "demo". */
+ls_status cli_find_model(const ls_options *options, char *out, size_t out_bytes, ls_error *err);
+/* Opens --model; and an engine on it. What was opened before a failure is the caller's to close. */
+ls_status cli_open_model(const ls_options *options, ls_model **out, ls_error *err);
+ls_status cli_open(const ls_options *options, ls_model **model, ls_engine **engine, ls_error *err);
+/* The engine's parameters as the options give them. */
+ls_engine_params cli_engine_params(const ls_options *options);
 
 #endif

@@ -27,41 +27,6 @@ static bool flag(const generate *g, option_id id) {
     return g->options.value[id].integer != 0;
 }
 
-static ls_dtype dtype_of(const char *text) {
-    for (int dtype = LS_AUTO; dtype <= LS_F16; dtype++) {
-        if (strcmp(text, ls_dtype_name((ls_dtype)dtype)) == 0) {
-            return (ls_dtype)dtype;
-        }
-    }
-    return LS_AUTO;
-}
-
-static ls_status open_engine(generate *g, ls_error *err) {
-    const option_value *v = g->options.value;
-    char folder[4096], cache[4096];
-    TRY(cli_find_model(folder, sizeof folder, v[OPT_MODEL].text, err));
-    ls_model_params model = LS_MODEL_PARAMS_INIT;
-    model.model = folder;
-    model.load_format = strcmp(v[OPT_LOAD_FORMAT].text, "dummy") == 0 ? LS_LOAD_DUMMY : LS_LOAD_SAFETENSORS;
-    model.cache_folder = options_cache_folder(&g->options, cache, sizeof cache);
-    model.log_fn = cli_log;
-    model.log_level = flag(g, OPT_VERBOSE) ? LS_LOG_DEBUG : LS_LOG_WARN;
-    TRY(ls_model_open(&model, &g->model, err));
-    ls_model_info info = LS_MODEL_INFO_INIT;
-    TRY(ls_model_get_info(g->model, &info, err));
-    g->has_tokenizer = info.has_tokenizer;
-    ls_engine_params engine = LS_ENGINE_PARAMS_INIT;
-    engine.tensor_parallel_size = (int)v[OPT_TENSOR_PARALLEL_SIZE].integer;
-    engine.threads = (int)v[OPT_THREADS].integer;
-    engine.dtype = dtype_of(v[OPT_DTYPE].text);
-    engine.kv_cache_dtype = dtype_of(v[OPT_KV_CACHE_DTYPE].text);
-    engine.max_model_len_tokens = (int)v[OPT_MAX_MODEL_LEN].integer;
-    engine.max_num_seqs = (int)v[OPT_MAX_NUM_SEQS].integer;
-    engine.max_num_batched_tokens = (int)v[OPT_MAX_NUM_BATCHED_TOKENS].integer;
-    engine.kv_cache_memory_bytes = v[OPT_KV_CACHE_MEMORY_BYTES].integer;
-    return ls_engine_open(g->model, &engine, &g->engine, err);
-}
-
 /* ---- Requests ---- */
 
 static void print_piece(void *user, ls_request *request, int32_t token, const char *text, size_t text_bytes) {
@@ -189,10 +154,7 @@ static ls_status print_all(generate *g, bool *failed, ls_error *err) {
 
 static ls_status generate_all(generate *g, int argc, char **argv, bool *failed, ls_error *err) {
     TRY(options_init(&g->options, err));
-    TRY(args_parse(&g->options, COMMAND_GENERATE, "generate",
-                   "Continue one or more prompts.\vOptions can also be set in the environment: --top-k is "
-                   "LOCKSTEP_TOP_K. Results go to standard output, the timeline to standard error.",
-                   argc, argv, err));
+    TRY(args_parse(&g->options, COMMAND_GENERATE, argc, argv, err));
     g->n_prompts = g->options.n_list[OPT_PROMPT];
     if (!g->options.value[OPT_MODEL].set || g->n_prompts == 0) {
         return error_set(err, LS_EINVAL,
@@ -205,7 +167,10 @@ static ls_status generate_all(generate *g, int argc, char **argv, bool *failed, 
     if (!g->options.value[OPT_SEED].set && getrandom(&g->seed, sizeof g->seed, 0) == sizeof g->seed) {
         g->seed >>= 32; /* short enough to type */
     }
-    TRY(open_engine(g, err));
+    TRY(cli_open(&g->options, &g->model, &g->engine, err));
+    ls_model_info info = LS_MODEL_INFO_INIT;
+    TRY(ls_model_get_info(g->model, &info, err));
+    g->has_tokenizer = info.has_tokenizer;
     TRY(run(g, err));
     return print_all(g, failed, err);
 }

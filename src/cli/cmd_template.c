@@ -60,8 +60,7 @@ typedef struct template_run {
 
 static ls_status template_all(template_run *run, int argc, char **argv, ls_error *err) {
     TRY(options_init(&run->options, err));
-    TRY(args_parse(&run->options, COMMAND_TEMPLATE, "template", "Show what a model's chat template makes of messages.",
-                   argc, argv, err));
+    TRY(args_parse(&run->options, COMMAND_TEMPLATE, argc, argv, err));
     const option_value *v = run->options.value;
     if (!v[OPT_MODEL].set || !v[OPT_MESSAGES].set) {
         return error_set(err, LS_EINVAL,
@@ -69,7 +68,7 @@ static ls_status template_all(template_run *run, int argc, char **argv, ls_error
                          "'[{\"role\": \"user\", \"content\": \"Hi\"}]'");
     }
     char folder[4096], cache[4096];
-    TRY(cli_find_model(folder, sizeof folder, v[OPT_MODEL].text, err));
+    TRY(cli_find_model(&run->options, folder, sizeof folder, err));
     TRY(read_argument(&v[OPT_MESSAGES], &run->messages, err));
     TRY(read_argument(&v[OPT_TOOLS], &run->tools, err));
     TRY(read_argument(&v[OPT_CHAT_TEMPLATE_KWARGS], &run->variables, err));

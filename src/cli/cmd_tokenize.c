@@ -43,14 +43,13 @@ static ls_status print_tokens_json(const char *text, const ls_token *token, size
 
 static ls_status tokenize_all(ls_options *options, ls_text **text, int argc, char **argv, ls_error *err) {
     TRY(options_init(options, err));
-    TRY(args_parse(options, COMMAND_TOKENIZE, "tokenize", "Show the tokens of a text, with ids and places.", argc, argv,
-                   err));
+    TRY(args_parse(options, COMMAND_TOKENIZE, argc, argv, err));
     const option_value *v = options->value;
     if (!v[OPT_MODEL].set || options->n_list[OPT_PROMPT] == 0) {
         return error_set(err, LS_EINVAL, "tokenize needs a model and a text: lockstep tokenize -m demo -p 'Once upon'");
     }
     char folder[4096], cache[4096];
-    TRY(cli_find_model(folder, sizeof folder, v[OPT_MODEL].text, err));
+    TRY(cli_find_model(options, folder, sizeof folder, err));
     TRY(ls_text_open(folder, options_cache_folder(options, cache, sizeof cache), text, err));
     unsigned flags = (v[OPT_NO_PARSE_SPECIAL].integer != 0 ? 0 : LS_ENCODE_PARSE_SPECIAL) |
                      (v[OPT_NO_ADD_SPECIAL].integer != 0 ? 0 : LS_ENCODE_ADD_SPECIAL);

@@ -5,26 +5,22 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/file.h"
 #include "cli/cli.h"
 
-static const struct {
-    const char *name, *help;
-    int (*run)(int argc, char **argv);
-} commands[] = {
-    {"generate", "continue one or more prompts", cmd_generate},
-    {"tokenize", "show the tokens of a text", cmd_tokenize},
-    {"template", "show what a chat template makes of messages", cmd_template},
+/* By the order of command_table. */
+static int (*const commands[COMMAND_COUNT])(int argc, char **argv) = {
+    cmd_generate, NULL, cmd_tokenize, cmd_template, NULL, NULL, NULL, NULL, NULL, NULL,
 };
-enum { COMMANDS = sizeof commands / sizeof *commands };
 
 static void print_usage(FILE *out) {
     fprintf(out,
             "lockstep %s: tensor-parallel inference for open-weight language models\n\n"
             "usage: lockstep COMMAND [OPTION...]\n\ncommands:\n",
             ls_version());
-    for (int i = 0; i < COMMANDS; i++) {
-        fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].help);
+    for (int i = 0; i < COMMAND_COUNT; i++) {
+        if (commands[i] != NULL) {
+            fprintf(out, "  %-10s %s\n", command_table[i].name, command_table[i].summary);
+        }
     }
     fprintf(out, "\n'lockstep COMMAND --help' lists its options. A first try: lockstep generate -m demo -p 'Once'\n");
 }
@@ -37,37 +33,6 @@ int cli_fail(const ls_error *error, bool verbose) {
     return error->status == LS_EINVAL ? EXIT_USAGE : EXIT_FAILED;
 }
 
-void cli_log(void *user, ls_log_level level, const char *text) {
-    static const char *const names[] = {"error", "warning", "info", "debug", "trace"};
-    (void)user;
-    fprintf(stderr, "lockstep: %s: %s\n", names[level], text);
-}
-
-ls_status cli_find_model(char *out, size_t out_bytes, const char *name, ls_error *err) {
-    if (strcmp(name, "demo") != 0) {
-        if (strlen(name) >= out_bytes) {
-            return error_set(err, LS_EINVAL, "--model: longer than %zu bytes", out_bytes - 1);
-        }
-        memcpy(out, name, strlen(name) + 1);
-        return LS_OK;
-    }
-    static const char *const places[] = {"demo", "../demo", "../../demo", "../share/lockstep/demo"};
-    char folder[4096];
-    ssize_t n = readlink("/proc/self/exe", folder, sizeof folder - 1);
-    if (n > 0) {
-        folder[n] = '\0';
-        *strrchr(folder, '/') = '\0';
-        for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
-            char config[4096];
-            TRY(path_join(out, out_bytes, folder, places[i], err));
-            if (path_join(config, sizeof config, out, "config.json", NULL) == LS_OK && file_exists(config)) {
-                return LS_OK;
-            }
-        }
-    }
-    return error_set(err, LS_ENOTFOUND, "the built-in model 'demo' is not beside the program; give its folder with -m");
-}
-
 static int run(int argc, char **argv) {
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0 || strcmp(argv[1], "-h") == 0) {
         print_usage(argc < 2 ? stderr : stdout);
@@ -77,9 +42,9 @@ static int run(int argc, char **argv) {
         printf("lockstep %s\n", ls_version());
         return EXIT_GOOD;
     }
-    for (int i = 0; i < COMMANDS; i++) {
-        if (strcmp(argv[1], commands[i].name) == 0) {
-            return commands[i].run(argc - 1, argv + 1);
+    for (int i = 0; i < COMMAND_COUNT; i++) {
+        if (strcmp(argv[1], command_table[i].name) == 0 && commands[i] != NULL) {
+            return commands[i](argc - 1, argv + 1);
         }
     }
     fprintf(stderr, "lockstep: unknown command '%s'\n\n", argv[1]);

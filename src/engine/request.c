@@ -5,7 +5,7 @@
 #include "engine/engine.h"
 
 const char *ls_finish_name(ls_finish finish) {
-    static const char *const names[] = {"running", "stop", "length", "error"};
+    static const char *const names[] = {"running", "stop", "length", "error", "cancelled"};
     return (unsigned)finish < sizeof names / sizeof *names ? names[finish] : "unknown";
 }
 

@@ -1,0 +1,97 @@
+/* What every command that runs a model does first: find it, open it, open an engine on it as the options say. */
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "cli/cli.h"
+
+void cli_log(void *user, ls_log_level level, const char *text) {
+    static const char *const names[] = {"error", "warning", "info", "debug", "trace"};
+    (void)user;
+    fprintf(stderr, "lockstep: %s: %s\n", names[level], text);
+}
+
+/* The built-in model: beside the binary, one or two levels up, or in share/. */
+static ls_status find_demo(char *out, size_t out_bytes, ls_error *err) {
+    static const char *const places[] = {"demo", "../demo", "../../demo", "../share/lockstep/demo"};
+    char folder[4096];
+    ssize_t n = readlink("/proc/self/exe", folder, sizeof folder - 1);
+    if (n > 0) {
+        folder[n] = '\0';
+        *strrchr(folder, '/') = '\0';
+        for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+            char config[4096];
+            TRY(path_join(out, out_bytes, folder, places[i], err));
+            if (path_join(config, sizeof config, out, "config.json", NULL) == LS_OK && file_exists(config)) {
+                return LS_OK;
+            }
+        }
+    }
+    return error_set(err, LS_ENOTFOUND, "the built-in model 'demo' is not beside the program; give its folder with -m");
+}
+
+ls_status cli_find_model(const ls_options *options, char *out, size_t out_bytes, ls_error *err) {
+    const char *name = options->value[OPT_MODEL].text;
+    if (strcmp(name, "demo") == 0) {
+        return find_demo(out, out_bytes, err);
+    }
+    if (strlen(name) >= out_bytes) {
+        return error_set(err, LS_EINVAL, "--model: longer than %zu bytes", out_bytes - 1);
+    }
+    memcpy(out, name, strlen(name) + 1);
+    return LS_OK;
+}
+
+ls_status cli_open_model(const ls_options *options, ls_model **out, ls_error *err) {
+    const option_value *v = options->value;
+    char folder[4096], cache[4096];
+    TRY(cli_find_model(options, folder, sizeof folder, err));
+    ls_model_params params = LS_MODEL_PARAMS_INIT;
+    params.model = folder;
+    params.load_format = strcmp(v[OPT_LOAD_FORMAT].text, "dummy") == 0 ? LS_LOAD_DUMMY : LS_LOAD_SAFETENSORS;
+    params.cache_folder = options_cache_folder(options, cache, sizeof cache);
+    params.log_fn = cli_log;
+    params.log_level = v[OPT_VERBOSE].integer != 0 ? LS_LOG_DEBUG : LS_LOG_WARN;
+    return ls_model_open(&params, out, err);
+}
+
+static ls_dtype dtype_of(const char *text) {
+    for (int dtype = LS_AUTO; dtype <= LS_F16; dtype++) {
+        if (strcmp(text, ls_dtype_name((ls_dtype)dtype)) == 0) {
+            return (ls_dtype)dtype;
+        }
+    }
+    return LS_AUTO;
+}
+
+static ls_quantization quantization_of(const char *text) {
+    for (int method = LS_QUANTIZATION_NONE; method <= LS_QUANTIZATION_W8A8; method++) {
+        if (strcmp(text, ls_quantization_name((ls_quantization)method)) == 0) {
+            return (ls_quantization)method;
+        }
+    }
+    return LS_QUANTIZATION_NONE;
+}
+
+ls_engine_params cli_engine_params(const ls_options *options) {
+    const option_value *v = options->value;
+    ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+    params.tensor_parallel_size = (int)v[OPT_TENSOR_PARALLEL_SIZE].integer;
+    params.threads = (int)v[OPT_THREADS].integer;
+    params.dtype = dtype_of(v[OPT_DTYPE].text);
+    params.quantization = quantization_of(v[OPT_QUANTIZATION].text);
+    params.kv_cache_dtype = dtype_of(v[OPT_KV_CACHE_DTYPE].text);
+    params.max_model_len_tokens = (int)v[OPT_MAX_MODEL_LEN].integer;
+    params.max_num_seqs = (int)v[OPT_MAX_NUM_SEQS].integer;
+    params.max_num_batched_tokens = (int)v[OPT_MAX_NUM_BATCHED_TOKENS].integer;
+    params.kv_cache_memory_bytes = v[OPT_KV_CACHE_MEMORY_BYTES].integer;
+    params.cpu_isa = strcmp(v[OPT_CPU_ISA].text, "auto") == 0 ? NULL : v[OPT_CPU_ISA].text;
+    return params;
+}
+
+ls_status cli_open(const ls_options *options, ls_model **model, ls_engine **engine, ls_error *err) {
+    TRY(cli_open_model(options, model, err));
+    ls_engine_params params = cli_engine_params(options);
+    return ls_engine_open(*model, &params, engine, err);
+}
