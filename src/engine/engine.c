@@ -228,6 +228,7 @@ static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, l
     TRY(rank_group_create(&engine->group, config->n_ranks, config->n_threads, err));
     TRY(exchange_threads_create(&engine->exchange, engine->group, err));
     TRY(text_buffer_reserve(&engine->piece, PIECE_BYTES, err));
+    TRY(text_buffer_reserve(&engine->scratch, PIECE_BYTES, err));
     int64_t planned = clock_ns();
     TRY(load_weights(engine, err));
     engine->plan_us = (planned - start) / 1000;
@@ -246,6 +247,10 @@ ls_status ls_engine_open(ls_model *model, const ls_engine_params *params, ls_eng
     }
     engine->model = model;
     engine->waiting_end = &engine->waiting;
+    if (driver_init(engine, err) != LS_OK) {
+        free(engine);
+        return LS_ENOMEM;
+    }
     TRY_GOTO(open_steps(engine, &known, err), fail);
     *out = engine;
     return LS_OK;
@@ -259,12 +264,14 @@ void ls_engine_close(ls_engine **out) {
     if (engine == NULL) {
         return;
     }
+    ls_engine_stop(engine);
     for (ls_request *request = engine->requests; request != NULL;) {
         ls_request *next = request->next_of_engine;
         request_destroy(request);
         request = next;
     }
     text_buffer_deinit(&engine->piece);
+    text_buffer_deinit(&engine->scratch);
     if (engine->exchange != NULL) {
         engine->exchange->destroy(engine->exchange);
     }
@@ -275,10 +282,7 @@ void ls_engine_close(ls_engine **out) {
         program_destroy(&engine->program[r]);
     }
     arena_deinit(&engine->host_arena);
+    driver_deinit(engine);
     free(engine);
     *out = NULL;
-}
-
-ls_status ls_engine_step(ls_engine *engine, ls_error *err) {
-    return engine_step(engine, err);
 }
