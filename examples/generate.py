@@ -136,7 +136,10 @@ def main():
     if len(sys.argv) not in (3, 4):
         sys.exit(f"usage: {sys.argv[0]} MODEL_FOLDER PROMPT [liblockstep.so]")
     library = open_library(*sys.argv[3:])
-    generate(library, sys.argv[1], sys.argv[2], lambda text: print(text, end="", flush=True), max_tokens=64, temperature=0)
+    try:
+        generate(library, sys.argv[1], sys.argv[2], lambda text: print(text, end="", flush=True), max_tokens=64, temperature=0)
+    except RuntimeError as error:
+        sys.exit(str(error))
     print()
 
 

@@ -1,24 +1,11 @@
 /* examples/generate.c, built against the public header alone: continues the demo on two ranks, and fails with a reason. */
-#include <limits.h>
-#include <sys/wait.h>
-
 #include "e2e.h"
 
 /* Runs BUILD/examples/generate with these words of shell behind it; its output and, in *code, its exit code. */
 static void run_example(const char *words, char *out, size_t out_bytes, int *code) {
-    const char *bin = getenv("LS_BIN");
-    char command[PATH_MAX + 256];
-    bin = bin != NULL ? bin : "build/lockstep";
-    const char *slash = strrchr(bin, '/');
-    assert_non_null(slash);
-    snprintf(command, sizeof command, "%.*s/examples/generate %s 2>&1", (int)(slash - bin), bin, words);
-    FILE *pipe = popen(command, "r");
-    assert_non_null(pipe);
-    size_t n = fread(out, 1, out_bytes - 1, pipe);
-    out[n] = '\0';
-    int status = pclose(pipe);
-    assert_true(WIFEXITED(status));
-    *code = WEXITSTATUS(status);
+    char build[PATH_BYTES];
+    build_folder(build);
+    *code = shell(out, out_bytes, "%s/examples/generate %s", build, words);
 }
 
 static void continues_the_demo(void **state) {
