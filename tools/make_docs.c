@@ -54,12 +54,20 @@ static const entry variables[] = {
     {"LOCKSTEP_<OPTION>",
      "Any option: its long name in capitals with underscores; --top-k is LOCKSTEP_TOP_K. A flag on "
      "the command line wins. Options without a value take 0 or 1."},
-    {"HF_HOME", "Folder of what is kept from the hub (default: ~/.cache/huggingface)."},
-    {"HF_HUB_CACHE", "Folder of downloaded models (default: $HF_HOME/hub)."},
-    {"HF_HUB_OFFLINE", "1: use what is in the cache, never the network."},
-    {"HF_TOKEN", "Access token for models that ask for one."},
+    {"HF_HOME",
+     "Folder of what is kept from the hub (default: $XDG_CACHE_HOME/huggingface, else ~/.cache/huggingface)."},
+    {"HF_HUB_CACHE",
+     "Folder of downloaded models (default: $HF_HOME/hub). Its older name HUGGINGFACE_HUB_CACHE works too."},
+    {"HF_HUB_OFFLINE", "1: use what is in the cache, never the network. TRANSFORMERS_OFFLINE=1 says the same."},
+    {"HF_TOKEN",
+     "Access token for models that ask for one (default: what the file HF_TOKEN_PATH holds). Its older name "
+     "HUGGING_FACE_HUB_TOKEN works too."},
+    {"HF_TOKEN_PATH",
+     "File that holds the access token (default: $HF_HOME/token, where Hugging Face's login puts it)."},
+    {"HF_HUB_DISABLE_IMPLICIT_TOKEN", "1: send no token."},
     {"HF_ENDPOINT", "Address of the hub (default: https://huggingface.co)."},
-    {"XDG_CACHE_HOME", "Parsed tokenizers are kept in its folder lockstep (default: ~/.cache)."},
+    {"SSL_CERT_FILE", "Certificates to trust instead of the system's."},
+    {"XDG_CACHE_HOME", "Folder of caches: parsed tokenizers are kept in its folder lockstep (default: ~/.cache)."},
     {"HOME", "The home folder that the defaults above begin with."},
 };
 

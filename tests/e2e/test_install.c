@@ -70,6 +70,17 @@ static void files_lie_where_they_should(void **state) {
     assert_string_equal(out, "1\n");
 }
 
+/* The functions of the header, no more and no fewer. */
+static void library_exports_its_interface(void **state) {
+    (void)state;
+    skip_if_sanitized();
+    char declared[8192], exported[8192];
+    SHELL(declared, "sed -n 's/^LS_API .*[ *]\\(ls_[a-z0-9_]*\\)(.*/\\1/p' include/lockstep.h | LC_ALL=C sort");
+    SHELL(exported, "nm -D --defined-only $TREE/usr/lib64/liblockstep.so | cut -d ' ' -f 3 | LC_ALL=C sort");
+    assert_non_null(strstr(declared, "ls_engine_step\n"));
+    assert_string_equal(exported, declared);
+}
+
 static void installed_program_finds_the_demo(void **state) {
     (void)state;
     char out[4096], here[4096];
@@ -139,11 +150,9 @@ static void uninstall_leaves_nothing(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(files_lie_where_they_should),
-        cmocka_unit_test(installed_program_finds_the_demo),
-        cmocka_unit_test(programs_link_and_run),
-        cmocka_unit_test(python_streams_the_same_text),
-        cmocka_unit_test(python_structures_are_those_of_the_header),
+        cmocka_unit_test(files_lie_where_they_should),      cmocka_unit_test(library_exports_its_interface),
+        cmocka_unit_test(installed_program_finds_the_demo), cmocka_unit_test(programs_link_and_run),
+        cmocka_unit_test(python_streams_the_same_text),     cmocka_unit_test(python_structures_are_those_of_the_header),
         cmocka_unit_test(uninstall_leaves_nothing),
     };
     return cmocka_run_group_tests(tests, install, clean_up);
