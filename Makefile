@@ -274,7 +274,7 @@ install: $(APP) $(LIB) $(SHARED) $(MADE_DOCS) $(BUILD)/lockstep.pc
 uninstall:
 	$(foreach i,$(INSTALLED),rm -f '$(DESTDIR)$(call part,3,$i)'$(newline)	)
 	$(foreach l,$(SO_LINKS),rm -f '$(DESTDIR)$(libdir)/$l'$(newline)	)
-	$(foreach f,$(OWN_FOLDERS),[ ! -d '$(DESTDIR)$(datadir)/$f' ] || rmdir '$(DESTDIR)$(datadir)/$f'$(newline)	)
+	$(foreach f,$(OWN_FOLDERS),[ ! -d '$(DESTDIR)$(datadir)/$f' ] || rmdir --ignore-fail-on-non-empty '$(DESTDIR)$(datadir)/$f'$(newline)	)
 
 # The old kind of rpath (not RUNPATH), because it also finds the libraries that our libraries need. glibc stays outside: it
 # belongs to the kernel and loader of the machine.

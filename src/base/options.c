@@ -17,7 +17,9 @@
 const command_def command_table[COMMAND_COUNT] = {
     {COMMAND_GENERATE, "generate", NULL, "continue one or more prompts",
      "Results go to standard output, the timeline to standard error. With --json all goes to standard output: an "
-     "object for each prompt, then one with the timeline."},
+     "object "
+     "for each answer (prompt, choice, text, tokens, prompt_tokens, finish_reason, stop_reason, logits_hash), then one "
+     "with the timeline and the seed. Equal hashes mean that the logits behind every token had the same bits."},
     {COMMAND_CHAT, "chat", "MODEL", "talk with a model",
      "Ctrl-C stops an answer, Ctrl-D ends the conversation. /reset forgets the conversation, /save FILE writes it as "
      "JSON, /help lists the commands."},
