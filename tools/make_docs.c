@@ -182,23 +182,29 @@ static const char *escape_man(char c) {
     case '^':
         return "\\(ha";
     case '.':
-        return ".\\&"; /* a line may not begin with a dot, and no sentence ends inside "e.g." */
+        return "\\&."; /* a line may not begin with a bare dot */
     default:
         return NULL;
     }
 }
 
-/* Running text, in lines of at most 78 characters. */
+/* Running text, in lines of at most 78 characters; empty lines part paragraphs. */
 static void man_text(const char *text, const char *end) {
     size_t column = 0;
     while (*text != '\0') {
+        if (*text == '\n') {
+            printf("\n.PP\n");
+            text += strspn(text, "\n");
+            column = 0;
+        }
         char word[128];
-        int n = snprintf(word, sizeof word, "%.*s", (int)strcspn(text, " "), text);
-        text += n + (text[n] == ' ');
+        int n = snprintf(word, sizeof word, "%.*s", (int)strcspn(text, " \n"), text);
         bool breaks = column > 0 && column + 2 * (size_t)n > 70; /* escapes may double a word */
         fputs(column == 0 ? "" : breaks ? "\n" : " ", stdout);
         put_escaped(escape_man, word);
         column = (breaks ? 0 : column) + (size_t)n + 1;
+        text += strcspn(text, " \n");
+        text += *text == ' ';
     }
     printf("%s\n", end);
 }

@@ -32,6 +32,16 @@ static void links_lead_somewhere(void **state) {
     assert_string_equal(out, "");
 }
 
+/* "Follow one token" in docs/architecture.md: each name is in the file that stands beside it. */
+static void followed_names_are_there(void **state) {
+    (void)state;
+    char out[8192];
+    SHELL(out,
+          "sed -n '/^cmd_generate/,/^```/p' docs/architecture.md | grep -v '^```' | while read -r name path rest; do "
+          "grep -qw \"$name\" $path && echo good || echo \"$path has no $name\"; done | sort | uniq -c | tr -s ' '");
+    assert_string_equal(out, " 6 good\n");
+}
+
 static void man_page_formats(void **state) {
     (void)state;
     char out[8192];
@@ -110,11 +120,9 @@ static void zsh_reads_the_completion(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(committed_pages_are_fresh),
-        cmocka_unit_test(links_lead_somewhere),
-        cmocka_unit_test(man_page_formats),
-        cmocka_unit_test(man_page_names_every_variable),
-        cmocka_unit_test(bash_completes),
+        cmocka_unit_test(committed_pages_are_fresh),     cmocka_unit_test(links_lead_somewhere),
+        cmocka_unit_test(followed_names_are_there),      cmocka_unit_test(man_page_formats),
+        cmocka_unit_test(man_page_names_every_variable), cmocka_unit_test(bash_completes),
         cmocka_unit_test(zsh_reads_the_completion),
     };
     return cmocka_run_group_tests(tests, find_build, NULL);
