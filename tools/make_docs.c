@@ -102,7 +102,7 @@ static bool belongs(const option_def *option, const command_def *command) {
     return (option->commands & command->command) != 0;
 }
 
-/* The names of an option as they are typed, at most 3. `both`: long names also with one dash. */
+/* The names of an option as they are typed, at most 3; `both`: long names with one dash as well, at most 5. */
 static int names_of(const option_def *option, char out[5][64], bool both) {
     const char *names[] = {option->name, option->alias};
     int n = 0;
