@@ -1,0 +1,94 @@
+/*
+ * The CUDA back end: one rank on one GPU. The driver API by dlopen, kernels as embedded cubins, everything loaded before the
+ * first step.
+ *
+ *   driver.[ch]     libcuda.so.1 by dlopen: a struct of function pointers                    knows nothing of models
+ *   cuda_rank.c     context, stream, module, functions, pinned step buffers of one rank
+ *   decode.c        launches the ops of a decode step, M <= 16 rows; kern/decode_*.cu
+ *   prefill.c       launches the ops of any other step; kern/prefill_*.cu, matmuls by cuBLASLt (cublaslt.c)
+ *   step_graph.c    a captured graph for each decode bucket; plain launches for the rest
+ *
+ * Memory: ls_bind's pointers are device addresses. Activations (act in ops.h) lie in the run dtype; h, parts and logits are
+ * f32. BUF_PART has room for CUDA_NODES nodes a slot: [2][CUDA_NODES][M_max][D]. A row matmul may leave its sum as 1, 2, 4
+ * or 8 nodes of the leaf tree (op_row's leaves in order), so that more blocks than D / 16 can work on it; the exchange that
+ * follows adds up the rest of the tree. Which count is used is fixed for a shape: it decides no bits.
+ *
+ * A launcher runs the ops from `first` on and says how many it took: consecutive ops may be one kernel (exchange and the
+ * norm of the op behind it; qkv's RoPE and KV append and attn). Launches go to rank->stream and do not block; the only
+ * errors are those of launching. Everything that differs from step to step is read from the cuda_step in device memory, so
+ * that a decode launch sequence can be captured once for a bucket of rows and replayed.
+ */
+#ifndef LS_BACKEND_CUDA_CUDA_H
+#define LS_BACKEND_CUDA_CUDA_H
+
+#include <cuda.h>
+
+#include "backend/cuda/driver.h"
+#include "backend/cuda/kern/step.h"
+#include "backend/ops.h"
+
+enum { CUDA_NODES = 8 };
+
+/* Every kernel: extern "C" __global__ functions of kern/ *.cu, found by name when the rank is opened. decode.c and prefill.c
+ * each have their list. */
+typedef struct cuda_facts {
+    char name[96];
+    int device; /* ordinal */
+    int sm_count, cc_major, cc_minor;
+    int shared_bytes_per_block; /* opt-in maximum */
+    size_t memory_bytes, l2_bytes;
+} cuda_facts;
+
+typedef struct cuda_rank {
+    const cuda_driver *driver;
+    CUdevice device;
+    CUcontext context;
+    CUstream stream;
+    CUmodule module;
+    cuda_facts facts;
+    ls_bind bind;      /* device addresses */
+    CUdeviceptr step;  /* a cuda_step and its arrays */
+    void *host_step;   /* pinned copy of it */
+    size_t step_bytes; /* room of both */
+    CUdeviceptr counters;  /* u32 [CUDA_COUNTERS], zero at the start; "last block" counters, each left at zero by its users */
+    CUdeviceptr drawn;     /* int32 [n_out_max] tokens drawn on the device, -1 where the host draws */
+    CUdeviceptr workspace; /* attention's partial results, cuBLASLt's scratch; sizes by decode_workspace, prefill_workspace */
+    size_t workspace_bytes;
+    struct cublaslt *cublaslt; /* NULL: not there; prefill then runs its own matmul kernel */
+    CUfunction *decode_fn, *prefill_fn;
+} cuda_rank;
+
+enum { CUDA_COUNTERS = 1 << 16 };
+
+/* ---- decode.c: kern/decode_*.cu ---- */
+
+/* Names of its kernels, for cuda_rank.c to look up; rank->decode_fn is in this order. */
+extern const char *const decode_kernel_names[];
+extern const int n_decode_kernels;
+/* Scratch that attention needs for m_max rows and max_len tokens. */
+size_t decode_workspace(const ls_op *attn, int m_max, int max_len);
+/* Sets function attributes (shared memory) once. */
+ls_status decode_prepare(cuda_rank *rank, ls_error *err);
+/* Launches ops from op[first] on for a step of at most `m_bucket` decode rows (1, 2, 4, 8 or 16; the step's own count is in
+ * device memory). *n_taken: how many ops of the program that was. */
+ls_status decode_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, int m_bucket, int *n_taken, ls_error *err);
+
+/* ---- prefill.c: kern/prefill_*.cu ---- */
+
+extern const char *const prefill_kernel_names[];
+extern const int n_prefill_kernels;
+size_t prefill_workspace(const ls_op *op, int n_ops, const ls_bind *bind, int max_len);
+ls_status prefill_prepare(cuda_rank *rank, ls_error *err);
+/* The same for steps with any number of rows; `step` (host memory) says how many. */
+ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, int *n_taken,
+                         ls_error *err);
+
+/* ---- cuda_rank.c ---- */
+
+/* Enqueues a kernel on rank->stream; args as cuLaunchKernel takes them. Errors carry the kernel's name and CUDA's. */
+ls_status cuda_launch(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                      unsigned block, unsigned shared_bytes, void **args, ls_error *err);
+/* LS_OK, or an error with what, the rank and CUDA's name and text for rc. */
+ls_status cuda_check(const cuda_rank *rank, CUresult rc, const char *what, ls_error *err);
+
+#endif
