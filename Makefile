@@ -149,6 +149,8 @@ $(KERN_BUILD)/flags: FORCE
 	$(call stamp,$(NVCC) $(filter-out -Werror all-warnings,$(NVCC_FLAGS)))
 $(KERN_BUILD)/images.inc: FORCE
 	$(call stamp,$(foreach k,$(KERN),$(foreach a,$(ARCHS),$(call image_line,$(basename $(notdir $k)),$a))))
+$(KERN_BUILD)/archs.inc: FORCE
+	$(call stamp,"$(ARCHS)")
 image_line = IMAGE($(1)_$(2), "$(1)", "$(lastword $(subst _, ,$(2)))", $(if $(filter compute_%,$(2)),true,false), "$(abspath $(call image,$(1),$(2)))")
 define kern_rule
 $(call image,$(1),$(2)): $(1) $(KERN_BUILD)/flags
@@ -157,7 +159,7 @@ $(call image,$(1),$(2)): $(1) $(KERN_BUILD)/flags
 endef
 $(foreach k,$(KERN),$(foreach a,$(ARCHS),$(eval $(call kern_rule,$k,$a))))
 -include $(IMAGES:=.d)
-$(BUILD)/src/backend/cuda/images.o: $(KERN_BUILD)/images.inc $(IMAGES)
+$(BUILD)/src/backend/cuda/images.o: $(KERN_BUILD)/images.inc $(KERN_BUILD)/archs.inc $(IMAGES)
 
 $(LIB): $(LIB_OBJ) $(BUILD)/sources
 	$(call say,AR,$@)
