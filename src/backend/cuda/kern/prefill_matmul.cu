@@ -37,6 +37,44 @@ static __device__ void load_tile(uint8_t *to, int stride_bytes, const void *from
     }
 }
 
+// total += sum * scale of the leaf; sum = 0. Columns of a thread: n, n + 1, n + 8, ...
+template <int MT, int NT>
+static __device__ void add_leaf(float (&total)[MT][NT][4], float (&sum)[MT][NT][4], const prefill_matmul_args &a, int leaf,
+                                int64_t n) {
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++) {
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            int64_t column = n + nt * 8 + c;
+            float scale = column < a.n ? a.scale[column * a.leaves.count + leaf] : 0;
+#pragma unroll
+            for (int mt = 0; mt < MT; mt++) {
+                total[mt][nt][c] = fmaf(sum[mt][nt][c], scale, total[mt][nt][c]);
+                total[mt][nt][c + 2] = fmaf(sum[mt][nt][c + 2], scale, total[mt][nt][c + 2]);
+                sum[mt][nt][c] = sum[mt][nt][c + 2] = 0;
+            }
+        }
+    }
+}
+
+// A thread's part of y: rows m, m + 8, m + 16, ..., columns n, n + 1, n + 8, ...
+template <int MT, int NT>
+static __device__ void store_tile(const float (&y)[MT][NT][4], const prefill_matmul_args &a, int64_t m, int64_t n) {
+#pragma unroll
+    for (int mt = 0; mt < MT; mt++) {
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++) {
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
+                int64_t row = m + mt * 16 + c / 2 * 8, column = n + nt * 8 + c % 2;
+                if (row < a.m && column < a.n) {
+                    a.y[row * a.y_stride + column] = y[mt][nt][c];
+                }
+            }
+        }
+    }
+}
+
 template <class T, int ROWS, int WARP_ROWS, int WARP_COLS, bool IS_INT8>
 static __device__ void matmul_16(const prefill_matmul_args &a) {
     constexpr int MT = WARP_ROWS / 16, NT = WARP_COLS / 8, WARPS_N = MM_N / WARP_COLS;
@@ -60,8 +98,7 @@ static __device__ void matmul_16(const prefill_matmul_args &a) {
         copy_commit();
     }
 
-    float sum[MT][NT][4] = {}; // of the leaf, if int8
-    float total[IS_INT8 ? MT : 1][IS_INT8 ? NT : 1][4] = {};
+    float sum[MT][NT][4] = {}, total[MT][NT][4] = {}; // int8: of the leaf, of the leaves before; else total is not there
     int leaf = 0, end = 0;
     if constexpr (IS_INT8) {
         end = leaf_end(a.leaves, 0);
@@ -110,23 +147,9 @@ static __device__ void matmul_16(const prefill_matmul_args &a) {
                 }
             }
             if constexpr (IS_INT8) {
-                int next = i * MM_K + k + 16;
-                bool is_last = next >= a.k; // also past the end, where the sums are 0
-                if (next >= end || is_last) {
-#pragma unroll
-                    for (int nt = 0; nt < NT; nt++) {
-#pragma unroll
-                        for (int c = 0; c < 2; c++) {
-                            int64_t n = n0 + warp_n + nt * 8 + lane % 4 * 2 + c;
-                            float scale = n < a.n ? a.scale[n * a.leaves.count + leaf] : 0;
-#pragma unroll
-                            for (int mt = 0; mt < MT; mt++) {
-                                total[mt][nt][c] = fmaf(sum[mt][nt][c], scale, total[mt][nt][c]);
-                                total[mt][nt][c + 2] = fmaf(sum[mt][nt][c + 2], scale, total[mt][nt][c + 2]);
-                                sum[mt][nt][c] = sum[mt][nt][c + 2] = 0;
-                            }
-                        }
-                    }
+                const int next = i * MM_K + k + 16;
+                if (next >= end || next >= a.k) { // past K the sums are 0
+                    add_leaf<MT, NT>(total, sum, a, leaf, n0 + warp_n + lane % 4 * 2);
                     while (leaf < a.leaves.count - 1 && end <= next) {
                         end = leaf_end(a.leaves, ++leaf);
                     }
@@ -135,19 +158,11 @@ static __device__ void matmul_16(const prefill_matmul_args &a) {
         }
     }
 
-#pragma unroll
-    for (int mt = 0; mt < MT; mt++) {
-#pragma unroll
-        for (int nt = 0; nt < NT; nt++) {
-#pragma unroll
-            for (int c = 0; c < 4; c++) {
-                int64_t m = m0 + warp_m + mt * 16 + lane / 4 + c / 2 * 8;
-                int64_t n = n0 + warp_n + nt * 8 + lane % 4 * 2 + c % 2;
-                if (m < a.m && n < a.n) {
-                    a.y[m * a.y_stride + n] = IS_INT8 ? total[IS_INT8 ? mt : 0][IS_INT8 ? nt : 0][c] : sum[mt][nt][c];
-                }
-            }
-        }
+    const int64_t m = m0 + warp_m + lane / 4, n = n0 + warp_n + lane % 4 * 2;
+    if constexpr (IS_INT8) {
+        store_tile<MT, NT>(total, a, m, n);
+    } else {
+        store_tile<MT, NT>(sum, a, m, n);
     }
 }
 
