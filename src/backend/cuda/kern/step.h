@@ -44,6 +44,7 @@ typedef struct cuda_step {
     int64_t seq;           /* cuda_seq [n_seqs] */
     int64_t page;          /* int32_t [all pages of all sequences] */
     int64_t draw;          /* cuda_draw [n_out] */
+    int64_t input_rows;    /* float [.][D]; 0: there are none */
 } cuda_step;
 
 #endif
