@@ -10,9 +10,9 @@
 enum { KERN_F32 = 1, KERN_BF16 = 2, KERN_F16 = 3, KERN_INT8 = 4 };
 
 enum {
-    DECODE_LEAVES = 8,        /* = LS_LEAVES = CUDA_NODES */
-    DECODE_TILE = 16,         /* rows of W that a warp takes: mma's M */
-    DECODE_ATTN_HEADS = 4,    /* query heads of one KV head that a block of attention takes */
+    DECODE_LEAVES = 8,     /* = LS_LEAVES = CUDA_NODES */
+    DECODE_TILE = 16,      /* rows of W that a warp takes: mma's M */
+    DECODE_ATTN_HEADS = 4, /* query heads of one KV head that a block of attention takes */
     DECODE_ATTN_THREADS = 256,
     DECODE_SAMPLE_THREADS = 256,
     DECODE_SAMPLE_BLOCKS = 64 /* of one row, at most */
@@ -73,9 +73,10 @@ typedef struct decode_matmul_args {
 /* attn, with what qkv leaves to it. blockIdx: (slot of splits, KV head and group of query heads, row). */
 typedef struct decode_attn_args {
     const cuda_step *step;
-    const float *qkv; /* f32 [M][(H + 2 K) d]: as the projections gave it, or (raw = 0) q finished and k, v in the cache */
-    void *att;        /* act [M][H d] */
-    void *k_cache, *v_cache; /* this layer's: [n_pages][K][P][d] */
+    const float
+        *qkv;  /* f32 [M][(H + 2 K) d]: as the projections gave it, or (raw = 0) q finished and k, v in the cache */
+    void *att; /* act [M][H d] */
+    void *k_cache, *v_cache;      /* this layer's: [n_pages][K][P][d] */
     const float *q_norm, *k_norm; /* [d] or NULL */
     const float *rope;            /* [positions][d/2][2] */
     float *partial;               /* [row][blockIdx.y][max_splits][heads (d + 2)] */
@@ -92,7 +93,7 @@ typedef struct decode_sample_part {
 /* sample: blockIdx: (slice, output row). */
 typedef struct decode_sample_args {
     const cuda_step *step;
-    const float *logits; /* [n_out][n_vocab] */
+    const float *logits;      /* [n_out][n_vocab] */
     decode_sample_part *part; /* [n_out][gridDim.x] */
     uint32_t *counter;        /* [n_out], zero */
     int32_t *drawn;           /* [n_out] */
