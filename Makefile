@@ -19,6 +19,8 @@
 ## make clean                      remove build/
 ##
 ## V=1 shows commands, WERROR=1 turns warnings into errors; CC, CFLAGS and LDFLAGS are honoured.
+## Where nvcc is found, GPU kernels for the chips in ARCHS="sm_80 sm_89 sm_90a sm_100a sm_120 compute_80" are built in (the
+## last one is PTX, for all other chips); ARCHS=sm_90a builds faster, CUDA=0 builds none.
 
 MAKEFLAGS += --no-builtin-rules
 # All cores, unless -j was given or something is removed at the same time.
@@ -30,6 +32,10 @@ endif
 .PHONY: all demo check kcheck kbench gpu-check bench fuzz fuzz-short fuzz-run lint lint-build lint-tidy format docs bundle install uninstall clean help
 .PHONY: FORCE need-cmocka
 
+define newline
+
+
+endef
 Q := $(if $(V),,@)
 say = $(if $(V),,@printf '  %-5s %s\n' $(1) '$(2)')
 comma := ,
@@ -56,12 +62,19 @@ ifeq ($(origin CC),default)
 CC := gcc
 endif
 CFLAGS ?= -O2 -g
+# The toolkit: nvcc from CUDA_HOME, the PATH or the usual place. Without it, or with CUDA=0, the binary knows CPUs only.
+NVCC := $(if $(filter 0,$(CUDA)),,$(firstword $(wildcard $(CUDA_HOME:%=%/bin/nvcc)) $(shell command -v nvcc 2>/dev/null) \
+	$(wildcard /usr/local/cuda/bin/nvcc)))
+ARCHS ?= sm_80 sm_89 sm_90a sm_100a sm_120 compute_80
 PKGS := jansson libpcre2-8 libutf8proc libcurl libcrypto libedit hwloc
 WARN := -Wall -Wextra -Wpedantic -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wno-format-truncation
 WARN += $(if $(findstring clang,$(CC)),-Wno-unknown-warning-option) $(if $(filter 1,$(WERROR)),-Werror)
 # After CFLAGS, because results are the same bits on every path only while the compiler leaves the sums alone.
 EXACT := -ffp-contract=off -fno-fast-math -fno-math-errno
-FLAGS := -std=c17 -D_GNU_SOURCE -Iinclude -Isrc $(WARN) -fvisibility=hidden -fPIC -pthread \
+# Device code is the same whatever the build of the rest: one folder for all of them.
+KERN_BUILD := build/kern
+CUDA_FLAGS := $(if $(NVCC),-DLS_CUDA -isystem $(dir $(NVCC))../include -I$(KERN_BUILD))
+FLAGS := -std=c17 -D_GNU_SOURCE -Iinclude -Isrc $(CUDA_FLAGS) $(WARN) -fvisibility=hidden -fPIC -pthread \
 	$(shell pkg-config --cflags $(PKGS) 2>/dev/null) $(CFLAGS) $(SAN_FLAGS) $(EXACT)
 LINK = $(CC) -pthread $(CFLAGS) $(SAN_LINK) -Wl,--as-needed $(LDFLAGS)
 LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -ldl
@@ -80,7 +93,7 @@ DOT_FLAGS_avx2 := -O3 -mavx2 -mfma -mf16c
 DOT_FLAGS_avx512 := $(DOT_FLAGS_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512
 DOT_OBJ := $(if $(wildcard $(DOT)),$(DOT_ISAS:%=$(BUILD)/src/backend/cpu/dot_%.o))
 
-SRC := $(sort $(filter-out $(DOT),$(shell find src -name '*.c')))
+SRC := $(sort $(filter-out $(DOT) $(if $(NVCC),,src/backend/cuda/%.c src/engine/cuda_%.c),$(shell find src -name '*.c')))
 LIB_OBJ := $(call obj,$(filter-out src/cli/%,$(SRC))) $(DOT_OBJ)
 CLI_OBJ := $(call obj,$(filter src/cli/%,$(SRC)))
 LIB := $(BUILD)/liblockstep.a
@@ -126,6 +139,25 @@ $(BUILD)/tests/%.o: tests/%.c $(BUILD)/flags | need-cmocka
 	$(call compile,-Itests)
 need-cmocka:
 	$(if $(shell pkg-config --exists cmocka && echo y),,$(error cmocka not found: run ./setup.sh))
+
+# Kernels: an image for each .cu and chip, embedded by images.c.
+KERN := $(if $(NVCC),$(sort $(wildcard src/backend/cuda/kern/*.cu)))
+NVCC_FLAGS := -std=c++17 -O3 -lineinfo -Isrc -Xptxas -warn-lmem-usage,-warn-spills $(if $(filter 1,$(WERROR)),-Werror all-warnings)
+image = $(KERN_BUILD)/$(basename $(notdir $(1))).$(2)$(if $(filter compute_%,$(2)),.ptx,.cubin)
+IMAGES := $(foreach k,$(KERN),$(foreach a,$(ARCHS),$(call image,$k,$a)))
+$(KERN_BUILD)/flags: FORCE
+	$(call stamp,$(NVCC) $(filter-out -Werror all-warnings,$(NVCC_FLAGS)))
+$(KERN_BUILD)/images.inc: FORCE
+	$(call stamp,$(foreach k,$(KERN),$(foreach a,$(ARCHS),$(call image_line,$(basename $(notdir $k)),$a))))
+image_line = IMAGE($(1)_$(2), "$(1)", "$(lastword $(subst _, ,$(2)))", $(if $(filter compute_%,$(2)),true,false), "$(abspath $(call image,$(1),$(2)))")
+define kern_rule
+$(call image,$(1),$(2)): $(1) $(KERN_BUILD)/flags
+	$$(call say,NVCC,$(1) $(2))
+	$(Q)mkdir -p $$(@D); $(NVCC) $(NVCC_FLAGS) $(if $(filter compute_%,$(2)),-ptx -arch=$(2),-cubin -gencode=arch=$(2:sm_%=compute_%)$(comma)code=$(2)) -MD -MP -MF $$@.d $$< -o $$@
+endef
+$(foreach k,$(KERN),$(foreach a,$(ARCHS),$(eval $(call kern_rule,$k,$a))))
+-include $(IMAGES:=.d)
+$(BUILD)/src/backend/cuda/images.o: $(KERN_BUILD)/images.inc $(IMAGES)
 
 $(LIB): $(LIB_OBJ) $(BUILD)/sources
 	$(call say,AR,$@)
@@ -233,10 +265,6 @@ libdir ?= $(PREFIX)/lib
 includedir ?= $(PREFIX)/include
 datadir ?= $(PREFIX)/share
 
-define newline
-
-
-endef
 # What is installed, as MODE|FILE|FOLDER/NAME; uninstall reads the same list.
 to = $(foreach f,$(3),$(1)|$f|$(2)/$(notdir $f))
 INSTALLED = $(call to,755,$(bindir),$(APP)) $(call to,755,$(libdir),$(SHARED)) $(call to,644,$(libdir),$(LIB)) \

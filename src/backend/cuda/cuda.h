@@ -44,15 +44,19 @@ typedef struct cuda_rank {
     CUdevice device;
     CUcontext context;
     CUstream stream;
-    CUmodule module;
+    CUmodule *module; /* [n_modules]: one for each file of kern/ */
+    int n_modules;
+    int64_t jit_us; /* of PTX that the driver compiled, 0 where the binary has the chip's own code */
     cuda_facts facts;
     ls_bind bind;      /* device addresses */
     CUdeviceptr step;  /* a cuda_step and its arrays */
     void *host_step;   /* pinned copy of it */
     size_t step_bytes; /* room of both */
-    CUdeviceptr counters;  /* u32 [CUDA_COUNTERS], zero at the start; "last block" counters, each left at zero by its users */
-    CUdeviceptr drawn;     /* int32 [n_out_max] tokens drawn on the device, -1 where the host draws */
-    CUdeviceptr workspace; /* attention's partial results, cuBLASLt's scratch; sizes by decode_workspace, prefill_workspace */
+    CUdeviceptr
+        counters; /* u32 [CUDA_COUNTERS], zero at the start; "last block" counters, each left at zero by its users */
+    CUdeviceptr drawn; /* int32 [n_out_max] tokens drawn on the device, -1 where the host draws */
+    CUdeviceptr
+        workspace; /* attention's partial results, cuBLASLt's scratch; sizes by decode_workspace, prefill_workspace */
     size_t workspace_bytes;
     struct cublaslt *cublaslt; /* NULL: not there; prefill then runs its own matmul kernel */
     CUfunction *decode_fn, *prefill_fn;
@@ -71,7 +75,8 @@ size_t decode_workspace(const ls_op *attn, int m_max, int max_len);
 ls_status decode_prepare(cuda_rank *rank, ls_error *err);
 /* Launches ops from op[first] on for a step of at most `m_bucket` decode rows (1, 2, 4, 8 or 16; the step's own count is in
  * device memory). *n_taken: how many ops of the program that was. */
-ls_status decode_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, int m_bucket, int *n_taken, ls_error *err);
+ls_status decode_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, int m_bucket, int *n_taken,
+                        ls_error *err);
 
 /* ---- prefill.c: kern/prefill_*.cu ---- */
 
@@ -87,9 +92,23 @@ ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first,
 
 /* ---- cuda_rank.c ---- */
 
+/* Opens device `ordinal`: primary context (current on the calling thread from then on), stream, modules for its chip, all
+ * kernels. `generic`: the kernels that unknown chips run, which the driver compiles. The driver is borrowed. *rank may be
+ * closed whatever came of it. LS_ENOTFOUND: no such device; LS_EUNSUPPORTED: no kernels for its chip. */
+ls_status cuda_rank_open(cuda_rank *rank, const cuda_driver *driver, int ordinal, bool generic, ls_error *err);
+void cuda_rank_close(cuda_rank *rank); /* accepts a zeroed one */
+/* Makes the rank's context the calling thread's. */
+ls_status cuda_rank_enter(const cuda_rank *rank, ls_error *err);
+/* A kernel of any module, loaded; LS_EINTERNAL if there is none of that name. */
+ls_status cuda_rank_kernel(const cuda_rank *rank, const char *name, CUfunction *out, ls_error *err);
+/* Waits until the stream has done all its work, in vain for at most timeout_s (LS_EABORTED). */
+ls_status cuda_rank_wait(const cuda_rank *rank, const char *what, int timeout_s, ls_error *err);
+/* Bytes of the device that are free, and all. */
+ls_status cuda_rank_memory(const cuda_rank *rank, size_t *free_bytes, size_t *total_bytes, ls_error *err);
+
 /* Enqueues a kernel on rank->stream; args as cuLaunchKernel takes them. Errors carry the kernel's name and CUDA's. */
-ls_status cuda_launch(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y, unsigned grid_z,
-                      unsigned block, unsigned shared_bytes, void **args, ls_error *err);
+ls_status cuda_launch(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
+                      unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err);
 /* LS_OK, or an error with what, the rank and CUDA's name and text for rc. */
 ls_status cuda_check(const cuda_rank *rank, CUresult rc, const char *what, ls_error *err);
 

@@ -55,6 +55,7 @@
     X(cuModuleLoadData)                                                                                                \
     X(cuModuleUnload)                                                                                                  \
     X(cuModuleGetFunction)                                                                                             \
+    X(cuFuncLoad)                                                                                                      \
     X(cuFuncSetAttribute)                                                                                              \
     X(cuOccupancyMaxActiveBlocksPerMultiprocessor)                                                                     \
     X(cuLaunchKernel)                                                                                                  \
@@ -70,5 +71,9 @@ typedef struct cuda_driver {
 /* Opens the driver and calls cuInit. LS_ENOTFOUND without one, with the reason. *out is the caller's. */
 ls_status cuda_driver_open(cuda_driver **out, ls_error *err);
 void cuda_driver_close(cuda_driver **driver); /* accepts NULL inside; sets it to NULL */
+
+/* CUDA's own words for an error. Never NULL. */
+const char *cuda_error_name(const cuda_driver *driver, CUresult rc);
+const char *cuda_error_text(const cuda_driver *driver, CUresult rc);
 
 #endif

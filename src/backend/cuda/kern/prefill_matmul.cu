@@ -39,8 +39,8 @@ static __device__ void load_tile(uint8_t *to, int stride_bytes, const void *from
 
 // total += sum * scale of the leaf; sum = 0. Columns of a thread: n, n + 1, n + 8, ...
 template <int MT, int NT>
-static __device__ void add_leaf(float (&total)[MT][NT][4], float (&sum)[MT][NT][4], const prefill_matmul_args &a, int leaf,
-                                int64_t n) {
+static __device__ void add_leaf(float (&total)[MT][NT][4], float (&sum)[MT][NT][4], const prefill_matmul_args &a,
+                                int leaf, int64_t n) {
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {
 #pragma unroll
@@ -98,7 +98,8 @@ static __device__ void matmul_16(const prefill_matmul_args &a) {
         copy_commit();
     }
 
-    float sum[MT][NT][4] = {}, total[MT][NT][4] = {}; // int8: of the leaf, of the leaves before; else total is not there
+    // int8: of the leaf, and of those before it; else total is not there.
+    float sum[MT][NT][4] = {}, total[MT][NT][4] = {};
     int leaf = 0, end = 0;
     if constexpr (IS_INT8) {
         end = leaf_end(a.leaves, 0);
