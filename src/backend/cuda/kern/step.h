@@ -37,13 +37,14 @@ typedef struct cuda_step {
     int32_t n_splits; /* of attention in decode steps: the most that a sequence has */
     uint32_t epoch;   /* counts steps: what counters in device memory are compared with */
     int32_t reserved;
-    int64_t token;   /* int32_t [M] */
-    int64_t pos;     /* int32_t [M] */
-    int64_t seq_of;  /* int32_t [M] */
-    int64_t out_row; /* int32_t [n_out] */
-    int64_t seq;     /* cuda_seq [n_seqs] */
-    int64_t page;    /* int32_t [all pages of all sequences] */
-    int64_t draw;    /* cuda_draw [n_out] */
+    int64_t token;      /* int32_t [M] */
+    int64_t pos;        /* int32_t [M] */
+    int64_t seq_of;     /* int32_t [M] */
+    int64_t out_row;    /* int32_t [n_out] */
+    int64_t seq;        /* cuda_seq [n_seqs] */
+    int64_t page;       /* int32_t [all pages of all sequences] */
+    int64_t draw;       /* cuda_draw [n_out] */
+    int64_t input_rows; /* float [.][D]; 0: there are none */
 } cuda_step;
 
 #endif

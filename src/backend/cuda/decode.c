@@ -1,0 +1,380 @@
+/*
+ * Launches the ops of decode steps. See cuda.h and kern/decode_*.cu.
+ *
+ * One launch an op. The norm of qkv, ffn_in and head is part of the exchange before them; what follows qkv's matmul (QK
+ * norm, RoPE, KV append) is part of attention. BUF_QKV is f32 in between. An op that the program does not lead up to in
+ * this way is made whole all the same: its norm is a launch of its own; attention without qkv before it takes q and the
+ * cache as they are.
+ *
+ * Everything here depends on the shapes, the bucket and the chip; none of it decides bits.
+ */
+#include <string.h>
+
+#include "backend/cuda/cuda.h"
+#include "backend/cuda/kern/decode_args.h"
+
+_Static_assert((int)KERN_F32 == (int)LS_F32 && (int)KERN_BF16 == (int)LS_BF16 && (int)KERN_F16 == (int)LS_F16 &&
+                   (int)KERN_INT8 == (int)LS_INT8,
+               "kernels know dtypes by these numbers");
+_Static_assert((int)DECODE_LEAVES == (int)LS_LEAVES && (int)DECODE_LEAVES == (int)CUDA_NODES, "one leaf tree");
+
+/* ---- Kernels by name ---- */
+
+#define MATMULS(name) "decode_matmul_" name "_8", "decode_matmul_" name "_16", "decode_matmul_" name "_odd"
+#define ATTNS(name) "decode_attn_" name "_64", "decode_attn_" name "_128", "decode_attn_" name "_256"
+
+/* Matmuls and attention in the order of ls_dtype. */
+const char *const decode_kernel_names[] = {
+    "decode_embed",      "decode_exchange",    "decode_sample",     MATMULS("f32"), MATMULS("bf16"), MATMULS("f16"),
+    MATMULS("int8_f32"), MATMULS("int8_bf16"), MATMULS("int8_f16"), ATTNS("f32"),   ATTNS("bf16"),   ATTNS("f16"),
+};
+const int n_decode_kernels = sizeof decode_kernel_names / sizeof *decode_kernel_names;
+
+enum {
+    KERNEL_EMBED,
+    KERNEL_EXCHANGE,
+    KERNEL_SAMPLE,
+    KERNEL_MATMUL,
+    OF_MATMUL = 3, /* 8 rows, 16 rows, odd */
+    KERNEL_INT8 = KERNEL_MATMUL + 3 * OF_MATMUL,
+    KERNEL_ATTN = KERNEL_INT8 + 3 * OF_MATMUL,
+    OF_ATTN = 3 /* heads up to 64, 128, 256 */
+};
+
+enum {
+    WARP = 32,
+    MAX_EXCHANGE_THREADS = 1024,
+    PLAIN_SHARED_BYTES = 48 << 10, /* more must be asked for */
+    BLOCKS_PER_SM = 2,             /* what row matmuls and attention spread over */
+    MAX_ATTN_SLOTS = 32,
+    SAMPLE_COUNTERS = CUDA_MAX_DECODE /* the last of rank->counters */
+};
+
+static int at_most(int a, int b) {
+    return a < b ? a : b;
+}
+
+static int ceil_div(int a, int b) {
+    return (a + b - 1) / b;
+}
+
+static void *device(CUdeviceptr address) {
+    return (void *)(uintptr_t)address; // NOLINT(performance-no-int-to-ptr)
+}
+
+static const ls_weight *weight(const cuda_rank *rank, int i) {
+    return i < 0 ? NULL : &rank->bind.weight[i];
+}
+
+static const float *vector(const cuda_rank *rank, int i) {
+    return i < 0 ? NULL : rank->bind.weight[i].data;
+}
+
+static ls_status launch(cuda_rank *rank, int kernel, unsigned x, unsigned y, unsigned z, unsigned block, size_t shared,
+                        void *args, ls_error *err) {
+    return cuda_launch(rank, rank->decode_fn[kernel], decode_kernel_names[kernel], x, y, z, block, (unsigned)shared,
+                       (void *[]){args}, err);
+}
+
+/* Borders of `count` leaves of n from leaf `first` on, counted from the first one's. */
+static void set_borders(int32_t *border, int64_t n, int first, int count) {
+    for (int i = 0; i <= count; i++) {
+        border[i] = (int32_t)(leaf_border(n, first + i) - leaf_border(n, first));
+    }
+}
+
+/* ---- The residual stream ---- */
+
+static ls_status launch_embed(cuda_rank *rank, const ls_op *op, int m_bucket, ls_error *err) {
+    const op_embed *a = &op->embed;
+    const ls_bind *bind = &rank->bind;
+    const ls_weight *table = weight(rank, a->table);
+    decode_embed_args args = {
+        .step = device(rank->step),
+        .table = table->data,
+        .scale = table->scale,
+        .y = (float *)bind->buf[BUF_PART] + (int64_t)a->slot * CUDA_NODES * bind->m_max * bind->d_model,
+        .format = table->format,
+        .d = bind->d_model,
+        .vocab_first = a->vocab_first,
+        .vocab_count = a->vocab_count,
+        .takes_input_rows = bind->group.rank == 0,
+    };
+    set_borders(args.border, bind->d_model, 0, LS_LEAVES);
+    return launch(rank, KERNEL_EMBED, (unsigned)m_bucket, 1, 1, 256, 0, &args, err);
+}
+
+/* How many nodes of the leaf tree a row matmul leaves: as few as give the chip enough blocks. */
+static int row_nodes(const cuda_rank *rank, const op_row *a) {
+    const int tiles = ceil_div(weight(rank, a->weight)->rows, DECODE_TILE);
+    int nodes = 1;
+    while (nodes < a->leaf_count && tiles * nodes < BLOCKS_PER_SM * rank->facts.sm_count) {
+        nodes *= 2;
+    }
+    return nodes;
+}
+
+/* An exchange (NULL: none) and the norm of the op behind it (NULL: none). */
+static ls_status launch_exchange(cuda_rank *rank, const ls_op *op, int index, int n_nodes, const ls_op *behind,
+                                 int m_bucket, ls_error *err) {
+    const ls_bind *bind = &rank->bind;
+    const int d = bind->d_model;
+    decode_exchange_args args = {.step = device(rank->step),
+                                 .d = d,
+                                 .dtype = bind->dtype,
+                                 .h = bind->buf[BUF_H],
+                                 .fault = (int32_t *)bind->fault,
+                                 .op_index = index,
+                                 .x = bind->buf[BUF_X]};
+    if (op != NULL) {
+        const op_exchange *a = &op->exchange;
+        args.n_nodes = bind->group.size * n_nodes;
+        for (int i = 0; i < args.n_nodes; i++) {
+            const int64_t node = (int64_t)a->slot * CUDA_NODES + i % n_nodes;
+            args.node[i] = bind->peer_part[i / n_nodes] + node * bind->m_max * d;
+        }
+        args.init = a->init;
+        args.bias = vector(rank, a->bias);
+    }
+    const ls_op_kind kind = behind != NULL ? behind->kind : OP_KINDS;
+    if (kind == OP_QKV) {
+        args.norm = vector(rank, behind->qkv.norm);
+        args.eps = behind->qkv.eps;
+    } else if (kind == OP_FFN_IN) {
+        args.norm = vector(rank, behind->ffn_in.norm);
+        args.eps = behind->ffn_in.eps;
+    } else if (kind == OP_HEAD) {
+        args.norm = vector(rank, behind->head.norm);
+        args.eps = behind->head.eps;
+        args.out_rows = 1;
+    }
+    const int items = d % 4 == 0 ? d / 4 : d;
+    const int threads = at_most(ceil_div(items, WARP) * WARP, MAX_EXCHANGE_THREADS);
+    return launch(rank, KERNEL_EXCHANGE, (unsigned)m_bucket, 1, 1, (unsigned)threads, (size_t)d * sizeof(float), &args,
+                  err);
+}
+
+/* ---- Matmuls ---- */
+
+static decode_matrix matrix_of(const cuda_rank *rank, int i_weight, int i_bias, int y_first) {
+    const ls_weight *w = weight(rank, i_weight);
+    return (decode_matrix){w->data, w->scale, vector(rank, i_bias), w->rows, y_first};
+}
+
+/* Every row begins at a multiple of 16 bytes. */
+static bool is_aligned(const decode_matmul_args *args, size_t element_bytes) {
+    bool aligned = (size_t)args->k * element_bytes % 16 == 0 && (uintptr_t)args->x % 16 == 0;
+    for (int i = 0; i < 3; i++) {
+        aligned = aligned && (uintptr_t)args->matrix[i].w % 16 == 0;
+    }
+    return aligned;
+}
+
+/* args without step, k and leaves; the shape of `like` is that of all its matrices, but for rows. */
+static ls_status launch_matmul(cuda_rank *rank, decode_matmul_args *args, const ls_weight *like, int tiles, int nodes,
+                               int m_bucket, ls_error *err) {
+    const bool is_int8 = like->format == LS_INT8, wide = m_bucket > 8;
+    args->step = device(rank->step);
+    args->k = like->cols;
+    const bool odd = !is_aligned(args, ls_dtype_bytes(like->format));
+    const int kernel = (is_int8 ? KERNEL_INT8 : KERNEL_MATMUL) + ((int)rank->bind.dtype - LS_F32) * OF_MATMUL +
+                       (odd    ? 2
+                        : wide ? 1
+                               : 0);
+    const int warps = args->n_leaves / nodes, columns = odd || wide ? 16 : 8;
+    return launch(rank, kernel, (unsigned)tiles, (unsigned)nodes, 1, (unsigned)(warps * WARP),
+                  (size_t)(warps * columns * DECODE_TILE) * sizeof(float), args, err);
+}
+
+static ls_status launch_qkv(cuda_rank *rank, const ls_op *op, int m_bucket, ls_error *err) {
+    const op_qkv *a = &op->qkv;
+    const ls_bind *bind = &rank->bind;
+    const int q = a->n_heads_loc * a->d_head, kv = a->n_kv_loc * a->d_head;
+    decode_matmul_args args = {.x = bind->buf[BUF_X],
+                               .y = bind->buf[BUF_QKV],
+                               .kind = DECODE_QKV,
+                               .n_leaves = LS_LEAVES,
+                               .y_stride = q + 2 * kv,
+                               .matrix = {matrix_of(rank, a->q, a->q_bias, 0), matrix_of(rank, a->k, a->k_bias, q),
+                                          matrix_of(rank, a->v, a->v_bias, q + kv)}};
+    set_borders(args.border, bind->d_model, 0, LS_LEAVES);
+    const int tiles = ceil_div(q, DECODE_TILE) + 2 * ceil_div(kv, DECODE_TILE);
+    return launch_matmul(rank, &args, weight(rank, a->q), tiles, 1, m_bucket, err);
+}
+
+static ls_status launch_ffn_in(cuda_rank *rank, const ls_op *op, int m_bucket, ls_error *err) {
+    const op_ffn_in *a = &op->ffn_in;
+    const ls_bind *bind = &rank->bind;
+    decode_matmul_args args = {
+        .x = bind->buf[BUF_X],
+        .y = bind->buf[BUF_ACT],
+        .kind = DECODE_FFN_IN,
+        .n_leaves = LS_LEAVES,
+        .y_stride = a->d_ffn_loc,
+        .matrix = {matrix_of(rank, a->gate, a->gate_bias, 0), matrix_of(rank, a->up, a->up_bias, 0)}};
+    set_borders(args.border, bind->d_model, 0, LS_LEAVES);
+    return launch_matmul(rank, &args, weight(rank, a->gate), ceil_div(a->d_ffn_loc, DECODE_TILE / 2), 1, m_bucket, err);
+}
+
+static ls_status launch_row(cuda_rank *rank, const ls_op *op, int m_bucket, ls_error *err) {
+    const op_row *a = &op->row;
+    const ls_bind *bind = &rank->bind;
+    const int64_t node = (int64_t)bind->m_max * bind->d_model;
+    decode_matmul_args args = {.x = bind->buf[op->kind == OP_OUT ? BUF_ATT : BUF_ACT],
+                               .y = (float *)bind->buf[BUF_PART] + a->slot * CUDA_NODES * node,
+                               .kind = DECODE_ROW,
+                               .n_leaves = a->leaf_count,
+                               .y_stride = bind->d_model,
+                               .node_stride = node,
+                               .matrix = {matrix_of(rank, a->weight, -1, 0)}};
+    set_borders(args.border, a->k_total, a->leaf_first, a->leaf_count);
+    const ls_weight *w = weight(rank, a->weight);
+    return launch_matmul(rank, &args, w, ceil_div(w->rows, DECODE_TILE), row_nodes(rank, a), m_bucket, err);
+}
+
+static ls_status launch_head(cuda_rank *rank, const ls_op *op, int index, int m_bucket, ls_error *err) {
+    const op_head *a = &op->head;
+    const ls_bind *bind = &rank->bind;
+    decode_matmul_args args = {.x = bind->buf[BUF_X],
+                               .y = bind->buf[BUF_LOGITS],
+                               .fault = (int32_t *)bind->fault,
+                               .kind = DECODE_HEAD,
+                               .n_leaves = LS_LEAVES,
+                               .y_stride = a->vocab_count,
+                               .op_index = index,
+                               .matrix = {matrix_of(rank, a->weight, -1, 0)}};
+    set_borders(args.border, bind->d_model, 0, LS_LEAVES);
+    return launch_matmul(rank, &args, weight(rank, a->weight), ceil_div(a->vocab_count, DECODE_TILE), 1, m_bucket, err);
+}
+
+/* ---- Attention ---- */
+
+/* Blocks of query heads of all KV heads, and floats of one split's partial result. */
+static int attn_blocks(const op_attn *a) {
+    return a->n_kv_loc * ceil_div(a->n_heads_loc / a->n_kv_loc, DECODE_ATTN_HEADS);
+}
+
+static size_t partial_bytes(const op_attn *a) {
+    return (size_t)at_most(a->n_heads_loc / a->n_kv_loc, DECODE_ATTN_HEADS) * (size_t)(a->d_head + 2) * sizeof(float);
+}
+
+size_t decode_workspace(const ls_op *attn, int m_max, int max_len) {
+    const op_attn *a = &attn->attn;
+    const size_t rows = (size_t)at_most(m_max, CUDA_MAX_DECODE), splits = (size_t)ceil_div(max_len, CUDA_SPLIT_TOKENS);
+    const size_t attention = rows * (size_t)attn_blocks(a) * splits * partial_bytes(a);
+    const size_t sample = (size_t)CUDA_MAX_DECODE * DECODE_SAMPLE_BLOCKS * sizeof(decode_sample_part);
+    return attention > sample ? attention : sample;
+}
+
+/* before: the op before it, which is qkv or NULL. */
+static ls_status launch_attn(cuda_rank *rank, const ls_op *op, const ls_op *before, int m_bucket, ls_error *err) {
+    const op_attn *a = &op->attn;
+    const ls_bind *bind = &rank->bind;
+    const int blocks = attn_blocks(a), rows = at_most(bind->m_max, CUDA_MAX_DECODE);
+    const int64_t layer_elements = (int64_t)bind->n_pages * a->n_kv_loc * LS_PAGE_TOKENS * a->d_head;
+    const size_t layer_bytes = (size_t)(op->layer * layer_elements) * ls_dtype_bytes(bind->kv_dtype);
+    if (blocks * CUDA_MAX_DECODE > CUDA_COUNTERS - SAMPLE_COUNTERS || a->d_head > LS_MAX_HEAD) {
+        return error_set(err, LS_EUNSUPPORTED, "attn on the GPU: %d heads of %d elements are too many", a->n_heads_loc,
+                         a->d_head);
+    }
+    decode_attn_args args = {.step = device(rank->step),
+                             .qkv = bind->buf[BUF_QKV],
+                             .att = bind->buf[BUF_ATT],
+                             .k_cache = (uint8_t *)bind->k_cache + layer_bytes,
+                             .v_cache = (uint8_t *)bind->v_cache + layer_bytes,
+                             .rope = bind->rope,
+                             .partial = device(rank->workspace),
+                             .counter = device(rank->counters),
+                             .raw = before != NULL,
+                             .n_heads = a->n_heads_loc,
+                             .n_kv = a->n_kv_loc,
+                             .d = a->d_head,
+                             .dtype = bind->dtype,
+                             .window = a->window_tokens,
+                             .max_splits =
+                                 (int)(rank->workspace_bytes / ((size_t)rows * (size_t)blocks * partial_bytes(a))),
+                             .scale = a->scale};
+    if (before != NULL) {
+        args.q_norm = vector(rank, before->qkv.q_norm);
+        args.k_norm = vector(rank, before->qkv.k_norm);
+        args.eps = before->qkv.eps;
+    }
+    int slots = 1;
+    while (slots < MAX_ATTN_SLOTS && slots * 2 * blocks * m_bucket <= BLOCKS_PER_SM * rank->facts.sm_count) {
+        slots *= 2;
+    }
+    const int kernel = KERNEL_ATTN + ((int)bind->kv_dtype - LS_F32) * OF_ATTN + (a->d_head > 64) + (a->d_head > 128);
+    return launch(rank, kernel, (unsigned)slots, (unsigned)blocks, (unsigned)m_bucket, DECODE_ATTN_THREADS, 0, &args,
+                  err);
+}
+
+/* ---- Sampling ---- */
+
+static ls_status launch_sample(cuda_rank *rank, const ls_op *op, int m_bucket, ls_error *err) {
+    const op_sample *a = &op->sample;
+    decode_sample_args args = {.step = device(rank->step),
+                               .logits = rank->bind.buf[BUF_LOGITS],
+                               .part = device(rank->workspace),
+                               .counter = (uint32_t *)device(rank->counters) + CUDA_COUNTERS - SAMPLE_COUNTERS,
+                               .drawn = device(rank->drawn),
+                               .n_vocab = a->vocab_count,
+                               .vocab_first = a->vocab_first};
+    const int slices = at_most(ceil_div(a->vocab_count, 4 * DECODE_SAMPLE_THREADS), DECODE_SAMPLE_BLOCKS);
+    return launch(rank, KERNEL_SAMPLE, (unsigned)(slices > 0 ? slices : 1), (unsigned)m_bucket, 1,
+                  DECODE_SAMPLE_THREADS, 0, &args, err);
+}
+
+/* ---- All ops ---- */
+
+ls_status decode_prepare(cuda_rank *rank, ls_error *err) {
+    const size_t bytes = (size_t)rank->bind.d_model * sizeof(float);
+    if (bytes <= PLAIN_SHARED_BYTES) {
+        return LS_OK;
+    }
+    if (bytes + 1024 > (size_t)rank->facts.shared_bytes_per_block) {
+        return error_set(err, LS_EUNSUPPORTED, "a model width of %d: the GPU's %d bytes of shared memory hold no row",
+                         rank->bind.d_model, rank->facts.shared_bytes_per_block);
+    }
+    return cuda_check(rank,
+                      rank->driver->cuFuncSetAttribute(rank->decode_fn[KERNEL_EXCHANGE],
+                                                       CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, (int)bytes),
+                      "shared memory of decode_exchange", err);
+}
+
+static bool begins_with_norm(const ls_op *op) {
+    return op->kind == OP_QKV || op->kind == OP_FFN_IN || op->kind == OP_HEAD;
+}
+
+ls_status decode_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, int m_bucket, int *n_taken,
+                        ls_error *err) {
+    const ls_op *this = &op[first], *before = first > 0 ? &op[first - 1] : NULL;
+    const ls_op *behind = first + 1 < n_ops ? &op[first + 1] : NULL;
+    *n_taken = 1;
+    if (begins_with_norm(this) && (before == NULL || before->kind != OP_EXCHANGE)) {
+        TRY(launch_exchange(rank, NULL, first, 0, this, m_bucket, err));
+    }
+    switch (this->kind) {
+    case OP_EMBED:
+        return launch_embed(rank, this, m_bucket, err);
+    case OP_EXCHANGE: {
+        const bool by_row = before != NULL && (before->kind == OP_OUT || before->kind == OP_FFN_OUT);
+        return launch_exchange(rank, this, first, by_row ? row_nodes(rank, &before->row) : 1, behind, m_bucket, err);
+    }
+    case OP_QKV:
+        return launch_qkv(rank, this, m_bucket, err);
+    case OP_ATTN:
+        return launch_attn(rank, this, before != NULL && before->kind == OP_QKV ? before : NULL, m_bucket, err);
+    case OP_OUT:
+    case OP_FFN_OUT:
+        return launch_row(rank, this, m_bucket, err);
+    case OP_FFN_IN:
+        return launch_ffn_in(rank, this, m_bucket, err);
+    case OP_HEAD:
+        return launch_head(rank, this, first, m_bucket, err);
+    case OP_SAMPLE:
+        return launch_sample(rank, this, m_bucket, err);
+    case OP_KINDS:
+        break;
+    }
+    return error_set(err, LS_EINTERNAL, "decode: op %d has no kind", first);
+}

@@ -1,0 +1,201 @@
+/*
+ * What kernels share: reading the step, 16-byte loads, mma, conversions, reductions in a fixed order.
+ */
+#ifndef LS_BACKEND_CUDA_COMMON_CUH
+#define LS_BACKEND_CUDA_COMMON_CUH
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "backend/cuda/kern/decode_args.h"
+
+#define DEVICE static __device__ __forceinline__
+#define DEVICE_MEMBER __device__ __forceinline__
+
+/* An array of the step, by its offset. */
+template <typename T> DEVICE const T *step_array(const cuda_step *step, int64_t offset) {
+    return reinterpret_cast<const T *>(reinterpret_cast<const char *>(step) + offset);
+}
+
+/* ---- Programmatic dependent launch: no-ops unless the launch asks for it ---- */
+
+/* Before anything is read that an earlier kernel writes, and before anything is written. Weights and the step may be read
+ * before. */
+DEVICE void wait_for_earlier_kernels() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+DEVICE void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+/* ---- Loads ---- */
+
+/* 16 bytes of a weight, which nothing writes and which is read once: not into L1. Zeros where !wanted. */
+DEVICE uint4 load_weight(const void *address, bool wanted) {
+    uint4 v;
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.b32 p, %5, 0;\n"
+                 "mov.b32 %0, 0;\n"
+                 "mov.b32 %1, 0;\n"
+                 "mov.b32 %2, 0;\n"
+                 "mov.b32 %3, 0;\n"
+                 "@p ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+                 "}\n"
+                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+                 : "l"(address), "r"((int)wanted));
+    return v;
+}
+
+/* 16 bytes that an earlier kernel wrote, or this block before a barrier. */
+DEVICE uint4 load_shared_by_rows(const void *address, bool wanted) {
+    uint4 v;
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.b32 p, %5, 0;\n"
+                 "mov.b32 %0, 0;\n"
+                 "mov.b32 %1, 0;\n"
+                 "mov.b32 %2, 0;\n"
+                 "mov.b32 %3, 0;\n"
+                 "@p ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+                 "}\n"
+                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+                 : "l"(address), "r"((int)wanted)
+                 : "memory");
+    return v;
+}
+
+/* Elements [k, k + 16 / BYTES) of a row of any alignment; zeros from `end` on. */
+template <int BYTES> DEVICE uint4 load_elements(const void *row, int k, int end) {
+    uint32_t word[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (int i = 0; i < 16 / BYTES; i++) {
+        if (k + i < end) {
+            uint32_t value = BYTES == 1   ? static_cast<const uint8_t *>(row)[k + i]
+                             : BYTES == 2 ? static_cast<const uint16_t *>(row)[k + i]
+                                          : static_cast<const uint32_t *>(row)[k + i];
+            word[i * BYTES / 4] |= value << i * BYTES % 4 * 8;
+        }
+    }
+    return make_uint4(word[0], word[1], word[2], word[3]);
+}
+
+/* ---- Conversions ---- */
+
+template <int DTYPE> DEVICE float load_as(const void *array, int64_t i) {
+    if (DTYPE == KERN_F32) {
+        return static_cast<const float *>(array)[i];
+    }
+    return DTYPE == KERN_BF16 ? __bfloat162float(static_cast<const __nv_bfloat16 *>(array)[i])
+                              : __half2float(static_cast<const __half *>(array)[i]);
+}
+
+/* To nearest even; what is too large becomes infinity. */
+DEVICE void store_as(int dtype, void *array, int64_t i, float value) {
+    if (dtype == KERN_F32) {
+        static_cast<float *>(array)[i] = value;
+    } else if (dtype == KERN_BF16) {
+        static_cast<__nv_bfloat16 *>(array)[i] = __float2bfloat16_rn(value);
+    } else {
+        static_cast<__half *>(array)[i] = __float2half_rn(value);
+    }
+}
+
+DEVICE float round_to(int dtype, float value) {
+    return dtype == KERN_BF16  ? __bfloat162float(__float2bfloat16_rn(value))
+           : dtype == KERN_F16 ? __half2float(__float2half_rn(value))
+                               : value;
+}
+
+/* Two elements in one word, the first in its low half. */
+template <int DTYPE> DEVICE float2 widen(uint32_t pair) {
+    if (DTYPE == KERN_BF16) {
+        return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+    }
+    return __half22float2(*reinterpret_cast<const __half2 *>(&pair));
+}
+
+/* Byte i of a word of int8, to f32, exact: 2^23 + 128 + q is a float whose low bits are q + 128. */
+template <int I> DEVICE float widen_int8(uint32_t word) {
+    return __uint_as_float(__byte_perm(word ^ 0x80808080u, 0x4b000000u, 0x7650 + I)) - 8388736.0F;
+}
+
+/* Bytes (0, 1) and (2, 3) of a word of int8 as pairs, exact. */
+template <int DTYPE> DEVICE void pairs_of_int8(uint32_t word, uint32_t *first, uint32_t *second) {
+    if (DTYPE == KERN_BF16) {
+        __nv_bfloat162 a = __floats2bfloat162_rn(widen_int8<0>(word), widen_int8<1>(word));
+        __nv_bfloat162 b = __floats2bfloat162_rn(widen_int8<2>(word), widen_int8<3>(word));
+        *first = *reinterpret_cast<uint32_t *>(&a);
+        *second = *reinterpret_cast<uint32_t *>(&b);
+    } else { /* 1024 + 128 + q */
+        const uint32_t biased = word ^ 0x80808080u, offset = 0x64806480u;
+        const __half2 middle = *reinterpret_cast<const __half2 *>(&offset);
+        uint32_t low = __byte_perm(biased, 0x64646464u, 0x4140), high = __byte_perm(biased, 0x64646464u, 0x4342);
+        __half2 a = __hsub2(*reinterpret_cast<__half2 *>(&low), middle);
+        __half2 b = __hsub2(*reinterpret_cast<__half2 *>(&high), middle);
+        *first = *reinterpret_cast<uint32_t *>(&a);
+        *second = *reinterpret_cast<uint32_t *>(&b);
+    }
+}
+
+/* ---- mma.m16n8k16: acc[16][8] += a[16][16] b[16][8], f32 sums ---- */
+
+template <int DTYPE>
+DEVICE void mma(float (&acc)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+    if (DTYPE == KERN_BF16) {
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                     "{%0, %1, %2, %3};"
+                     : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    } else {
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                     "{%0, %1, %2, %3};"
+                     : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    }
+}
+
+/* ---- Reductions: every lane gets the same bits ---- */
+
+DEVICE float warp_sum(float value) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+        value += __shfl_xor_sync(0xffffffffu, value, lanes);
+    }
+    return value;
+}
+
+DEVICE float warp_max(float value) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+        value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, lanes));
+    }
+    return value;
+}
+
+/* Notes that a row went bad in an op, unless it was bad before. */
+DEVICE void note_fault(int32_t *fault, int row, int op_index) {
+    atomicCAS(&fault[row], 0, op_index + 1);
+}
+
+/* The upper part of the leaf tree: n is 1, 2, 4 or 8; value[] is overwritten. */
+DEVICE float leaf_tree(float (&value)[DECODE_LEAVES], int n) {
+    if (n > 4) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            value[i] = value[2 * i] + value[2 * i + 1];
+        }
+    }
+    if (n > 2) {
+        value[0] = value[0] + value[1];
+        value[1] = value[2] + value[3];
+    }
+    return n > 1 ? value[0] + value[1] : value[0];
+}
+
+#endif

@@ -1,0 +1,103 @@
+/*
+ * Arguments of the decode kernels, passed by value: what decode.c fills in and kern/decode_*.cu read. Pointers are device
+ * addresses. Dtypes are ls_dtype's values (lockstep.h), which kernels see as KERN_*; decode.c asserts that they agree.
+ */
+#ifndef LS_BACKEND_CUDA_DECODE_ARGS_H
+#define LS_BACKEND_CUDA_DECODE_ARGS_H
+
+#include "backend/cuda/kern/step.h"
+
+enum { KERN_F32 = 1, KERN_BF16 = 2, KERN_F16 = 3, KERN_INT8 = 4 };
+
+enum {
+    DECODE_LEAVES = 8,     /* = LS_LEAVES = CUDA_NODES */
+    DECODE_TILE = 16,      /* rows of W that a warp takes: mma's M */
+    DECODE_ATTN_HEADS = 4, /* query heads of one KV head that a block of attention takes */
+    DECODE_ATTN_THREADS = 256,
+    DECODE_SAMPLE_THREADS = 256,
+    DECODE_SAMPLE_BLOCKS = 64 /* of one row, at most */
+};
+
+/* embed: y[m] = table row of token[m] in f32, or an input row, or zeros. */
+typedef struct decode_embed_args {
+    const cuda_step *step;
+    const void *table;  /* [vocab_count][d] */
+    const float *scale; /* int8: [vocab_count][8] */
+    float *y;           /* [M][d] */
+    int32_t format, d, vocab_first, vocab_count;
+    int32_t takes_input_rows;          /* rank 0 */
+    int32_t border[DECODE_LEAVES + 1]; /* leaves of d */
+} decode_embed_args;
+
+/* exchange, and the norm of the op behind it; either may be missing. One block a row. */
+typedef struct decode_exchange_args {
+    const cuda_step *step;
+    const float *node[DECODE_LEAVES]; /* [M][d] each: the nodes of the tree, in order */
+    int32_t n_nodes;                  /* 1, 2, 4 or 8; 0: h is as it is */
+    int32_t init, d, dtype;           /* dtype of x */
+    const float *bias;                /* [d] or NULL */
+    float *h;                         /* [M][d] */
+    int32_t *fault;                   /* [M] */
+    const float *norm;                /* [d]; NULL: no norm */
+    void *x;                          /* act [M][d], or [n_out][d] */
+    float eps;
+    int32_t out_rows; /* x has the output rows alone */
+    int32_t op_index; /* of the exchange */
+} decode_exchange_args;
+
+typedef struct decode_matrix {
+    const void *w;      /* [rows][k] */
+    const float *scale; /* int8: [rows][n_leaves] */
+    const float *bias;  /* [rows] or NULL */
+    int32_t rows;
+    int32_t y_first; /* column of y */
+} decode_matrix;
+
+enum { DECODE_QKV, DECODE_FFN_IN, DECODE_ROW, DECODE_HEAD };
+
+/* A block takes one tile of 16 rows (ffn_in: 8 of gate and the same 8 of up) and one node of the leaf tree, a leaf a warp.
+ * blockIdx.x: tile, of all matrices in turn; blockIdx.y: node. */
+typedef struct decode_matmul_args {
+    const cuda_step *step;
+    const void *x; /* act [M][k] */
+    void *y;       /* f32 [M][y_stride]; ffn_in: act */
+    int32_t *fault;
+    decode_matrix matrix[3]; /* q, k, v; gate, up; or one; rows = 0: not there */
+    int32_t kind, k, n_leaves;
+    int32_t border[DECODE_LEAVES + 1]; /* first column of each leaf; the last one is k */
+    int32_t y_stride;
+    int32_t op_index;
+    int64_t node_stride; /* row: floats between the nodes' outputs */
+} decode_matmul_args;
+
+/* attn, with what qkv leaves to it. blockIdx: (slot of splits, KV head and group of query heads, row). */
+typedef struct decode_attn_args {
+    const cuda_step *step;
+    const float
+        *qkv;  /* f32 [M][(H + 2 K) d]: as the projections gave it, or (raw = 0) q finished and k, v in the cache */
+    void *att; /* act [M][H d] */
+    void *k_cache, *v_cache;      /* this layer's: [n_pages][K][P][d] */
+    const float *q_norm, *k_norm; /* [d] or NULL */
+    const float *rope;            /* [positions][d/2][2] */
+    float *partial;               /* [row][blockIdx.y][max_splits][heads (d + 2)] */
+    uint32_t *counter;            /* [row][blockIdx.y], zero */
+    int32_t raw, n_heads, n_kv, d, dtype, window, max_splits;
+    float scale, eps;
+} decode_attn_args;
+
+typedef struct decode_sample_part {
+    double value;
+    int32_t id, reserved;
+} decode_sample_part;
+
+/* sample: blockIdx: (slice, output row). */
+typedef struct decode_sample_args {
+    const cuda_step *step;
+    const float *logits;      /* [n_out][n_vocab] */
+    decode_sample_part *part; /* [n_out][gridDim.x] */
+    uint32_t *counter;        /* [n_out], zero */
+    int32_t *drawn;           /* [n_out] */
+    int32_t n_vocab, vocab_first;
+} decode_sample_args;
+
+#endif

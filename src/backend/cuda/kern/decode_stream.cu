@@ -1,0 +1,157 @@
+/*
+ * The residual stream in decode steps: embed, and exchange with the norm of the op behind it. Formulas in ops.h.
+ *
+ * exchange: one block a row. How a row's sum of squares is added depends on d alone.
+ */
+#include "backend/cuda/kern/common.cuh"
+
+extern "C" __global__ void decode_embed(const __grid_constant__ decode_embed_args a) {
+    const int m = blockIdx.x;
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
+    if (m >= a.step->n_rows) {
+        return;
+    }
+    const int32_t token = step_array<int32_t>(a.step, a.step->token)[m];
+    const int64_t row = (int64_t)token - a.vocab_first;
+    const float *input = NULL;
+    if (token < 0 && a.takes_input_rows && a.step->input_rows != 0) {
+        input = step_array<float>(a.step, a.step->input_rows) + (-1 - (int64_t)token) * a.d;
+    }
+    const bool here = token >= 0 && row >= 0 && row < a.vocab_count;
+    for (int i = threadIdx.x; i < a.d; i += blockDim.x) {
+        float value = 0.0F;
+        if (input != NULL) {
+            value = input[i];
+        } else if (here && a.format == KERN_INT8) {
+            int leaf = 0;
+#pragma unroll
+            for (int j = 1; j < DECODE_LEAVES; j++) {
+                leaf += i >= a.border[j];
+            }
+            value = (float)static_cast<const int8_t *>(a.table)[row * a.d + i] * a.scale[row * DECODE_LEAVES + leaf];
+        } else if (here) {
+            value = a.format == KERN_F32    ? load_as<KERN_F32>(a.table, row * a.d + i)
+                    : a.format == KERN_BF16 ? load_as<KERN_BF16>(a.table, row * a.d + i)
+                                            : load_as<KERN_F16>(a.table, row * a.d + i);
+        }
+        a.y[(int64_t)m * a.d + i] = value;
+    }
+}
+
+/* The same on every thread; `room` is shared memory for 32 floats. */
+DEVICE float block_sum(float value, float *room) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    value = warp_sum(value);
+    if (lane == 0) {
+        room[warp] = value;
+    }
+    __syncthreads();
+    return warp_sum(lane < (int)(blockDim.x / 32) ? room[lane] : 0.0F);
+}
+
+template <int WIDTH> struct floats {
+    float v[WIDTH];
+};
+
+template <int WIDTH> DEVICE floats<WIDTH> load_floats(const float *p) {
+    floats<WIDTH> out;
+    if (WIDTH == 4) {
+        float4 all = *reinterpret_cast<const float4 *>(p);
+        out.v[0] = all.x;
+        out.v[1 % WIDTH] = all.y;
+        out.v[2 % WIDTH] = all.z;
+        out.v[3 % WIDTH] = all.w;
+    } else {
+        out.v[0] = *p;
+    }
+    return out;
+}
+
+template <int WIDTH> DEVICE void store_floats(float *p, const floats<WIDTH> &value) {
+    if (WIDTH == 4) {
+        *reinterpret_cast<float4 *>(p) =
+            make_float4(value.v[0], value.v[1 % WIDTH], value.v[2 % WIDTH], value.v[3 % WIDTH]);
+    } else {
+        *p = value.v[0];
+    }
+}
+
+/* h of this row, WIDTH elements a thread at a time; kept in shared memory too. Returns this thread's sum of squares. */
+template <int WIDTH> DEVICE float exchange_row(const decode_exchange_args &a, int m, float *kept) {
+    float squares = 0.0F;
+    bool bad = false;
+    for (int i = threadIdx.x * WIDTH; i < a.d; i += blockDim.x * WIDTH) {
+        const int64_t at = (int64_t)m * a.d + i;
+        floats<WIDTH> node[DECODE_LEAVES], h, bias;
+#pragma unroll
+        for (int j = 0; j < DECODE_LEAVES; j++) {
+            if (j < a.n_nodes) {
+                node[j] = load_floats<WIDTH>(a.node[j] + at);
+            }
+        }
+        if (!a.init) {
+            h = load_floats<WIDTH>(a.h + at);
+        }
+        if (a.bias != NULL) {
+            bias = load_floats<WIDTH>(a.bias + i);
+        }
+#pragma unroll
+        for (int e = 0; e < WIDTH; e++) {
+            float value = a.init ? 0.0F : h.v[e];
+            if (a.n_nodes > 0) {
+                float tree[DECODE_LEAVES];
+#pragma unroll
+                for (int j = 0; j < DECODE_LEAVES; j++) {
+                    tree[j] = j < a.n_nodes ? node[j].v[e] : 0.0F;
+                }
+                float sum = leaf_tree(tree, a.n_nodes);
+                value += a.bias != NULL ? sum + bias.v[e] : sum;
+                bad = bad || !isfinite(value);
+            }
+            h.v[e] = value;
+            kept[i + e] = value;
+            squares = fmaf(value, value, squares);
+        }
+        if (a.n_nodes > 0) {
+            store_floats<WIDTH>(a.h + at, h);
+        }
+    }
+    if (bad) {
+        note_fault(a.fault, m, a.op_index);
+    }
+    return squares;
+}
+
+/* Shared memory: d floats. */
+extern "C" __global__ void __launch_bounds__(1024) decode_exchange(const __grid_constant__ decode_exchange_args a) {
+    extern __shared__ float kept[];
+    __shared__ float room[32];
+    const int m = blockIdx.x;
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
+    if (m >= a.step->n_rows) {
+        return;
+    }
+    const bool wide = a.d % 4 == 0;
+    const float squares = wide ? exchange_row<4>(a, m, kept) : exchange_row<1>(a, m, kept);
+    int to = m;
+    if (a.out_rows) {
+        const int32_t *out_row = step_array<int32_t>(a.step, a.step->out_row);
+        to = -1;
+        for (int i = 0; i < a.step->n_out; i++) {
+            to = out_row[i] == m ? i : to;
+        }
+    }
+    if (a.norm == NULL || to < 0) {
+        return;
+    }
+    const float scale = 1.0F / sqrtf(block_sum(squares, room) / (float)a.d + a.eps);
+    /* Each thread reads what it kept itself. */
+    const int width = wide ? 4 : 1;
+    for (int i = threadIdx.x * width; i < a.d; i += blockDim.x * width) {
+        for (int e = 0; e < width; e++) {
+            store_as(a.dtype, a.x, (int64_t)to * a.d + i + e, kept[i + e] * scale * a.norm[i + e]);
+        }
+    }
+}
