@@ -78,6 +78,21 @@ static ls_status check_config(const ls_engine *engine, const ls_engine_params *p
     return LS_OK;
 }
 
+static void *open_lt(void *arg) {
+    cuda_engine *cuda = arg;
+    if (cuda_rank_enter(&cuda->rank, &cuda->no_lt) == LS_OK) {
+        cublaslt_open(&cuda->lt, &cuda->no_lt);
+    }
+    return NULL;
+}
+
+static void end_opening_lt(cuda_engine *cuda) {
+    if (cuda->is_opening_lt) {
+        pthread_join(cuda->opens_lt, NULL);
+        cuda->is_opening_lt = false;
+    }
+}
+
 static ls_status cuda_open(ls_engine *engine, const ls_engine_params *params, int ordinal, ls_error *err) {
     enum { MOST_THREADS = 16 }; /* they read files and sample odd rows */
     TRY(check_config(engine, params, err));
@@ -93,6 +108,7 @@ static ls_status cuda_open(ls_engine *engine, const ls_engine_params *params, in
     TRY(cuda_rank_open(&cuda->rank, cuda->driver, ordinal, generic, err));
     TRY(cuda_rank_kernel(&cuda->rank, "read_all", &cuda->read_all, err));
     TRY(cuda_rank_kernel(&cuda->rank, "load_dummy", &cuda->load_dummy, err));
+    cuda->is_opening_lt = !generic && pthread_create(&cuda->opens_lt, NULL, open_lt, cuda) == 0;
     memcpy(engine->device_name, cuda->rank.facts.name, sizeof engine->device_name);
     if (cuda->rank.jit_us > 0) {
         log_line(&engine->model->log, LS_LOG_WARN, "%s (sm_%d%d): the driver compiled its kernels in %.1f s",
@@ -162,7 +178,12 @@ static ls_status cuda_load(ls_engine *engine, ls_error *err) {
                    "copying the RoPE table", err));
     TRY(cuda_load_weights(engine, err));
     TRY(decode_prepare(rank, err));
-    TRY(prefill_prepare(rank, err));
+    end_opening_lt(cuda);
+    rank->cublaslt = cuda->lt;
+    if (cuda->no_lt.status != LS_OK) {
+        log_line(&engine->model->log, LS_LOG_INFO, "prompts run without cuBLASLt: %s", cuda->no_lt.text);
+    }
+    TRY(prefill_prepare(rank, engine->program[0]->op, engine->program[0]->n_ops, err));
     TRY(cuda_rank_wait(rank, "loading", CUDA_STEP_TIMEOUT_S, err));
     return cuda->profile == NULL ? cuda_graphs_capture(engine, err) : LS_OK;
 }
@@ -221,6 +242,7 @@ static void cuda_close(ls_engine *engine) {
     if (cuda == NULL) {
         return;
     }
+    end_opening_lt(cuda);
     if (cuda->rank.context != NULL && cuda_rank_enter(&cuda->rank, NULL) == LS_OK) {
         if (cuda->rank.stream != NULL && cuda_rank_wait(&cuda->rank, "closing", 5, NULL) != LS_OK &&
             cuda->driver->cuStreamQuery(cuda->rank.stream) == CUDA_ERROR_NOT_READY) {
@@ -233,6 +255,7 @@ static void cuda_close(ls_engine *engine) {
             }
         }
         cuda_profile_close(cuda);
+        cublaslt_close(&cuda->lt);
         if (cuda->memory != 0) {
             cuda->driver->cuMemFree(cuda->memory);
         }

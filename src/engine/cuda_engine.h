@@ -13,6 +13,7 @@
 #ifndef LS_ENGINE_CUDA_ENGINE_H
 #define LS_ENGINE_CUDA_ENGINE_H
 
+#include "backend/cuda/cublaslt.h"
 #include "backend/cuda/cuda.h"
 #include "engine/engine.h"
 
@@ -37,6 +38,10 @@ typedef struct cuda_engine {
     int n_graphs;
     int graph_rows[CUDA_GRAPHS]; /* rising: most rows of graph i */
     CUgraphExec graph[CUDA_GRAPHS];
+    pthread_t opens_lt; /* opens cuBLASLt, a library of 500 MB, while weights are loaded */
+    bool is_opening_lt;
+    cublaslt *lt;   /* when that has ended; NULL: not there */
+    ls_error no_lt; /* why */
     uint32_t epoch;
     cuda_profile *profile; /* NULL: not asked for */
 } cuda_engine;
