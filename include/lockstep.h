@@ -403,6 +403,81 @@ typedef struct ls_timeline {
 /* Measures the read bandwidth the first time it is called (0.1 to 2 s), between steps. */
 LS_API ls_status ls_engine_get_timeline(ls_engine *engine, ls_timeline *out, ls_error *err);
 
+/* ---- Plan: every byte of an engine before it is opened -------------------------------------------------------------- */
+
+/* What an engine's memory is for. The first five lie in the memory of each rank, the others are shared by the ranks. */
+typedef enum ls_memory {
+    LS_MEMORY_WEIGHTS,
+    LS_MEMORY_KV_CACHE,
+    LS_MEMORY_ACTIVATIONS,
+    LS_MEMORY_EXCHANGE,
+    LS_MEMORY_LOGITS,
+    LS_MEMORY_ROPE,
+    LS_MEMORY_STEP_INPUT,
+    LS_MEMORY_SCHEDULER,
+    LS_MEMORY_KINDS
+} ls_memory;
+LS_API const char *ls_memory_name(ls_memory kind); /* "weights", "KV cache", ... */
+
+enum { LS_PLAN_RANKS = 8 };
+
+/* What ls_engine_open would take, to the byte: its memory equals it. */
+typedef struct ls_plan_report {
+    size_t struct_size;
+    int n_ranks;
+    ls_dtype dtype, kv_cache_dtype;
+    ls_quantization quantization;
+    int max_model_len_tokens, max_num_seqs, max_num_batched_tokens; /* every default resolved */
+    int n_pages, page_tokens;
+    int64_t rank_bytes[LS_PLAN_RANKS][LS_MEMORY_KINDS]; /* of each rank; zeros beyond n_ranks */
+    int64_t shared_bytes[LS_MEMORY_KINDS];
+    int64_t total_bytes;
+    int64_t kv_bytes_per_token;         /* one token of one sequence, all ranks */
+    int64_t weight_read_bytes_per_step; /* read by one decode step, all ranks */
+} ls_plan_report;
+#define LS_PLAN_REPORT_INIT                                                                                            \
+    { .struct_size = sizeof(ls_plan_report) }
+
+/* Opens nothing and reads no weights: a model opened with LS_LOAD_DUMMY on a folder needs config.json alone. A plan larger
+ * than the machine is no error here. Errors: those of ls_engine_open for the same parameters, but LS_ENOMEM and
+ * LS_ENUMERIC. */
+LS_API ls_status ls_plan_make(const ls_model *model, const ls_engine_params *params, ls_plan_report *out,
+                              ls_error *err);
+
+/* The memory that a rank may use: utilization * total - used by others, all of them bytes of one rank's device. */
+typedef struct ls_plan_budget {
+    size_t struct_size;
+    bool machine; /* the ranks share this machine; otherwise each has a device of its own */
+    int64_t total_bytes, used_by_others_bytes;
+    double utilization;
+    int64_t budget_bytes; /* negative where others use more than the share */
+} ls_plan_budget;
+#define LS_PLAN_BUDGET_INIT                                                                                            \
+    { .struct_size = sizeof(ls_plan_budget) }
+
+/* device_memory_bytes: of each rank's own device, which nobody else uses; 0: this machine's memory (or what its control
+ * group allows, if that is less), and what is in use there, divided by the ranks. utilization: 0 means 0.9. Errors:
+ * LS_EINVAL; LS_EIO if the machine does not say how much memory it has. */
+LS_API ls_status ls_plan_get_budget(int64_t device_memory_bytes, double utilization, int n_ranks, ls_plan_budget *out,
+                                    ls_error *err);
+
+/* What fits into a budget with every sequence at full length (kv_cache_memory_bytes is not looked at). The memory of a rank
+ * is its own and of what ranks share its part on one machine, all of it on a device of its own. */
+typedef struct ls_plan_fit {
+    size_t struct_size;
+    int64_t need_bytes;           /* of the fullest rank, with the parameters as given */
+    int64_t short_bytes;          /* need - budget: more than 0 is missing */
+    int64_t kv_bytes_per_seq;     /* of one rank, one sequence of max_model_len_tokens in whole pages */
+    int largest_model_len_tokens; /* with max_num_seqs as given; 0: not even one token */
+    int largest_num_seqs;         /* with max_model_len_tokens as given, at most 4096; 0: not one */
+} ls_plan_fit;
+#define LS_PLAN_FIT_INIT                                                                                               \
+    { .struct_size = sizeof(ls_plan_fit) }
+
+/* max_model_len_tokens 0 means the model's max_position_embeddings. Errors as ls_plan_make. */
+LS_API ls_status ls_plan_get_fit(const ls_model *model, const ls_engine_params *params, const ls_plan_budget *budget,
+                                 ls_plan_fit *out, ls_error *err);
+
 #ifdef __cplusplus
 }
 #endif

@@ -23,7 +23,13 @@ const command_def command_table[COMMAND_COUNT] = {
      "JSON, /help lists the commands."},
     {COMMAND_TOKENIZE, "tokenize", NULL, "show the tokens of a text", NULL},
     {COMMAND_TEMPLATE, "template", NULL, "show what a chat template makes of messages", NULL},
-    {COMMAND_PLAN, "plan", "MODEL", "show the memory of every rank before anything is loaded", NULL},
+    {COMMAND_PLAN, "plan", "MODEL", "show the memory of every rank before anything is loaded",
+     "No weights are read: a folder with config.json is enough, or a name whose shapes are built in. --load-format "
+     "safetensors checks the tensors as well.\n\n"
+     "The budget of a rank is --gpu-memory-utilization times the device's total memory, minus what others use of it. "
+     "With --device-memory-bytes every rank has a device of that size, and nobody else uses it. Without, the ranks "
+     "share this machine: total is its memory (or its control group's, if that is less) divided by the ranks, and used "
+     "by others is what is not available of it. GB are 10^9 bytes."},
     {COMMAND_PERPLEXITY, "perplexity", "MODEL", "measure how well a model predicts a text", NULL},
     {COMMAND_VERIFY, "verify", "MODEL", "compare two back ends or dtypes, op by op", NULL},
     {COMMAND_PULL, "pull", "MODEL", "download a model from the hub into the local cache", NULL},

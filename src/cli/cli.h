@@ -15,6 +15,9 @@ ls_status args_parse(ls_options *options, unsigned command, int argc, char **arg
 int cmd_generate(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
 int cmd_template(int argc, char **argv);
+int cmd_plan(int argc, char **argv);
+int cmd_verify(int argc, char **argv);
+int cmd_doctor(int argc, char **argv);
 
 /* "lockstep: <text>" on stderr, with the trace if asked for. Returns EXIT_FAILED or EXIT_USAGE by status. */
 int cli_fail(const ls_error *error, bool verbose);

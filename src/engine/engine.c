@@ -63,7 +63,7 @@ static ls_status count_pages(engine_config *config, const ls_spec *spec, const l
     return LS_OK;
 }
 
-static ls_status resolve_config(engine_config *config, const ls_spec *spec, const ls_engine_params *p, ls_error *err) {
+ls_status engine_config_resolve(engine_config *config, const ls_spec *spec, const ls_engine_params *p, ls_error *err) {
     enum { MAX_SEQS = 16, BATCHED_TOKENS = 512, SPARE_OUTPUTS = 64 };
     TRY(check_params(p, err));
     config->n_ranks = or_default(p->tensor_parallel_size, 1);
@@ -89,6 +89,13 @@ static ls_status resolve_config(engine_config *config, const ls_spec *spec, cons
     int outputs = config->max_seqs + SPARE_OUTPUTS;
     config->n_out_max = outputs < config->m_max ? outputs : config->m_max;
     return count_pages(config, spec, p, err);
+}
+
+ls_status engine_programs_build(ls_program **program, const ls_spec *spec, const engine_config *config, ls_error *err) {
+    for (int r = 0; r < config->n_ranks; r++) {
+        TRY(program_build(&program[r], spec, (ls_group){r, config->n_ranks}, config->dtype, err));
+    }
+    return LS_OK;
 }
 
 /* ---- Memory ---- */
@@ -217,12 +224,9 @@ static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, l
     enum { PIECE_BYTES = 4096 }; /* a longer piece, of a token beyond any known vocabulary's, grows it once */
     int64_t start = clock_ns();
     engine->isa = cpu_isa_best();
-    TRY(resolve_config(&engine->config, &engine->model->spec, params, err));
+    TRY(engine_config_resolve(&engine->config, &engine->model->spec, params, err));
     const engine_config *config = &engine->config;
-    for (int r = 0; r < config->n_ranks; r++) {
-        TRY(program_build(&engine->program[r], &engine->model->spec, (ls_group){r, config->n_ranks}, config->dtype,
-                          err));
-    }
+    TRY(engine_programs_build(engine->program, &engine->model->spec, config, err));
     TRY(place_memory(engine, err));
     plan_cache_init(&engine->plans, &cpu_ref_ops, (const ls_program *const *)engine->program);
     TRY(rank_group_create(&engine->group, config->n_ranks, config->n_threads, err));

@@ -102,6 +102,12 @@ struct ls_engine {
 /* model_open.c: what crosses the border says its size. Inputs may not be larger than what we know; outputs may. */
 ls_status check_struct_size(const char *name, size_t given, size_t known, ls_error *err);
 
+/* engine.c: what parameters mean for a model, without opening anything: every default resolved; the ranks' programs, into
+ * program[n_ranks] (those built before a failure stay the caller's). Plans are made by the same two. */
+ls_status engine_config_resolve(engine_config *config, const ls_spec *spec, const ls_engine_params *params,
+                                ls_error *err);
+ls_status engine_programs_build(ls_program **program, const ls_spec *spec, const engine_config *config, ls_error *err);
+
 /* scheduler.c: fills engine->batch from the running and waiting requests. */
 void schedule(ls_engine *engine);
 /* Takes a request out of the queues and gives back its pages. */
