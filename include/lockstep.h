@@ -478,6 +478,67 @@ typedef struct ls_plan_fit {
 LS_API ls_status ls_plan_get_fit(const ls_model *model, const ls_engine_params *params, const ls_plan_budget *budget,
                                  ls_plan_fit *out, ls_error *err);
 
+/* ---- Verify: two engines of one model, op by op ---------------------------------------------------------------------- */
+
+typedef struct ls_verify_params {
+    size_t struct_size;
+    /* Any ranks, threads, formats, instruction sets. Their sizes of context and batch are not looked at. */
+    const ls_engine_params *tested, *reference;
+    const int32_t
+        *prompt_tokens; /* n_prompt_tokens ids; NULL: a built-in text, or made-up ids without a tokenizer, of as
+                                   * many tokens */
+    size_t n_prompt_tokens;
+    int decode_steps; /* after the prompt; the reference's greedy tokens are fed to both */
+} ls_verify_params;
+#define LS_VERIFY_PARAMS_INIT                                                                                          \
+    { .struct_size = sizeof(ls_verify_params), .n_prompt_tokens = 40, .decode_steps = 4 }
+
+/* Where two engines differ. `error` is max|tested - reference| over the rank's part of a row, divided by max|reference| of
+ * the row; infinity where one of them is not a finite number. */
+typedef struct ls_verify_place {
+    bool found;
+    bool running;       /* in the free run, else in the op alone */
+    const char *op;     /* "qkv", constant */
+    const char *buffer; /* "q", "k cache", "att", ..., constant */
+    int layer;          /* -1 outside the layers */
+    int rank;           /* of the tested engine; -1: all together */
+    int step, position; /* 0 is the prompt; position of the row's token */
+    double error;
+} ls_verify_place;
+
+enum { LS_VERIFY_OPS = 9 };
+
+/* One kind of op, over all its layers, ranks, rows and steps. */
+typedef struct ls_verify_op {
+    const char *op;     /* constant */
+    int64_t n_compared; /* rows of buffers */
+    bool bits_equal;    /* of all of them */
+    ls_verify_place worst;
+    ls_verify_place first_bits; /* the first place where bits differ */
+} ls_verify_op;
+
+typedef struct ls_verify_report {
+    size_t struct_size;
+    bool passed;
+    bool bits_expected; /* the engines have the same formats: not one bit may differ */
+    int n_prompt_tokens, n_decode_steps;
+    double tolerance;                     /* of one op alone; by the coarser of the formats */
+    double logits_tolerance;              /* of the free run */
+    ls_verify_op isolated[LS_VERIFY_OPS]; /* each op on the reference's inputs: errors do not pile up. Judged */
+    ls_verify_op running[LS_VERIFY_OPS];  /* the tested engine runs by itself. Only its logits are judged */
+    ls_verify_place first;                /* the first breach in the order of the program */
+    int n_logits_rows;                    /* of the free run */
+    double logits_error;                  /* worst of them */
+    int n_margin_rows;                    /* rows whose best two logits lie further apart than twice the tolerance */
+    int n_other_choices;                  /* of those: where the engines choose different tokens; a breach */
+} ls_verify_report;
+#define LS_VERIFY_REPORT_INIT                                                                                          \
+    { .struct_size = sizeof(ls_verify_report) }
+
+/* Opens both engines, one beside the other, and compares what every op of every layer wrote on every rank. A difference is
+ * no error here: see passed and first. Errors: those of ls_engine_open for either; LS_EINVAL, LS_ETOOLONG for a prompt. */
+LS_API ls_status ls_verify(ls_model *model, const ls_verify_params *params, ls_verify_report *out, ls_error *err);
+
 #ifdef __cplusplus
 }
 #endif
