@@ -539,6 +539,66 @@ typedef struct ls_verify_report {
  * no error here: see passed and first. Errors: those of ls_engine_open for either; LS_EINVAL, LS_ETOOLONG for a prompt. */
 LS_API ls_status ls_verify(ls_model *model, const ls_verify_params *params, ls_verify_report *out, ls_error *err);
 
+/* ---- Machine: what this one is, and what it can do ------------------------------------------------------------------- */
+
+enum { LS_MACHINE_NODES = 16, LS_MACHINE_CACHES = 4, LS_MACHINE_LIBRARIES = 8 };
+
+/* Plain data. What cannot be read is -1, or "" for text. */
+typedef struct ls_machine_info {
+    size_t struct_size;
+    const char *compiler;  /* of the library, constant: "gcc 12.2.0" */
+    const char *sanitizer; /* it was built with, constant: "none", "address", ... */
+    const char *back_ends; /* it was built with, constant: "cpu" */
+    char os[160];          /* "Debian GNU/Linux 12 (bookworm), Linux 6.1.0 x86_64" */
+    char cpu[128];         /* "Intel(R) Xeon(R) Platinum 8488C" */
+    char features[256];    /* instruction sets that matter here and that it has: "avx2 fma avx512f" */
+    char isas[32];         /* inner loops that run here, best first: "avx512 avx2 ref" */
+    int n_packages, n_cores, n_hardware_threads; /* n_hardware_threads > n_cores: SMT is on */
+    int n_allowed_threads;                       /* hardware threads that this process may use */
+    double cgroup_cpus;                          /* cores' worth of time that its control group may use; 0: no limit */
+    int n_caches;
+    struct {
+        int level, count;
+        int64_t bytes; /* of one */
+    } cache[LS_MACHINE_CACHES];
+    int n_nodes; /* NUMA; at most LS_MACHINE_NODES have their memory here */
+    int64_t node_memory_bytes[LS_MACHINE_NODES];
+    int64_t memory_bytes, available_memory_bytes;
+    int64_t cgroup_memory_bytes, cgroup_used_bytes; /* 0: no limit */
+    char huge_pages[32];                            /* transparent huge pages: "always", "madvise", "never" */
+    int64_t memlock_bytes, max_open_files;          /* soft limits; INT64_MAX: none */
+    bool has_cuda_driver;                           /* libcuda.so.1 can be loaded */
+    int n_libraries;
+    struct {
+        const char *name;
+        char version[48]; /* of the library that is loaded; "... as built" where it does not say */
+    } library[LS_MACHINE_LIBRARIES];
+} ls_machine_info;
+#define LS_MACHINE_INFO_INIT                                                                                           \
+    { .struct_size = sizeof(ls_machine_info) }
+/* Takes some 20 ms. */
+LS_API ls_status ls_machine_get_info(ls_machine_info *out, ls_error *err);
+
+/* Of several passes. */
+typedef struct ls_rate {
+    double best, median;
+} ls_rate;
+
+typedef struct ls_machine_speed {
+    size_t struct_size;
+    int n_threads;                /* of the _all figures */
+    const char *isa;              /* the inner loops that were measured, constant */
+    int64_t buffer_bytes;         /* larger than the caches, as far as free memory allows */
+    ls_rate read_one, read_all;   /* bytes/s with one thread and with all */
+    ls_rate copy_one, copy_all;   /* bytes/s read plus bytes/s written */
+    ls_rate flops_one, flops_all; /* f32, a fused multiply-add is two; nothing is loaded from memory */
+} ls_machine_speed;
+#define LS_MACHINE_SPEED_INIT                                                                                          \
+    { .struct_size = sizeof(ls_machine_speed) }
+/* Measures, 1 to 3 s. n_threads 0: as many as are allowed. isa: as ls_engine_params.cpu_isa. Errors: LS_EINVAL for an isa
+ * that is unknown or that this machine lacks, LS_ENOMEM. */
+LS_API ls_status ls_machine_measure(int n_threads, const char *isa, ls_machine_speed *out, ls_error *err);
+
 #ifdef __cplusplus
 }
 #endif

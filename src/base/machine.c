@@ -37,6 +37,29 @@ bool machine_chosen_word(const char *line, char *out, size_t out_bytes) {
     return true;
 }
 
+bool machine_read_value(const char *root, const char *path, const char *key, char *out, size_t out_bytes) {
+    FILE *file = open_below(root, path);
+    char *line = NULL;
+    size_t capacity = 0, n = strlen(key);
+    bool found = false;
+    out[0] = '\0';
+    while (file != NULL && !found && getline(&line, &capacity, file) > 0) {
+        size_t blanks = strncmp(line, key, n) == 0 ? strspn(line + n, " \t") : 0;
+        char *value = line + n + blanks;
+        found = strncmp(line, key, n) == 0 && (*value == ':' || *value == '=');
+        if (found) {
+            value += 1 + strspn(value + 1, " \t\"");
+            value[strcspn(value, "\"\n")] = '\0';
+            snprintf(out, out_bytes, "%s", value);
+        }
+    }
+    free(line);
+    if (file != NULL) {
+        fclose(file);
+    }
+    return found;
+}
+
 /* The number behind `key` in a file of lines "<key> <number>". */
 static int64_t keyed_number(const char *root, const char *path, const char *key) {
     FILE *file = open_below(root, path);

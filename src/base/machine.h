@@ -29,6 +29,8 @@ void machine_read_cgroup(const char *root, machine_cgroup *out); /* <root>/proc/
 
 /* The first line of a file without its newline, at most out_bytes - 1 bytes; false, and out empty, if there is none. */
 bool machine_read_line(const char *root, const char *path, char *out, size_t out_bytes);
+/* What follows `key` in a file of lines "<key> : <value>", such as proc/cpuinfo; the first line that has it. */
+bool machine_read_value(const char *root, const char *path, const char *key, char *out, size_t out_bytes);
 /* The word in brackets: what "always [madvise] never" chooses. False, and out empty, without one. */
 bool machine_chosen_word(const char *line, char *out, size_t out_bytes);
 

@@ -40,7 +40,11 @@ const command_def command_table[COMMAND_COUNT] = {
      "ranks, threads and instruction sets. Exit code 1 if they differ by more.\n\n"
      "Names in --against are those of the options under Engine: --against dtype=f32,tensor-parallel-size=1."},
     {COMMAND_PULL, "pull", "MODEL", "download a model from the hub into the local cache", NULL},
-    {COMMAND_DOCTOR, "doctor", "MODEL", "show what this machine can do and whether it is well", NULL},
+    {COMMAND_DOCTOR, "doctor", "MODEL", "show what this machine can do and whether it is well",
+     "Memory bandwidth and multiply-adds are measured, which takes some seconds; what cannot be read is said to be "
+     "unknown. Every check ends with ok, warning or problem, and says what to do. With a model: whether it opens and "
+     "is "
+     "complete, fits into memory, and how fast it can be here. Exit code 1 if there is a problem."},
     {COMMAND_HELP, "help", "COMMAND", "show the manual of a command", NULL},
 };
 
