@@ -529,8 +529,8 @@ typedef struct ls_verify_report {
     ls_verify_place first;                /* the first breach in the order of the program */
     int n_logits_rows;                    /* of the free run */
     double logits_error;                  /* worst of them */
-    int n_margin_rows;                    /* rows whose best two logits lie further apart than twice the tolerance */
-    int n_other_choices;                  /* of those: where the engines choose different tokens; a breach */
+    int n_margin_rows;   /* rows whose best two logits lie further apart than twice the format's tolerance */
+    int n_other_choices; /* of those: where the engines choose different tokens; a breach */
 } ls_verify_report;
 #define LS_VERIFY_REPORT_INIT                                                                                          \
     { .struct_size = sizeof(ls_verify_report) }
