@@ -84,11 +84,11 @@ static int compare_ns(const void *a, const void *b) {
 
 /* Units a second, best and median, of a job that does `units` a pass. Stops early on a slow machine. */
 static ls_rate measure(rank_group *group, rank_job run, speed_job *job, int n_threads, double units) {
-    const int64_t enough_ns = 250 * 1000 * 1000;
+    const int64_t enough_ns = 250 * 1000 * 1000, too_long_ns = 4 * enough_ns;
     int64_t ns[MOST_PASSES], sum = 0;
     int n = 0;
     job->n_threads = n_threads;
-    while (n < MOST_PASSES && (n < FEWEST_PASSES || sum < enough_ns)) {
+    while (n < MOST_PASSES && sum < (n < FEWEST_PASSES ? too_long_ns : enough_ns)) {
         ns[n] = time_job(group, run, job);
         sum += ns[n++];
     }
