@@ -10,7 +10,7 @@
 #include "base/json.h"
 #include "cli/cli.h"
 
-enum { CONTEXTS = 9, FIRST_CONTEXT = 128, TENSOR_PARALLEL_SIZES = 4, FORMATS = 3 };
+enum { CONTEXTS = 9, FIRST_CONTEXT = 128, TENSOR_PARALLEL_SIZES = 4, FORMATS = 4 };
 
 /* One line of the table of contexts. */
 typedef struct context_row {
@@ -85,12 +85,13 @@ static ls_status make_contexts(plan_run *run, int max_position_tokens, ls_error 
     return LS_OK;
 }
 
-static ls_status make_fit(plan_run *run, int n_ranks, ls_dtype dtype, ls_error *err) {
+static ls_status make_fit(plan_run *run, int n_ranks, ls_dtype dtype, ls_quantization quantization, ls_error *err) {
     fit_row *row = &run->fit[run->n_fits++];
     ls_engine_params params = run->params;
     *row = (fit_row){.n_ranks = n_ranks, .report = LS_PLAN_REPORT_INIT, .fit = LS_PLAN_FIT_INIT};
     params.tensor_parallel_size = n_ranks;
     params.dtype = dtype;
+    params.quantization = quantization;
     params.kv_cache_memory_bytes = 0;
     ls_error refusal = {0};
     ls_status st = ls_plan_make(run->model, &params, &row->report, &refusal);
@@ -105,15 +106,23 @@ static ls_status make_fit(plan_run *run, int n_ranks, ls_dtype dtype, ls_error *
     return ls_plan_get_fit(run->model, &params, &row->budget, &row->fit, err);
 }
 
+/* The last row says something only if its weights are not those of the row before. */
+static bool is_same(const plan_run *run) {
+    const fit_row *row = &run->fit[run->n_fits - 1];
+    return row[0].report.rank_bytes[0][LS_MEMORY_WEIGHTS] == row[-1].report.rank_bytes[0][LS_MEMORY_WEIGHTS];
+}
+
 static ls_status make_fits(plan_run *run, ls_error *err) {
-    static const ls_dtype dtype[FORMATS] = {LS_F32, LS_BF16, LS_F16};
+    const ls_quantization given = run->params.quantization;
     for (int n_ranks = 1; n_ranks <= LS_PLAN_RANKS; n_ranks *= 2) {
-        for (int i = 0; i < FORMATS; i++) {
-            TRY(make_fit(run, n_ranks, dtype[i], err));
-            if (run->fit[run->n_fits - 1].report.n_ranks == 0) {
-                break; /* heads that do not split do so in no dtype */
-            }
+        TRY(make_fit(run, n_ranks, LS_F32, given, err));
+        if (run->fit[run->n_fits - 1].refusal[0] != '\0') {
+            continue; /* heads that do not split do so in no format */
         }
+        TRY(make_fit(run, n_ranks, LS_F16, given, err));
+        TRY(make_fit(run, n_ranks, LS_BF16, given, err));
+        TRY(make_fit(run, n_ranks, LS_BF16, LS_QUANTIZATION_W8A16, err));
+        run->n_fits -= is_same(run);
     }
     return LS_OK;
 }
@@ -181,7 +190,7 @@ static void print_contexts(const plan_run *run) {
 
 static void print_fits(const plan_run *run) {
     printf("\nWhat fits, all sequences at full length (weights and needs of a rank, GB):\n"
-           "%3s %-5s %8s %8s %8s   %-22s %15s %13s\n",
+           "%3s %-10s %8s %8s %8s   %-22s %15s %13s\n",
            "tp", "dtype", "weights", "needs", "budget", "", "largest context", "largest batch");
     for (int i = 0; i < run->n_fits; i++) {
         const fit_row *row = &run->fit[i];
@@ -189,10 +198,13 @@ static void print_fits(const plan_run *run) {
             printf("%3d %s\n", row->n_ranks, row->refusal);
             continue;
         }
-        char verdict[64];
+        char verdict[64], format[32];
+        bool quantized = row->report.quantization != LS_QUANTIZATION_NONE;
         snprintf(verdict, sizeof verdict, row->fit.short_bytes > 0 ? "does not fit by %.2f" : "fits",
                  gb(row->fit.short_bytes));
-        printf("%3d %-5s %8.2f %8.2f %8.2f   %-22s %15d %13d\n", row->n_ranks, ls_dtype_name(row->report.dtype),
+        snprintf(format, sizeof format, "%s%s%s", ls_dtype_name(row->report.dtype), quantized ? " " : "",
+                 quantized ? ls_quantization_name(row->report.quantization) : "");
+        printf("%3d %-10s %8.2f %8.2f %8.2f   %-22s %15d %13d\n", row->n_ranks, format,
                gb(row->report.rank_bytes[0][LS_MEMORY_WEIGHTS]), gb(row->fit.need_bytes), gb(row->budget.budget_bytes),
                verdict, row->fit.largest_model_len_tokens, row->fit.largest_num_seqs);
     }
@@ -218,9 +230,11 @@ static void print_text(const plan_run *run, const ls_model_info *info) {
 /* ---- JSON ---- */
 
 static json_t *bytes_json(const int64_t *bytes, int first, int last) {
+    static const char *const keys[LS_MEMORY_KINDS] = {"weights", "kv_cache", "activations", "exchange",
+                                                      "logits",  "rope",     "step_input",  "scheduler"};
     json_t *object = json_object();
     for (int kind = first; kind < last; kind++) {
-        json_object_set_new(object, ls_memory_name((ls_memory)kind), json_integer(bytes[kind]));
+        json_object_set_new(object, keys[kind], json_integer(bytes[kind]));
     }
     return object;
 }
@@ -252,14 +266,15 @@ static json_t *fits_json(const plan_run *run) {
                                   json_pack("{s:i, s:s}", "tensor_parallel_size", row->n_ranks, "error", row->refusal));
             continue;
         }
-        json_array_append_new(array, json_pack("{s:i, s:s, s:I, s:I, s:I, s:I, s:b, s:i, s:i}", "tensor_parallel_size",
-                                               row->n_ranks, "dtype", ls_dtype_name(row->report.dtype), "weights_bytes",
-                                               (json_int_t)row->report.rank_bytes[0][LS_MEMORY_WEIGHTS], "need_bytes",
-                                               (json_int_t)row->fit.need_bytes, "budget_bytes",
-                                               (json_int_t)row->budget.budget_bytes, "short_bytes",
-                                               (json_int_t)row->fit.short_bytes, "fits", row->fit.short_bytes <= 0,
-                                               "largest_model_len", row->fit.largest_model_len_tokens,
-                                               "largest_num_seqs", row->fit.largest_num_seqs));
+        json_array_append_new(
+            array, json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:b, s:i, s:i}", "tensor_parallel_size", row->n_ranks,
+                             "dtype", ls_dtype_name(row->report.dtype), "quantization",
+                             ls_quantization_name(row->report.quantization), "weights_bytes",
+                             (json_int_t)row->report.rank_bytes[0][LS_MEMORY_WEIGHTS], "need_bytes",
+                             (json_int_t)row->fit.need_bytes, "budget_bytes", (json_int_t)row->budget.budget_bytes,
+                             "short_bytes", (json_int_t)row->fit.short_bytes, "fits", row->fit.short_bytes <= 0,
+                             "largest_model_len", row->fit.largest_model_len_tokens, "largest_num_seqs",
+                             row->fit.largest_num_seqs));
     }
     return array;
 }

@@ -204,6 +204,19 @@ static void golden_text(void **state) {
     free(wanted);
 }
 
+static const json_t *find_fit(const json_t *plan, int n_ranks, const char *dtype) {
+    size_t i;
+    const json_t *row;
+    json_array_foreach(json_object_get(plan, "what_fits"), i, row) {
+        const char *of_row = json_string_value(json_object_get(row, "dtype"));
+        if ((int)json_number(row, "tensor_parallel_size") == n_ranks && of_row != NULL && strcmp(of_row, dtype) == 0) {
+            return row;
+        }
+    }
+    fail();
+    return NULL;
+}
+
 static void contexts_grow(void **state) {
     (void)state;
     json_t *plan = tool_json("plan Qwen3-14B -tp 8 -q none --dtype f16 --device-memory-bytes 80Gi", 0);
@@ -218,20 +231,21 @@ static void contexts_grow(void **state) {
         assert_true(i == 0 || json_number(row, "largest_num_seqs") <= json_number(last, "largest_num_seqs"));
     }
     assert_true(json_number(json_array_get(rows, 8), "largest_num_seqs") > 0);
-    const json_t *fits = json_object_get(plan, "what_fits");
-    assert_int_equal(json_array_size(fits), 12);
-    for (size_t i = 3; i < 12; i++) { /* more ranks need less each */
-        assert_true(json_number(json_array_get(fits, i), "need_bytes") <
-                    json_number(json_array_get(fits, i - 3), "need_bytes"));
-        assert_true(json_number(json_array_get(fits, i), "largest_num_seqs") >=
-                    json_number(json_array_get(fits, i - 3), "largest_num_seqs"));
+    for (int n_ranks = 2; n_ranks <= 8; n_ranks *= 2) { /* more ranks need less each */
+        for (int dtype = LS_F32; dtype <= LS_F16; dtype++) {
+            const json_t *row = find_fit(plan, n_ranks, ls_dtype_name((ls_dtype)dtype));
+            const json_t *half = find_fit(plan, n_ranks / 2, ls_dtype_name((ls_dtype)dtype));
+            assert_true(json_number(row, "need_bytes") < json_number(half, "need_bytes"));
+            assert_true(json_number(row, "weights_bytes") < 0.51 * json_number(half, "weights_bytes"));
+            assert_true(json_number(row, "largest_num_seqs") >= json_number(half, "largest_num_seqs"));
+        }
     }
     assert_true(json_number(plan, "budget.budget_bytes") == (double)(int64_t)(0.9 * 80 * 1024 * 1024 * 1024.0));
     double sum = 0;
     for (size_t r = 0; r < 8; r++) {
         sum += json_number(json_array_get(json_object_get(plan, "rank_bytes"), r), "total");
     }
-    sum += json_number(plan, "shared_bytes.RoPE") + json_number(plan, "shared_bytes.step input") +
+    sum += json_number(plan, "shared_bytes.rope") + json_number(plan, "shared_bytes.step_input") +
            json_number(plan, "shared_bytes.scheduler");
     assert_true(sum == json_number(plan, "total_bytes"));
     json_decref(plan);
@@ -262,7 +276,10 @@ static void config_is_enough(void **state) {
         "  4 --tensor-parallel-size 4: the model's 6 query heads and 2 KV heads do not split so; it runs with 1, 2");
     json_t *plan = tool_json(args, 0);
     assert_int_equal(json_array_size(json_object_get(plan, "contexts")), 3); /* 128 256 512 */
-    assert_int_equal(json_array_size(json_object_get(plan, "what_fits")), 8);
+    const json_t *last =
+        json_array_get(json_object_get(plan, "what_fits"), json_array_size(json_object_get(plan, "what_fits")) - 1);
+    assert_int_equal(json_number(last, "tensor_parallel_size"), 8);
+    assert_non_null(strstr(json_string_value(json_object_get(last, "error")), "6 query heads"));
     json_decref(plan);
     snprintf(args, sizeof args, "plan %s --load-format safetensors", folder); /* asked for: then it is read */
     EXPECT_TOOL(args, 1, "tokenizer.json");
