@@ -98,9 +98,9 @@ static void check_build(doctor *d) {
 }
 
 static void check_processor(doctor *d) {
-    check *c = say(d, "processor", "%s", or_unknown(d->info.cpu));
-    c = say(d, "features", "%s; inner loops that run here: %s; in use: %s", or_unknown(d->info.features), d->info.isas,
-            d->speed.isa);
+    say(d, "processor", "%s", or_unknown(d->info.cpu));
+    check *c = say(d, "features", "%s; inner loops that run here: %s; in use: %s", or_unknown(d->info.features),
+                   d->info.isas, d->speed.isa);
     if (strncmp(d->info.isas, "ref", 3) == 0) {
         judge(c, WARNING, "without AVX2 and FMA the portable loops are used, which are slow");
     } else if (strncmp(d->info.isas, d->speed.isa, strlen(d->speed.isa)) != 0) {

@@ -93,7 +93,8 @@ static ls_rate measure(rank_group *group, rank_job run, speed_job *job, int n_th
         sum += ns[n++];
     }
     qsort(ns, (size_t)n, sizeof *ns, compare_ns);
-    return (ls_rate){units * 1e9 / (double)ns[0], units * 1e9 / (double)ns[n / 2]};
+    const int64_t best = ns[0], median = ns[n / 2];
+    return (ls_rate){units * 1e9 / (double)best, units * 1e9 / (double)median};
 }
 
 static ls_rate measure_flops(rank_group *group, speed_job *job, int n_threads) {

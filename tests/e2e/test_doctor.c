@@ -179,7 +179,7 @@ static void usage(void **state) {
     (void)state;
     EXPECT_TOOL("doctor --cpu-isa mmx", 2, "--cpu-isa mmx");
     EXPECT_TOOL("doctor -n 3", 2, "unrecognized option");
-    EXPECT_TOOL("doctor --help", 0, "Exit code 1 if there is a problem");
+    EXPECT_TOOL("doctor --help", 0, "unknown", "warning");
 }
 
 int main(void) {
