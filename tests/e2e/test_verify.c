@@ -74,7 +74,10 @@ static void same_formats_same_bits(void **state) {
         {{8, 2}, {1, 1}, LS_F32, LS_F32, "ref"},   {{2, 2}, {2, 1}, LS_F32, LS_BF16, "avx2"},
     };
     ls_model *model = demo_model();
-    for (size_t i = 0; i < COUNT(pairs); i += sanitized() ? 2 : 1) {
+    for (size_t i = 0; i < COUNT(pairs); i++) {
+        if (sanitized() && i != 2) {
+            continue;
+        }
         ls_engine *tested =
             open_engine(model, pairs[i].ranks[0], pairs[i].threads[0], pairs[i].dtype, pairs[i].kv_dtype);
         ls_engine *reference =
@@ -97,7 +100,7 @@ static void other_formats_within_tolerance(void **state) {
     golden_list list;
     golden_open(&list);
     for (size_t i = 0; i < list.n; i++) {
-        if (sanitized() && i % 4 != 0) {
+        if (sanitized() && i % 8 != 0) {
             continue;
         }
         ls_model *model = golden_model(&list.item[i]);
@@ -197,7 +200,7 @@ static void faults_are_named(void **state) {
         ls_engine *reference = open_engine(model, with_same ? 2 : 1, 1, LS_F32, LS_F32);
         tested->plans.table = &table;
         for (int kind = 0; kind < OP_KINDS; kind++) {
-            if (sanitized() && kind % 2 != with_same) {
+            if (sanitized() && kind % 4 != 2 * with_same) {
                 continue;
             }
             const ls_program *program = tested->program[0];
@@ -234,7 +237,7 @@ static void one_bit_is_named(void **state) {
     tested->plans.table = &table;
     planted.by = 0;
     planted.rank = 1;
-    for (int i = 0; i < tested->program[0]->n_ops; i += 11) {
+    for (int i = 0; i < tested->program[0]->n_ops; i += sanitized() ? 23 : 11) {
         const ls_op *op = &tested->program[0]->op[i];
         if (op->kind != OP_SAMPLE && op->kind != OP_EMBED) {
             planted.index = i;
@@ -285,10 +288,10 @@ static void a_corrupted_weight_is_named(void **state) {
 
 static void command(void **state) {
     (void)state;
-    EXPECT_TOOL("verify demo -t 1 --against dtype=f32,t=1", 0, "tolerance of an op 0.02", "ffn_out", "verified");
     if (sanitized()) {
-        return; /* the same again, as JSON */
+        skip(); /* breaches_exit_1 runs the same */
     }
+    EXPECT_TOOL("verify demo -t 1 --against dtype=f32,t=1", 0, "tolerance of an op 0.02", "ffn_out", "verified");
     json_t *report = tool_json("verify demo -t 1 -tp 2 --against tensor-parallel-size=1", 0);
     assert_true(json_is_true(json_object_get(report, "passed")));
     assert_true(json_is_true(json_object_get(report, "bits_expected")));
