@@ -424,7 +424,7 @@ enum { LS_PLAN_RANKS = 8 };
 /* What ls_engine_open would take, to the byte: its memory equals it. */
 typedef struct ls_plan_report {
     size_t struct_size;
-    int n_ranks;
+    int n_ranks, n_threads; /* threads of each rank: sampling has scratch for each */
     ls_dtype dtype, kv_cache_dtype;
     ls_quantization quantization;
     int max_model_len_tokens, max_num_seqs, max_num_batched_tokens; /* every default resolved */

@@ -217,10 +217,12 @@ static void print_text(const plan_run *run, const ls_model_info *info) {
     printf("%s: %s, %d layers, D %d, F %d, H %d, K %d, d %d, V %d%s\n", run->options.value[OPT_MODEL].text,
            info->family, info->n_layers, info->d_model, info->d_ffn, info->n_heads, info->n_kv_heads, info->d_head,
            info->n_vocab, info->tied ? ", tied" : "");
-    printf(
-        "%d rank%s, %s, quantization %s, KV cache %s; %d sequences of %d tokens, %d rows a step. GB are 10^9 bytes.\n",
-        r->n_ranks, r->n_ranks > 1 ? "s" : "", ls_dtype_name(r->dtype), ls_quantization_name(r->quantization),
-        ls_dtype_name(r->kv_cache_dtype), r->max_num_seqs, r->max_model_len_tokens, r->max_num_batched_tokens);
+    printf("%d rank%s, %d thread%s each, %s, quantization %s, KV cache %s; %d sequences of %d tokens, %d rows a step. "
+           "GB are "
+           "10^9 bytes.\n",
+           r->n_ranks, r->n_ranks > 1 ? "s" : "", r->n_threads, r->n_threads > 1 ? "s" : "", ls_dtype_name(r->dtype),
+           ls_quantization_name(r->quantization), ls_dtype_name(r->kv_cache_dtype), r->max_num_seqs,
+           r->max_model_len_tokens, r->max_num_batched_tokens);
     print_components(r);
     print_verdict(run);
     print_contexts(run);
@@ -293,7 +295,8 @@ static ls_status print_json(const plan_run *run, ls_error *err) {
                   ls_quantization_name(r->quantization), "kv_cache_dtype", ls_dtype_name(r->kv_cache_dtype),
                   "max_model_len", r->max_model_len_tokens, "max_num_seqs", r->max_num_seqs, "max_num_batched_tokens",
                   r->max_num_batched_tokens, "pages", r->n_pages, "page_tokens", r->page_tokens);
-    int failed = json_object_set_new(object, "rank_bytes", ranks);
+    int failed = json_object_set_new(object, "threads", json_integer(r->n_threads));
+    failed |= json_object_set_new(object, "rank_bytes", ranks);
     failed |= json_object_set_new(object, "shared_bytes", bytes_json(r->shared_bytes, LS_MEMORY_ROPE, LS_MEMORY_KINDS));
     failed |= json_object_set_new(object, "total_bytes", json_integer(r->total_bytes));
     failed |= json_object_set_new(object, "kv_bytes_per_token", json_integer(r->kv_bytes_per_token));

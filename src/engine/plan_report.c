@@ -50,6 +50,7 @@ static void fill_report(ls_plan_report *report, const planned *plan, const ls_sp
                         const ls_engine_params *params) {
     const engine_config *config = &plan->config;
     report->n_ranks = config->n_ranks;
+    report->n_threads = config->n_threads;
     report->dtype = config->dtype;
     report->kv_cache_dtype = config->kv_dtype;
     report->quantization = params->quantization;

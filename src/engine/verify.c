@@ -309,7 +309,7 @@ static void set_step(verify_run *run, int n_past, int n) {
     }
     for (int i = 0; i < n_out; i++) {
         run->out_row[i] = n - n_out + i;
-        run->sample[i] = (ls_sample_params){.top_p = 1.0F, .position = n_past + run->out_row[i] + 1};
+        run->sample[i] = (ls_sample_params){.top_p = 1.0F, .position = n_past + run->out_row[i] + 1, .n_top = -1};
     }
     run->step = (ls_step){.n_rows = n,
                           .n_dec = run->i_step > 0 ? n : 0,

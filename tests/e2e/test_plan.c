@@ -21,6 +21,7 @@ static void assert_is_engine(const ls_plan_report *plan, const ls_engine *engine
     const engine_config *c = &engine->config;
     int64_t total = 0, read_bytes = 0;
     assert_int_equal(plan->n_ranks, c->n_ranks);
+    assert_int_equal(plan->n_threads, c->n_threads);
     assert_int_equal(plan->dtype, c->dtype);
     assert_int_equal(plan->kv_cache_dtype, c->kv_dtype);
     assert_int_equal(plan->max_model_len_tokens, c->max_len);
@@ -57,7 +58,7 @@ static void plans_equal_engines(void **state) {
     for (size_t i = 0; i < list.n * COUNT(RANKS); i++) {
         ls_engine_params params = LS_ENGINE_PARAMS_INIT;
         params.tensor_parallel_size = RANKS[i % COUNT(RANKS)];
-        params.threads = 1;
+        params.threads = 1 + (int)i % 2;
         params.dtype = DTYPES[i % COUNT(DTYPES)];
         params.kv_cache_dtype = DTYPES[i / 2 % COUNT(DTYPES)];
         params.max_num_seqs = (int)i % 7;
@@ -192,7 +193,7 @@ static void older_headers(void **state) {
 static void golden_text(void **state) {
     (void)state;
     int code;
-    char *text = tool("plan Qwen/Qwen3-4B -tp 2 --max-model-len 8192 --device-memory-bytes 24G", &code);
+    char *text = tool("plan Qwen/Qwen3-4B -tp 2 -t 4 --max-model-len 8192 --device-memory-bytes 24G", &code);
     assert_int_equal(code, 0);
     size_t n;
     char *wanted = (char *)file_read("tests/golden", "plan_qwen3_4b.txt", &n);
@@ -272,7 +273,7 @@ static void config_is_enough(void **state) {
     write_config(folder, 700);
     snprintf(args, sizeof args, "plan %s", folder);
     EXPECT_TOOL(
-        args, 0, "llama, 2 layers", "1 rank, f32", "fits", "1024 and more: beyond the model's",
+        args, 0, "llama, 2 layers", "1 rank, ", "f32", "fits", "1024 and more: beyond the model's",
         "  4 --tensor-parallel-size 4: the model's 6 query heads and 2 KV heads do not split so; it runs with 1, 2");
     json_t *plan = tool_json(args, 0);
     assert_int_equal(json_array_size(json_object_get(plan, "contexts")), 3); /* 128 256 512 */
