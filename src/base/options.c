@@ -34,19 +34,18 @@ const command_def command_table[COMMAND_COUNT] = {
      "by others is what is not available of it. GB are 10^9 bytes."},
     {COMMAND_PERPLEXITY, "perplexity", "MODEL", "measure how well a model predicts a text", NULL},
     {COMMAND_VERIFY, "verify", "MODEL", "compare two back ends or dtypes, op by op",
-     "Two engines run the same tokens: a prompt of 40, then 4 of the reference's own choice. First every op alone, on "
-     "the "
-     "reference's inputs, so that errors do not pile up; then the first engine runs by itself. What every op of every "
-     "layer writes on every rank is compared by max|a-b| / max|b| of a row, with the tolerance of the coarser format "
-     "(f32 1e-5, f16 2e-3, bf16 2e-2, int8 5e-2); engines of the same formats must agree to the bit, whatever their "
-     "ranks, threads and instruction sets. Exit code 1 if they differ by more.\n\n"
-     "Names in --against are those of the options under Engine: --against dtype=f32,tensor-parallel-size=1."},
+     "Two engines run the same tokens: a prompt of 40, then 4 of the reference's own choice. First every op alone, "
+     "on the reference's inputs, so that errors do not pile up; then the first engine runs by itself. What every op "
+     "of every layer writes on every rank is compared by max|a-b| / max|b| of a row, with the tolerance of the coarser "
+     "format (f32 1e-5, f16 2e-3, bf16 2e-2, int8 5e-2); engines of the same formats must agree to the bit, whatever "
+     "their ranks, threads and instruction sets. Exit code 1 if they differ by more.\n\n"
+     "Names in --against are those of the options under Engine: --against dtype=f32,tensor-parallel-size=1. Sizes of "
+     "context, batch and KV cache are verify's own."},
     {COMMAND_PULL, "pull", "MODEL", "download a model from the hub into the local cache", NULL},
     {COMMAND_DOCTOR, "doctor", "MODEL", "show what this machine can do and whether it is well",
      "Memory bandwidth and multiply-adds are measured, which takes some seconds; what cannot be read is said to be "
      "unknown. Every check ends with ok, warning or problem, and says what to do. With a model: whether it opens and "
-     "is "
-     "complete, fits into memory, and how fast it can be here. Exit code 1 if there is a problem."},
+     "is complete, whether it fits into memory, and how fast it can be here. Exit code 1 if there is a problem."},
     {COMMAND_HELP, "help", "COMMAND", "show the manual of a command", NULL},
 };
 
