@@ -650,6 +650,7 @@ static ls_status prepare(session *s, const hub_file *const *file, size_t n, ls_e
         return LS_OK;
     }
     TRY(hub_make_folders(s->transfer[0].blob, err));
+    hub_tag_cache(d->place);
     s->base_bytes = d->progress.total_bytes;
     d->progress.total_files += (int)s->n_transfers;
     for (size_t i = 0; i < s->n_transfers; i++) {

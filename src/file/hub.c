@@ -315,6 +315,21 @@ ls_status hub_link(const hub_place *place, const char *commit, const char *file,
     return error_set(err, LS_EIO, "%s: cannot make this link: %s", path, strerror(why));
 }
 
+void hub_tag_cache(const hub_place *place) {
+    static const char text[] = "Signature: 8a477f597d28d172789f06886806bc55\n"
+                               "# This file is a cache directory tag created by huggingface_hub.\n"
+                               "# For information about cache directory tags, see:\n"
+                               "#\thttps://bford.info/cachedir/\n";
+    char path[HUB_PATH_BYTES];
+    if (path_join(path, sizeof path, place->cache, "CACHEDIR.TAG", NULL) != LS_OK) {
+        return;
+    }
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (fd >= 0 && (write(fd, text, strlen(text)) != (ssize_t)strlen(text) || close(fd) != 0)) {
+        unlink(path);
+    }
+}
+
 /* ---- Locks ---- */
 
 ls_status hub_lock_try(const hub_place *place, const char *etag, int *fd, ls_error *err) {

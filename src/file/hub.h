@@ -70,6 +70,9 @@ bool hub_has_file(const char *snapshot, const char *file);
 /* The folders of path, made where they are missing; the part behind the last '/' is not. LS_EIO names the path. */
 ls_status hub_make_folders(const char *path, ls_error *err);
 
+/* Makes CACHEDIR.TAG, by which backups know what to leave out; the same as huggingface_hub's. Best effort. */
+void hub_tag_cache(const hub_place *place);
+
 /* Tries to lock a blob. *fd >= 0: locked, until close; -1: another process holds it; -2: this file system has no locks. */
 ls_status hub_lock_try(const hub_place *place, const char *etag, int *fd, ls_error *err);
 

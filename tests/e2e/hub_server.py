@@ -229,6 +229,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def serve_file(self, repo, commit, name):
         kind = behaviour_of(repo)
+        commit = commit_of(repo) if commit == "main" else commit
         files = files_of(repo, commit)
         if kind == "renamed" and not repo.endswith("-new"):
             self.refuse(307, Location=f"/{repo}-new/resolve/{commit}/{name}")
