@@ -27,7 +27,12 @@ const command_def command_table[COMMAND_COUNT] = {
     {COMMAND_PLAN, "plan", "MODEL", "show the memory of every rank before anything is loaded", NULL},
     {COMMAND_PERPLEXITY, "perplexity", "MODEL", "measure how well a model predicts a text", NULL},
     {COMMAND_VERIFY, "verify", "MODEL", "compare two back ends or dtypes, op by op", NULL},
-    {COMMAND_PULL, "pull", "MODEL", "download a model from the hub into the local cache", NULL},
+    {COMMAND_PULL, "pull", "MODEL", "download a model from the hub into the local cache",
+     "The model's folder goes to standard output, progress to standard error. What an interrupted download left is "
+     "used; "
+     "every file is verified by its hash. The cache is huggingface_hub's, and so are the variables: HF_HUB_CACHE or "
+     "HF_HOME for its folder, HF_TOKEN for private and gated models, HF_ENDPOINT for a mirror, HF_HUB_OFFLINE=1 for "
+     "no network."},
     {COMMAND_DOCTOR, "doctor", "MODEL", "show what this machine can do and whether it is well", NULL},
     {COMMAND_HELP, "help", "COMMAND", "show the manual of a command", NULL},
 };

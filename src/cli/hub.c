@@ -62,8 +62,11 @@ static void draw_bar(progress_view *view, const ls_hub_progress *p) {
         snprintf(left, sizeof left, "another process downloads");
     } else if (per_s > 0 && seconds > 1) {
         long s = (long)((double)(p->total_bytes - p->bytes) / per_s);
-        snprintf(left, sizeof left, s >= 3600 ? "%ld:%02ld:%02ld left" : "%.0ld%ld:%02ld left", s / 3600, s / 60 % 60,
-                 s % 60);
+        if (s >= 3600) {
+            snprintf(left, sizeof left, "%ld h %02ld min left", s / 3600, s / 60 % 60);
+        } else {
+            snprintf(left, sizeof left, "%ld:%02ld left", s / 60, s % 60);
+        }
     }
     snprintf(line, sizeof line, "%s [%s] %3d %% %s of %s  %s/s  %s", view->name, bar, (int)(share * 100), have, total,
              rate, left);

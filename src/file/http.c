@@ -387,7 +387,7 @@ ls_status http_fetch(const http_client *client, const char *url, bool head, int 
         if (wait_ms > HTTP_MAX_WAIT_MS || (total_ms > 0 && wait_ms >= left_ms)) {
             return LS_OK;
         }
-        log_line(&client->log, LS_LOG_INFO, "%s: %s; again in %lld ms", client->endpoint,
+        log_line(&client->log, wait_ms < 5000 ? LS_LOG_INFO : LS_LOG_WARN, "%s: %s; again in %lld ms", client->endpoint,
                  answer->code != CURLE_OK ? curl_easy_strerror(answer->code) : "the server is busy",
                  (long long)wait_ms);
         usleep((useconds_t)wait_ms * 1000);

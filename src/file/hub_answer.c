@@ -67,6 +67,20 @@ static int compare_file(const void *a, const void *b) {
     return strcmp(((const hub_file *)a)->name, ((const hub_file *)b)->name);
 }
 
+/* A whole number of bytes. All numbers of a list are reals: its other parts hold integers beyond 64 bits. */
+static ls_status find_bytes(const json_doc *doc, const json_t *object, int64_t *out, ls_error *err) {
+    double bytes = -1;
+    TRY(json_find_real(doc, object, "size", &bytes, err));
+    if (json_object_get(object, "size") == NULL || json_is_null(json_object_get(object, "size"))) {
+        return LS_OK;
+    }
+    if (bytes < 0 || bytes > (double)HUB_FILE_MAX_BYTES || bytes != (double)(int64_t)bytes) {
+        return error_set(err, LS_EFORMAT, "%s: siblings: size: %g is no size of a file", doc->name, bytes);
+    }
+    *out = (int64_t)bytes;
+    return LS_OK;
+}
+
 /* One of siblings. *out is left alone where its name is not one to use. */
 static ls_status read_file_entry(const json_doc *doc, const json_t *entry, hub_file *out, bool *usable, ls_error *err) {
     hub_file file = {.bytes = -1};
@@ -77,13 +91,13 @@ static ls_status read_file_entry(const json_doc *doc, const json_t *entry, hub_f
     if (file.name == NULL || !hub_file_name_is_safe(file.name)) {
         return LS_OK;
     }
-    TRY(json_find_int(doc, entry, "size", 0, HUB_FILE_MAX_BYTES, &file.bytes, err));
+    TRY(find_bytes(doc, entry, &file.bytes, err));
     TRY(json_find_string(doc, entry, "blobId", &hash, err));
     TRY(json_find_object(doc, entry, "lfs", &lfs, err));
     if (lfs != NULL) {
         hash = NULL; /* blobId is the pointer's then */
         TRY(json_find_string(doc, lfs, "sha256", &hash, err));
-        TRY(json_find_int(doc, lfs, "size", 0, HUB_FILE_MAX_BYTES, &file.bytes, err));
+        TRY(find_bytes(doc, lfs, &file.bytes, err));
     }
     if (hash != NULL && !hub_etag_read(hash, file.etag)) {
         return error_set(err, LS_EFORMAT, "%s: siblings: %s: '%.80s' is not a hash", doc->name, file.name, hash);
@@ -124,7 +138,7 @@ ls_status hub_listing_parse(hub_listing *listing, const char *name, const char *
     json_t *siblings = NULL;
     const char *commit = NULL;
     ls_status st = LS_OK;
-    TRY(json_doc_parse(&fresh.doc, name, text, text_bytes, err));
+    TRY(json_doc_parse_reals(&fresh.doc, name, text, text_bytes, err));
     TRY_GOTO(json_find_string(&fresh.doc, fresh.doc.root, "sha", &commit, err), fail);
     if (commit == NULL || !hub_is_hash(commit, HUB_COMMIT_BYTES - 1)) {
         TRY_GOTO(error_set(err, LS_EFORMAT, "%s: sha: missing, or not a commit", fresh.doc.name), fail);

@@ -7,6 +7,7 @@
 #include <ftw.h>
 #include <jansson.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -528,6 +529,34 @@ static void caches_that_cannot_be_written(void **state) {
     }
 }
 
+/* A disk that takes 100 kB of a file and no more. */
+static void writing_fails_half_way(void **state) {
+    (void)state;
+    char cache[PATH_BYTES], folder[PATH_BYTES];
+    int status;
+    cache_make(cache, "full");
+    fflush(NULL);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        ls_hub_params params = params_with(cache);
+        ls_error err = {0};
+        char *found = NULL;
+        signal(SIGXFSZ, SIG_IGN);
+        setrlimit(RLIMIT_FSIZE, &(struct rlimit){100000, 100000});
+        bool good = ls_hub_find(&params, "org/full", &found, &err) == LS_EIO && found == NULL &&
+                    strstr(err.text, ".incomplete: cannot write: ") != NULL;
+        _exit(good ? 0 : 1);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    size_t before = n_requests("org/full", "cdn");
+    ls_hub_params params = params_with(cache);
+    assert_good(&params, "org/full", folder);
+    assert_int_equal(size_of(folder, "model.safetensors"), 300000);
+    assert_int_equal(sent_bytes("org/full", before, NULL), 200000); /* what was written is used */
+}
+
 /* ---- Processes ---- */
 
 static pid_t fork_find(const char *cache, const char *repo) {
@@ -680,6 +709,7 @@ int main(void) {
         cmocka_unit_test(offline_and_unreachable),
         cmocka_unit_test(a_cache_of_huggingface_hub),
         cmocka_unit_test(caches_that_cannot_be_written),
+        cmocka_unit_test(writing_fails_half_way),
         cmocka_unit_test(killed_and_resumed),
         cmocka_unit_test(stopped_by_the_caller),
         cmocka_unit_test(two_processes_share_the_work),

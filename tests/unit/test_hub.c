@@ -182,7 +182,8 @@ static void listings(void **state) {
                       "{\"sha\": \"" SHA1 "\", \"siblings\": [{\"rfilename\": \"b\", \"size\": 3, \"blobId\": \"" SHA1
                       "\"}, {\"rfilename\": \"a\", \"size\": 1, \"blobId\": \"" SHA1
                       "\", \"lfs\": {\"sha256\": \"" SHA256 "\", \"size\": 9}}, {\"rfilename\": \"../x\"}, "
-                      "{\"rfilename\": \"c\"}, {\"other\": 1}]}",
+                      "{\"rfilename\": \"c\"}, {\"other\": 1}], \"config\": {\"model_max_length\": "
+                      "1000000000000000019884624838656}}",
                       &err),
         LS_OK);
     assert_string_equal(listing.commit, SHA1);
@@ -203,6 +204,7 @@ static void listings(void **state) {
                {"{\"sha\": \"" SHA1 "\", \"siblings\": [{\"rfilename\": 5}]}", "rfilename"},
                {"{\"sha\": \"" SHA1 "\", \"siblings\": [{\"rfilename\": \"a\", \"size\": -1}]}", "size"},
                {"{\"sha\": \"" SHA1 "\", \"siblings\": [{\"rfilename\": \"a\", \"size\": 1e30}]}", "size"},
+               {"{\"sha\": \"" SHA1 "\", \"siblings\": [{\"rfilename\": \"a\", \"size\": 1.5}]}", "size"},
                {"{\"sha\": \"" SHA1 "\", \"siblings\": [{\"rfilename\": \"a\", \"blobId\": \"../x\"}]}", "../x"},
                {"{\"sha\": \"" SHA1 "\", \"siblings\": [{\"rfilename\": \"a\", \"lfs\": 1}]}", "lfs"},
                {"{\"sha\": \"" SHA1 "\", \"siblings\": [{\"rfilename\": \"a\"}, {\"rfilename\": \"a\"}]}", "twice"}};
