@@ -380,7 +380,10 @@ ls_status http_fetch(const http_client *client, const char *url, bool head, int 
             strcpy(at, answer->redirect);
             continue;
         }
-        if (n_retries >= max_retries || !http_worth_retry(answer)) {
+        /* Nobody there at all, before anything has begun: most likely nobody will be. */
+        bool is_absent = answer->code == CURLE_COULDNT_RESOLVE_HOST || answer->code == CURLE_COULDNT_RESOLVE_PROXY ||
+                         answer->code == CURLE_COULDNT_CONNECT;
+        if (n_retries >= (is_absent && max_retries > 2 ? 2 : max_retries) || !http_worth_retry(answer)) {
             return LS_OK;
         }
         int64_t wait_ms = http_retry_delay_ms(client, n_retries++, answer);

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <jansson.h>
+#include <pty.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -695,6 +696,42 @@ static void command_line(void **state) {
     assert_true(n_requests("org/demo-dummy", "hub") > 2);
 }
 
+/* On a terminal: one line that is drawn again and again, and taken away at the end. */
+static void bar_on_a_terminal(void **state) {
+    (void)state;
+    char cache[PATH_BYTES], *seen = calloc(1, 1 << 16);
+    const char *program = getenv("LS_BIN");
+    size_t n = 0;
+    int terminal, status;
+    path_in(cache, "bar");
+    fflush(NULL);
+    pid_t child = forkpty(&terminal, NULL, NULL, &(struct winsize){.ws_row = 24, .ws_col = 100});
+    assert_true(child >= 0);
+    if (child == 0) {
+        setenv("HF_HUB_CACHE", cache, 1);
+        setenv("HF_ENDPOINT", endpoint, 1);
+        execl(program != NULL ? program : "build/lockstep", "lockstep", "pull", "org/duo-bar", (char *)NULL);
+        _exit(127);
+    }
+    for (ssize_t got = 1; got > 0 && n + 1 < 1 << 16; n += got > 0 ? (size_t)got : 0) {
+        got = read(terminal, seen + n, (1 << 16) - 1 - n);
+    }
+    close(terminal);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    static const char *const parts[] = {
+        "org/duo-bar [", " % ", " of 25.2 MB", "/s", "\r\033[K", "/bar/models--org--duo-bar/"};
+    for (size_t i = 0; i < COUNT(parts); i++) {
+        if (strstr(seen, parts[i]) == NULL) {
+            fail_msg("no '%s' in: %s", parts[i], seen);
+        }
+    }
+    for (char *line = strtok(seen, "\r\n"); line != NULL; line = strtok(NULL, "\r\n")) {
+        assert_true(strlen(line) < 100 + strlen("\033[K") || strstr(line, "/bar/models--") != NULL);
+    }
+    free(seen);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(layout_and_progress),
@@ -714,6 +751,7 @@ int main(void) {
         cmocka_unit_test(stopped_by_the_caller),
         cmocka_unit_test(two_processes_share_the_work),
         cmocka_unit_test(command_line),
+        cmocka_unit_test(bar_on_a_terminal),
     };
     return cmocka_run_group_tests(tests, start_server, stop_server);
 }
