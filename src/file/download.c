@@ -477,11 +477,18 @@ static ls_status piece_answered(session *s, piece *p, CURLcode code, ls_error *e
     }
     if (http_is_redirect(&p->answer)) {
         TRY(http_check_redirect(p->url, &p->answer, p->redirects++, err));
-        strcpy(p->url, p->answer.redirect);
+        memcpy(p->url, p->answer.redirect, sizeof p->url);
         return piece_send(p, err);
     }
     bool is_whole = p->start + (int64_t)p->n == p->end;
     return is_whole && !p->discards ? LS_OK : piece_retry(s, p, err);
+}
+
+/* A piece that has been written to its end; with the last one the file is whole. */
+static ls_status piece_done(session *s, piece *p, ls_error *err) {
+    transfer *t = p->of;
+    piece_free(p);
+    return t->written == t->file->bytes ? transfer_verify(s, t, err) : LS_OK;
 }
 
 /* Writes what is next in each file, and ends files that are whole. */
@@ -491,17 +498,13 @@ static ls_status drain_all(session *s, ls_error *err) {
         again = false;
         for (size_t i = 0; i < s->n_pieces; i++) {
             piece *p = &s->piece[i];
-            transfer *t = p->of;
-            if (t == NULL || p->start != t->written) {
+            if (p->of == NULL || p->start != p->of->written) {
                 continue;
             }
             TRY(piece_drain(p, err));
             if (p->start == p->end && p->request == NULL) {
-                piece_free(p);
+                TRY(piece_done(s, p, err));
                 again = true;
-                if (t->written == t->file->bytes) {
-                    TRY(transfer_verify(s, t, err));
-                }
             }
         }
     }

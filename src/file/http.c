@@ -125,7 +125,7 @@ static void append_escaped(char *out, size_t *n, size_t out_bytes, const char *t
 void http_listing_url(const http_client *client, const hub_name *name, char out[HTTP_URL_BYTES]) {
     size_t n = (size_t)snprintf(out, HTTP_URL_BYTES, "%s/api/models/%s/revision/", client->endpoint, name->repo);
     append_escaped(out, &n, HTTP_URL_BYTES - 16, name->revision, false);
-    strcpy(out + n, "?blobs=true");
+    snprintf(out + n, HTTP_URL_BYTES - n, "?blobs=true");
 }
 
 void http_file_url(const http_client *client, const hub_name *name, const char *commit, const char *file,
@@ -211,7 +211,7 @@ void http_answer_read(CURL *request, CURLcode code, http_answer *answer) {
     answer->latency_us = first_byte_us;
     answer->retry_ms = wait_s <= 0 ? 0 : wait_s < INT32_MAX / 1000 ? wait_s * 1000 : INT32_MAX;
     if (redirect != NULL && strlen(redirect) < sizeof answer->redirect) {
-        strcpy(answer->redirect, redirect);
+        memcpy(answer->redirect, redirect, strlen(redirect) + 1);
     }
     copy_printable(answer->error_code, sizeof answer->error_code, http_header(request, "X-Error-Code"));
     copy_printable(answer->error_message, sizeof answer->error_message, http_header(request, "X-Error-Message"));
@@ -377,7 +377,7 @@ ls_status http_fetch(const http_client *client, const char *url, bool head, int 
         TRY(ask(client, at, head, total_ms > 0 && left_ms < 1 ? 1 : left_ms, body, answer, err));
         if (http_is_redirect(answer) && !(head && !http_same_origin(at, answer->redirect))) {
             TRY(http_check_redirect(at, answer, n_redirects++, err));
-            strcpy(at, answer->redirect);
+            memcpy(at, answer->redirect, sizeof at);
             continue;
         }
         /* Nobody there at all, before anything has begun: most likely nobody will be. */
