@@ -421,8 +421,8 @@ typedef struct ls_hub_params {
 
 /* The folder of a model, for ls_model_params.model and ls_text_open: what is missing in the cache is downloaded, each file
  * verified by its hash before it gets its name. A commit whose files are all there needs no network; a branch or tag is
- * looked up, and taken from the cache with a warning if the hub cannot be reached. Blocks; several threads and processes
- * may do the same at once, and one of them downloads. *folder is the caller's, to be freed with ls_free. Errors:
+ * looked up, and taken from the cache with a warning if the hub cannot be reached. Blocks; threads and processes that do
+ * the same at once share the work. *folder is the caller's, to be freed with ls_free. Errors:
  * LS_EINVAL (not a name of a model), LS_ENOTFOUND (model, revision or file; offline: not in the cache), LS_EDENIED (gated,
  * private, or a bad token), LS_ENETWORK, LS_EIO (cannot write, or the disk is full), LS_EFORMAT, LS_EUNSUPPORTED (not
  * safetensors), LS_EABORTED. */
@@ -435,7 +435,7 @@ typedef struct ls_hub_state {
     size_t struct_size;
     bool reachable;     /* something answered, be it an error */
     int http_status;    /* of the answer; 0 without one */
-    int64_t latency_us; /* from the first packet to the answer, a new connection included */
+    int64_t latency_us; /* until the answer began, with look-up, connection and TLS */
     char text[256];     /* why it is not reachable, or "" */
 } ls_hub_state;
 #define LS_HUB_STATE_INIT                                                                                              \

@@ -42,7 +42,9 @@ static ls_status find_model(const ls_options *options, bool skip_weights, char *
         return find_demo(out, out_bytes, err);
     }
     if (is_on_hub(name)) {
-        return cli_hub_find(options, skip_weights, out, out_bytes, err);
+        ls_status st = cli_hub_find(options, skip_weights, out, out_bytes, err);
+        bool is_unknown = st == LS_ENOTFOUND || st == LS_EDENIED || st == LS_ENETWORK;
+        return is_unknown ? error_prefix(err, st, "no folder here has this name, so it is one on the hub") : st;
     }
     if (strlen(name) >= out_bytes) {
         return error_set(err, LS_EINVAL, "--model: longer than %zu bytes", out_bytes - 1);
