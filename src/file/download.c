@@ -319,6 +319,10 @@ static bool piece_check(piece *p) {
     } else if (length >= 0 && length != t->file->bytes) {
         return wrong_size(p, "its server", length) != 0;
     } else if (p->end != t->file->bytes) {
+        if (t->n_pieces > 1) { /* it took ranges before */
+            p->is_ignored = true;
+            return false;
+        }
         t->takes_whole = true;
         p->end = t->next = t->file->bytes;
     }

@@ -8,7 +8,7 @@ Writes "HUB CDN TLS" to FOLDER/ports when it listens, and a JSON line for each r
 Ends when its standard input does.
 
 The name of a repository says how it behaves: org/BEHAVIOUR-anything. Its main branch is the commit sha1("org/...:main");
-GET /_move/org/NAME moves it on, so that only config.json changes. What each behaviour does is in the table below.
+GET /_move/org/NAME moves it on, so that only config.json changes. What each behaviour does stands where it is looked for: behaviour_of.
 """
 import functools
 import hashlib
@@ -26,6 +26,10 @@ import urllib.parse
 
 MIB = 1 << 20
 TOKEN = "hf_secret"
+SIZES = {  # of weights, where several pieces matter
+    "plain": 20 * MIB + 123, "norange": 20 * MIB + 123, "fickle": 20 * MIB, "wrongrange": 9 * MIB, "big": 48 * MIB,
+    "duo": 24 * MIB,
+}
 HERE = os.path.dirname(os.path.abspath(__file__))
 DEMO = os.path.join(HERE, "..", "..", "demo")
 
@@ -82,9 +86,9 @@ def files_of(repo, commit):
         "pytorch_model.bin": b"not wanted",
     }
     files = {name: (data, name == "tokenizer.json") for name, data in text.items()}
-    size = {"big": 48 * MIB, "duo": 24 * MIB, "wrongrange": 9 * MIB, "plain": 20 * MIB + 123, "norange": 20 * MIB + 123}.get(kind, 300000)
+    size = SIZES.get(kind, 300000)
     if kind in ("sharded", "evilindex", "lackingindex"):
-        shards = ["model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors"]
+        shards = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
         for i, name in enumerate(shards):
             files[name] = (made_up(repo + name, [9 * MIB, 100, 0][i]), True)
         weight_map = {f"tensor{i}": shards[i % 3] for i in range(9)}
@@ -124,12 +128,13 @@ def listing(repo, commit):
             entry["size"] = entry["lfs"]["size"] = size
         siblings.append(entry)
     if kind == "evilname":
-        siblings += [{"rfilename": name, "size": 4, "blobId": git_hash(b"evil")}
-                     for name in ("../evil", "/tmp/lockstep-evil", "additional_chat_templates/../../evil.jinja", "a/../b")]
+        names = ("../evil", "/tmp/lockstep-evil", "additional_chat_templates/../../evil.jinja", "a/../b")
+        siblings += [{"rfilename": name, "size": 4, "blobId": git_hash(b"evil")} for name in names]
     if kind == "evilhash":
         siblings[0]["blobId"] = "../../evil"
     sha = {"evilcommit": "../../../evil", "othercommit": "f" * 40}.get(kind, commit)
-    return {"id": repo, "sha": sha, "siblings": siblings}
+    # What else there is holds numbers beyond 64 bits.
+    return {"id": repo, "sha": sha, "siblings": siblings, "config": {"model_max_length": 10**30}}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -267,7 +272,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         first, last, status = 0, len(data) - 1, 200
         kind = kind if len(data) > 5000 else "small"  # only weights are sent in strange ways
         wanted = self.headers.get("Range")
-        if wanted and kind not in ("norange", "wholetruncated"):
+        fickle = kind == "fickle" and count("fickle", key) > 0
+        if wanted and not fickle and kind not in ("norange", "wholetruncated"):
             a, b = wanted.removeprefix("bytes=").split("-")
             first, last = int(a), min(int(b or last), last)
             if first > last:
@@ -282,7 +288,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if kind == "corrupt" and n == 0 or kind == "alwayscorrupt":
             body = body[:10] + bytes([body[10] ^ 1]) + body[11:]
         sent, cut = 0, None
-        if kind in ("truncated", "reset", "wholetruncated") and n < 2 or kind == "slow" and n == 0 or kind == "alwaystruncated":
+        breaks = {"truncated": 2, "reset": 2, "wholetruncated": 2, "slow": 1, "alwaystruncated": 1000}  # times
+        if n < breaks.get(kind, 0):
             cut = 0 if kind == "alwaystruncated" else len(body) // 2
         self.head(status, headers, len(body))
         if self.command == "HEAD":

@@ -370,6 +370,7 @@ static void mended(void **state) {
         int64_t bytes, extra; /* of the weights; sent besides each byte once, at most */
     } cases[] = {{"norange", (20 << 20) + 123, 0},
                  {"wrongrange", 9 << 20, 9 << 20},
+                 {"fickle", 20 << 20, 100 << 20}, /* ranges at first, then none */
                  {"direct", 300000, 0},
                  {"renamed", 300000, 0},
                  {"nometa", 300000, 0},
