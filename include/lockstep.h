@@ -38,7 +38,7 @@ extern "C" {
     X(LS_OK, 0, "ok")                                                                                                  \
     X(LS_IDLE, 1, "nothing to do")                                                                                     \
     X(LS_EINVAL, -1, "invalid argument or option")                                                                     \
-    X(LS_EIO, -2, "a file could not be read")                                                                          \
+    X(LS_EIO, -2, "a file could not be read or written")                                                               \
     X(LS_ENOTFOUND, -3, "not found")                                                                                   \
     X(LS_EFORMAT, -4, "malformed file")                                                                                \
     X(LS_EUNSUPPORTED, -5, "unsupported model, value or feature")                                                      \
@@ -46,7 +46,9 @@ extern "C" {
     X(LS_ETOOLONG, -7, "longer than the context or the KV cache")                                                      \
     X(LS_ENUMERIC, -8, "infinity or NaN")                                                                              \
     X(LS_EABORTED, -9, "aborted because another rank failed")                                                          \
-    X(LS_EINTERNAL, -10, "internal error")
+    X(LS_EINTERNAL, -10, "internal error")                                                                             \
+    X(LS_ENETWORK, -11, "the hub could not be reached, or gave no good answer")                                        \
+    X(LS_EDENIED, -12, "the hub refused access")
 
 typedef enum ls_status {
 #define X(name, value, text) name = value,
@@ -372,7 +374,83 @@ typedef struct ls_chat_params {
 LS_API ls_status ls_text_render_chat(const ls_text *text, const ls_chat_params *params, char **out, size_t *out_bytes,
                                      ls_error *err);
 
-LS_API void ls_free(void *memory); /* what ls_text_* gave; accepts NULL */
+LS_API void ls_free(void *memory); /* what ls_text_* and ls_hub_* gave; accepts NULL */
+
+/* ---- Hub: models by name ------------------------------------------------------------------------------------------ */
+
+/*
+ * Names like "Qwen/Qwen3-4B" or "Qwen/Qwen3-4B@REVISION" (branch, tag or commit; without it: main) become folders in the
+ * cache that huggingface_hub uses too. Each can go on where the other stopped, and neither downloads what is there.
+ */
+
+/* How far ls_hub_find has come. Totals grow once, when the list of a large model's files is there. */
+typedef struct ls_hub_progress {
+    size_t struct_size;
+    int64_t bytes, total_bytes; /* of the files that were not in the cache when it began */
+    int64_t fetched_bytes;      /* of bytes, what came over the network in this call */
+    int files, total_files;
+    const char *file;   /* that was finished just now, borrowed for the call; or NULL */
+    int64_t file_bytes; /* its size */
+    bool is_waiting;    /* for another process that downloads the same */
+} ls_hub_progress;
+/* Called a few times a second and after each file, by the thread that called ls_hub_find. False ends the download with
+ * LS_EABORTED; what is on disk stays, and the next call goes on from there. */
+typedef bool (*ls_hub_progress_fn)(void *user, const ls_hub_progress *progress);
+
+/* Zero and NULL mean the default, but for cache_folder, which is required. */
+typedef struct ls_hub_params {
+    size_t struct_size;
+    const char *cache_folder; /* such as ~/.cache/huggingface/hub, without the ~ */
+    const char *endpoint;     /* default: https://huggingface.co */
+    const char *token;        /* sent to the endpoint's own scheme, host and port, and never to where it redirects */
+    const char *ca_file;      /* certificates to trust, PEM; default: the system's */
+    bool offline;             /* use the cache alone */
+    bool skip_weights;        /* only config, tokenizer and chat templates */
+    int connections;          /* at once; default 8 */
+    int max_retries;          /* of each piece of 8 MiB, and of each question; default 5 */
+    int retry_delay_ms;       /* before the first retry, doubled for each further one; default 1000 */
+    int timeout_ms;           /* to connect, and for a branch that is in the cache the whole check whether it has moved;
+                               * a transfer that stands still for three times as long is tried again; default 10000 */
+    ls_hub_progress_fn progress_fn;
+    ls_log_fn log_fn;
+    void *user; /* of both */
+    ls_log_level log_level;
+} ls_hub_params;
+#define LS_HUB_PARAMS_INIT                                                                                             \
+    { .struct_size = sizeof(ls_hub_params), .log_level = LS_LOG_INFO }
+
+/* The folder of a model, for ls_model_params.model and ls_text_open: what is missing in the cache is downloaded, each file
+ * verified by its hash before it gets its name. A commit whose files are all there needs no network; a branch or tag is
+ * looked up, and taken from the cache with a warning if the hub cannot be reached. Blocks; threads and processes that do
+ * the same at once share the work. *folder is the caller's, to be freed with ls_free. Errors:
+ * LS_EINVAL (not a name of a model), LS_ENOTFOUND (model, revision or file; offline: not in the cache), LS_EDENIED (gated,
+ * private, or a bad token), LS_ENETWORK, LS_EIO (cannot write, or the disk is full), LS_EFORMAT, LS_EUNSUPPORTED (not
+ * safetensors), LS_EABORTED. */
+LS_API ls_status ls_hub_find(const ls_hub_params *params, const char *name, char **folder, ls_error *err);
+
+/* Whether text looks like a name for ls_hub_find ("organisation/model", with or without a revision). */
+LS_API bool ls_hub_is_name(const char *text);
+
+typedef struct ls_hub_state {
+    size_t struct_size;
+    bool reachable;     /* something answered, be it an error */
+    int http_status;    /* of the answer; 0 without one */
+    int64_t latency_us; /* until the answer began, with look-up, connection and TLS */
+    char text[256];     /* why it is not reachable, or "" */
+} ls_hub_state;
+#define LS_HUB_STATE_INIT                                                                                              \
+    { .struct_size = sizeof(ls_hub_state) }
+/* One small question to the endpoint, not tried again. An unreachable hub is no error. */
+LS_API ls_status ls_hub_check(const ls_hub_params *params, ls_hub_state *out, ls_error *err);
+
+typedef struct ls_hub_model {
+    char name[200];  /* "Qwen/Qwen3-4B" */
+    char commit[41]; /* of main, or of its only snapshot; "" where that is not clear */
+    bool complete;   /* that commit can be opened as it is */
+    int64_t bytes;   /* of all its files and revisions on disk */
+} ls_hub_model;
+/* The models in the cache, by name. *out, an array, is the caller's, to be freed with ls_free. No network. */
+LS_API ls_status ls_hub_list(const ls_hub_params *params, ls_hub_model **out, size_t *n, ls_error *err);
 
 /* ---- Timeline ----------------------------------------------------------------------------------------------------- */
 

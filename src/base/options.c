@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 /* Sets of commands: all that take a model, all that open an engine, those and the plan of one, all that draw tokens. */
 #define COMMANDS_SAMPLE (COMMAND_GENERATE | COMMAND_CHAT)
@@ -41,7 +42,12 @@ const command_def command_table[COMMAND_COUNT] = {
      "their ranks, threads and instruction sets. Exit code 1 if they differ by more.\n\n"
      "Names in --against are those of the options under Engine: --against dtype=f32,tensor-parallel-size=1. Sizes of "
      "context, batch and KV cache are verify's own."},
-    {COMMAND_PULL, "pull", "MODEL", "download a model from the hub into the local cache", NULL},
+    {COMMAND_PULL, "pull", "MODEL", "download a model from the hub into the local cache",
+     "The model's folder goes to standard output, progress to standard error. What an interrupted download left is "
+     "used; "
+     "every file is verified by its hash. The cache is huggingface_hub's, and so are the variables: HF_HUB_CACHE or "
+     "HF_HOME for its folder, HF_TOKEN for private and gated models, HF_ENDPOINT for a mirror, HF_HUB_OFFLINE=1 for "
+     "no network."},
     {COMMAND_DOCTOR, "doctor", "MODEL", "show what this machine can do and whether it is well",
      "Memory bandwidth and multiply-adds are measured, which takes some seconds; what cannot be read is said to be "
      "unknown. Every check ends with ok, warning or problem, and says what to do. With a model: whether it opens and "
@@ -338,4 +344,85 @@ const char *options_cache_folder(const ls_options *options, char *scratch, size_
     }
     int n = snprintf(scratch, scratch_bytes, "%s/%slockstep", has_cache ? cache : home, has_cache ? "" : ".cache/");
     return n > 0 && (size_t)n < scratch_bytes ? scratch : NULL;
+}
+
+/* ---- The hub's variables ---- */
+
+static bool is_true(const char *text) {
+    static const char *const words[] = {"1", "on", "yes", "true"};
+    for (size_t i = 0; text != NULL && i < sizeof words / sizeof *words; i++) {
+        if (strcasecmp(text, words[i]) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The value of a variable that is there and not empty. */
+static const char *variable(const char *name) {
+    const char *value = getenv(name);
+    return value != NULL && value[0] != '\0' ? value : NULL;
+}
+
+/* <folder><tail>, with "~/" as the home folder. */
+static ls_status put_path(char *out, size_t out_bytes, const char *folder, const char *tail, ls_error *err) {
+    const char *home = strncmp(folder, "~/", 2) == 0 ? variable("HOME") : NULL;
+    int n = snprintf(out, out_bytes, "%s%s%s", home != NULL ? home : "", folder + (home != NULL ? 1 : 0), tail);
+    return n > 0 && (size_t)n < out_bytes ? LS_OK : error_set(err, LS_EINVAL, "the path %.100s... is too long", folder);
+}
+
+static ls_status put_hub_folders(options_hub_text *text, ls_error *err) {
+    const char *cache = variable("HF_HUB_CACHE"), *home = variable("HF_HOME"), *xdg = variable("XDG_CACHE_HOME");
+    text->home[0] = '\0';
+    if (home != NULL) {
+        TRY(put_path(text->home, sizeof text->home, home, "", err));
+    } else if (xdg != NULL) {
+        TRY(put_path(text->home, sizeof text->home, xdg, "/huggingface", err));
+    } else if (variable("HOME") != NULL) {
+        TRY(put_path(text->home, sizeof text->home, "~/.cache/huggingface", "", err));
+    }
+    cache = cache != NULL ? cache : variable("HUGGINGFACE_HUB_CACHE"); /* its older name */
+    if (cache != NULL) {
+        return put_path(text->cache_folder, sizeof text->cache_folder, cache, "", err);
+    }
+    if (text->home[0] == '\0') {
+        return error_set(err, LS_EINVAL, "no folder for downloads: HF_HUB_CACHE, HF_HOME and HOME are all unset");
+    }
+    return put_path(text->cache_folder, sizeof text->cache_folder, text->home, "/hub", err);
+}
+
+/* The first word of the file where huggingface_hub's login puts the token; none without such a file. */
+static void read_token_file(options_hub_text *text) {
+    char path[4096] = "";
+    const char *given = variable("HF_TOKEN_PATH");
+    if (given != NULL || text->home[0] != '\0') {
+        put_path(path, sizeof path, given != NULL ? given : text->home, given != NULL ? "" : "/token", NULL);
+    }
+    FILE *file = path[0] != '\0' ? fopen(path, "re") : NULL;
+    if (file != NULL) {
+        if (fscanf(file, "%1023s", text->token) != 1) {
+            text->token[0] = '\0';
+        }
+        fclose(file);
+    }
+}
+
+ls_status options_hub(ls_hub_params *params, options_hub_text *text, ls_error *err) {
+    const char *token = variable("HF_TOKEN");
+    token = token != NULL ? token : variable("HUGGING_FACE_HUB_TOKEN"); /* its older name */
+    text->token[0] = '\0';
+    TRY(put_hub_folders(text, err));
+    if (!is_true(getenv("HF_HUB_DISABLE_IMPLICIT_TOKEN"))) {
+        if (token != NULL && sscanf(token, "%1023s", text->token) != 1) {
+            text->token[0] = '\0';
+        } else if (token == NULL) {
+            read_token_file(text);
+        }
+    }
+    params->cache_folder = text->cache_folder;
+    params->token = text->token[0] != '\0' ? text->token : NULL;
+    params->endpoint = variable("HF_ENDPOINT");
+    params->ca_file = variable("SSL_CERT_FILE");
+    params->offline = is_true(variable("HF_HUB_OFFLINE")) || is_true(variable("TRANSFORMERS_OFFLINE"));
+    return LS_OK;
 }

@@ -18,14 +18,21 @@ int cmd_template(int argc, char **argv);
 int cmd_plan(int argc, char **argv);
 int cmd_verify(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
+int cmd_pull(int argc, char **argv);
 
 /* "lockstep: <text>" on stderr, with the trace if asked for. Returns EXIT_FAILED or EXIT_USAGE by status. */
 int cli_fail(const ls_error *error, bool verbose);
 /* For ls_model_params.log_fn: one line on stderr. */
 void cli_log(void *user, ls_log_level level, const char *text);
 
-/* open.c: the folder of --model, found beside the binary if the name is "demo". */
+/* open.c: the folder of --model: found beside the binary if the name is "demo", in the cache or on the hub if it is a name
+ * there. cli_find_text leaves out the weights: for commands that only read the config or the tokenizer. */
 ls_status cli_find_model(const ls_options *options, char *out, size_t out_bytes, ls_error *err);
+ls_status cli_find_text(const ls_options *options, char *out, size_t out_bytes, ls_error *err);
+/* hub.c: the same for a name on the hub, with progress on stderr; and the hub's settings as options and environment give
+ * them. text keeps the strings and must live as long as params. */
+ls_status cli_hub_find(const ls_options *options, bool skip_weights, char *out, size_t out_bytes, ls_error *err);
+ls_status cli_hub_params(ls_hub_params *params, options_hub_text *text, const ls_options *options, ls_error *err);
 /* Opens --model; and an engine on it. What was opened before a failure is the caller's to close. */
 ls_status cli_open_model(const ls_options *options, ls_model **out, ls_error *err);
 ls_status cli_open(const ls_options *options, ls_model **model, ls_engine **engine, ls_error *err);

@@ -68,7 +68,7 @@ static ls_status template_all(template_run *run, int argc, char **argv, ls_error
                          "'[{\"role\": \"user\", \"content\": \"Hi\"}]'");
     }
     char folder[4096], cache[4096];
-    TRY(cli_find_model(&run->options, folder, sizeof folder, err));
+    TRY(cli_find_text(&run->options, folder, sizeof folder, err));
     TRY(read_argument(&v[OPT_MESSAGES], &run->messages, err));
     TRY(read_argument(&v[OPT_TOOLS], &run->tools, err));
     TRY(read_argument(&v[OPT_CHAT_TEMPLATE_KWARGS], &run->variables, err));
