@@ -253,7 +253,23 @@ static void check_caches(doctor *d) {
 
 /* Everything about the hub: where downloads are kept, and whether it can be reached. */
 static void check_hub(doctor *d) {
-    say(d, "hub", "this build does not download models");
+    ls_error error = {0};
+    ls_hub_params params;
+    options_hub_text text;
+    ls_hub_state state = LS_HUB_STATE_INIT;
+    if (cli_hub_params(&params, &text, &d->options, &error) < 0) {
+        judge(say(d, "hub", "%s", error.text), WARNING, "set HF_HUB_CACHE or HOME to use models by their names");
+        return;
+    }
+    check_folder(d, "hub cache", text.cache_folder);
+    if (params.offline) {
+        say(d, "hub", "not asked: HF_HUB_OFFLINE is set");
+    } else if (ls_hub_check(&params, &state, &error) < 0 || !state.reachable) {
+        judge(say(d, "hub", "not reachable: %s", state.text[0] != '\0' ? state.text : error.text), WARNING,
+              "models in the cache and in folders still open");
+    } else {
+        say(d, "hub", "answers in %" PRId64 " ms (HTTP %d)", state.latency_us / 1000, state.http_status);
+    }
 }
 
 /* ---- A model ---- */

@@ -120,7 +120,7 @@ static void a_broken_model(void **state) {
     assert_check(report, "model", "problem", config);
     static const char *const sections[] = {"build",     "processor",    "features", "cores",      "caches",
                                            "memory",    "memory limit", "NUMA",     "huge pages", "limits",
-                                           "libraries", "GPU",          "hub",      "tokenizers"};
+                                           "libraries", "GPU",          "hub",      "hub cache",  "tokenizers"};
     for (size_t i = 0; i < COUNT(sections); i++) {
         assert_true(strlen(json_string_value(json_object_get(find_check(report, sections[i]), "text"))) > 3);
     }
@@ -183,6 +183,7 @@ static void usage(void **state) {
 }
 
 int main(void) {
+    setenv("HF_HUB_OFFLINE", "1", 1); /* tests use no network */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(machine_info),   cmocka_unit_test(machine_speed_refuses), cmocka_unit_test(multiply_adds),
         cmocka_unit_test(a_broken_model), cmocka_unit_test(a_good_model),          cmocka_unit_test(usage),
