@@ -9,7 +9,7 @@
 
 /* By the order of command_table. */
 static int (*const commands[COMMAND_COUNT])(int argc, char **argv) = {
-    cmd_generate, NULL, cmd_tokenize, cmd_template, NULL, NULL, NULL, NULL, NULL, NULL,
+    cmd_generate, cmd_chat, cmd_tokenize, cmd_template, NULL, cmd_perplexity, NULL, NULL, NULL, NULL,
 };
 
 static void print_usage(FILE *out) {

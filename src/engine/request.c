@@ -147,12 +147,6 @@ void request_finish(ls_request *request, ls_finish finish) {
     scheduler_remove(request->engine, request);
 }
 
-void ls_request_cancel(ls_request *request) {
-    if (request->state != REQUEST_FINISHED) {
-        request_finish(request, LS_FINISH_CANCELLED);
-    }
-}
-
 void request_destroy(ls_request *request) {
     text_buffer_deinit(&request->text);
     free(request->token);
