@@ -80,7 +80,7 @@ static ls_status open_terminal(chat_line *line, const char *history_path, ls_err
     el_set(line->edit, EL_PROMPT, prompt);
     el_set(line->edit, EL_EDITOR, "emacs");
     el_source(line->edit, NULL); /* ~/.editrc; what follows wins */
-    el_set(line->edit, EL_SETTY, "-d", "intr=", NULL);
+    el_set(line->edit, EL_SETTY, "-d", "-isig", NULL); /* only while a line is edited */
     el_set(line->edit, EL_ADDFN, "ls-interrupt", "Leave this line", interrupt);
     el_set(line->edit, EL_BIND, "^C", "ls-interrupt", NULL);
     open_history(line, history_path);
