@@ -79,7 +79,7 @@ static ls_status open_terminal(chat_line *line, const char *history_path, ls_err
     el_set(line->edit, EL_CLIENTDATA, line);
     el_set(line->edit, EL_PROMPT, prompt);
     el_set(line->edit, EL_EDITOR, "emacs");
-    el_source(line->edit, NULL); /* ~/.editrc; what follows wins */
+    el_source(line->edit, NULL);                       /* ~/.editrc; what follows wins */
     el_set(line->edit, EL_SETTY, "-d", "-isig", NULL); /* only while a line is edited */
     el_set(line->edit, EL_ADDFN, "ls-interrupt", "Leave this line", interrupt);
     el_set(line->edit, EL_BIND, "^C", "ls-interrupt", NULL);
@@ -127,6 +127,7 @@ static const char *next_line(chat_line *line, size_t *n) {
     if (line->edit != NULL) {
         int count = 0;
         line->interrupted = false;
+        el_set(line->edit, EL_PREP_TERM, 1); /* before the prompt is seen: libedit itself does it after */
         text = el_gets(line->edit, &count);
         *n = count > 0 ? (size_t)count : 0;
     } else {

@@ -186,6 +186,7 @@ static ls_status step_to_end(chat *c, ls_request *request, ls_error *err) {
     ls_status st = LS_OK;
     c->interrupted = false;
     interrupt_hold();
+    interrupt_taken(); /* one that came too late for the answer before is not meant for this one */
     while (st == LS_OK) {
         if (!c->interrupted && interrupt_taken()) {
             c->interrupted = true;
@@ -193,7 +194,9 @@ static ls_status step_to_end(chat *c, ls_request *request, ls_error *err) {
         }
         st = ls_engine_step(c->engine, err);
     }
-    interrupt_release();
+    if (!c->terminal) {
+        interrupt_release(); /* on a terminal it is held on: Ctrl-C just behind an answer must not end the program */
+    }
     return st;
 }
 
