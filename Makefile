@@ -13,7 +13,9 @@
 ## make lint                       the rules that a program can check
 ## make format                     clang-format all C files
 ## make bundle                     build/bundle/, a folder that runs on machines without our libraries
-## make install                    to PREFIX=/usr/local, below DESTDIR
+## make docs                       write docs/commands.md and docs/options.md anew from the options table
+## make install                    to PREFIX=/usr/local, below DESTDIR; bindir, libdir, includedir, datadir as usual
+## make uninstall                  remove what install put there (same PREFIX and DESTDIR)
 ## make clean                      remove build/
 ##
 ## V=1 shows commands, WERROR=1 turns warnings into errors; CC, CFLAGS and LDFLAGS are honoured.
@@ -25,7 +27,7 @@ MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
 endif
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all demo check kcheck kbench gpu-check bench fuzz fuzz-short fuzz-run lint lint-build lint-tidy format bundle install clean help
+.PHONY: all demo check kcheck kbench gpu-check bench fuzz fuzz-short fuzz-run lint lint-build lint-tidy format docs bundle install uninstall clean help
 .PHONY: FORCE need-cmocka
 
 Q := $(if $(V),,@)
@@ -59,7 +61,7 @@ WARN := -Wall -Wextra -Wpedantic -Wshadow -Wstrict-prototypes -Wmissing-prototyp
 WARN += $(if $(findstring clang,$(CC)),-Wno-unknown-warning-option) $(if $(filter 1,$(WERROR)),-Werror)
 # After CFLAGS, because results are the same bits on every path only while the compiler leaves the sums alone.
 EXACT := -ffp-contract=off -fno-fast-math -fno-math-errno
-FLAGS := -std=c17 -D_GNU_SOURCE -Iinclude -Isrc $(WARN) -fvisibility=hidden -pthread \
+FLAGS := -std=c17 -D_GNU_SOURCE -Iinclude -Isrc $(WARN) -fvisibility=hidden -fPIC -pthread \
 	$(shell pkg-config --cflags $(PKGS) 2>/dev/null) $(CFLAGS) $(SAN_FLAGS) $(EXACT)
 LINK = $(CC) -pthread $(CFLAGS) $(SAN_LINK) -Wl,--as-needed $(LDFLAGS)
 LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -ldl
@@ -83,6 +85,15 @@ LIB_OBJ := $(call obj,$(filter-out src/cli/%,$(SRC))) $(DOT_OBJ)
 CLI_OBJ := $(call obj,$(filter src/cli/%,$(SRC)))
 LIB := $(BUILD)/liblockstep.a
 APP := $(BUILD)/lockstep
+
+VERSION := $(shell sed -n 's/^#define LS_VERSION "\(.*\)"/\1/p' include/lockstep.h)
+SONAME := liblockstep.so.$(firstword $(subst ., ,$(VERSION)))
+SHARED := $(BUILD)/liblockstep.so.$(VERSION)
+
+# Made from the options table, and laid out as they are installed.
+MAKE_DOCS := $(BUILD)/tools/make_docs
+MAKE_DOCS_OBJ := $(call obj,tools/make_docs.c) $(filter $(BUILD)/src/base/%,$(LIB_OBJ))
+MADE_DOCS := $(addprefix $(BUILD)/share/,man/man1/lockstep.1 bash-completion/completions/lockstep zsh/site-functions/_lockstep)
 
 EXAMPLE_BIN := $(patsubst %.c,$(BUILD)/%,$(wildcard examples/*.c))
 TESTS := $(wildcard tests/unit/test_*.c tests/kern/test_*.c tests/e2e/test_*.c)
@@ -122,6 +133,17 @@ $(LIB): $(LIB_OBJ) $(BUILD)/sources
 $(APP): $(CLI_OBJ) $(LIB) $(BUILD)/sources
 	$(call say,LINK,$@)
 	$(Q)$(LINK) $(CLI_OBJ) $(LIB) $(LIBS) -o $@
+$(SHARED): $(LIB_OBJ) $(BUILD)/sources
+	$(call say,LINK,$@)
+	$(Q)$(LINK) -shared -Wl,-soname,$(SONAME) -Wl,-Bsymbolic $(if $(SAN),,-Wl$(comma)-z$(comma)defs) $(LIB_OBJ) $(LIBS) -o $@
+$(MAKE_DOCS): $(MAKE_DOCS_OBJ)
+	$(call say,LINK,$@)
+	$(Q)$(LINK) $^ $(LIBS) -o $@
+$(MADE_DOCS): $(MAKE_DOCS)
+	$(call say,DOCS,$@)
+	$(Q)mkdir -p $(@D); $(MAKE_DOCS) $(@F) >$@
+docs: $(MAKE_DOCS)
+	@for page in commands options; do $(MAKE_DOCS) $$page.md >docs/$$page.md && echo "written: docs/$$page.md"; done
 # An example sees what a user sees: the public header and the library.
 $(BUILD)/examples/%: examples/%.c $(LIB)
 	$(call say,LINK,$@)
@@ -134,7 +156,7 @@ $(filter $(BUILD)/tests/$(1)/%,$(TEST_BIN)): %: %.o $(call obj,$(filter tests/$(
 endef
 $(foreach dir,unit kern e2e,$(if $(filter tests/$(dir)/%,$(TESTS)),$(eval $(call link_tests,$(dir)))))
 
--include $(patsubst %.o,%.d,$(LIB_OBJ) $(CLI_OBJ) $(call obj,$(TESTS) $(TEST_HELPERS) $(FUZZERS:%=tests/fuzz/fuzz_%.c))) \
+-include $(patsubst %.o,%.d,$(LIB_OBJ) $(CLI_OBJ) $(call obj,$(TESTS) $(TEST_HELPERS) tools/make_docs.c $(FUZZERS:%=tests/fuzz/fuzz_%.c))) \
 	$(EXAMPLE_BIN:=.d)
 
 # ---- tests ----
@@ -145,7 +167,7 @@ CHOSEN := $(if $(ONLY),$(foreach t,$(TEST_BIN),$(if $(findstring $(ONLY),$t),$t)
 KERN_BIN := $(filter $(BUILD)/tests/kern/%,$(TEST_BIN))
 
 # The whole check fuzzes each target for a minute first; a chosen or a sanitized one does not.
-check: $(APP) $(EXAMPLE_BIN) $(TEST_BIN)
+check: $(APP) $(SHARED) $(MADE_DOCS) $(EXAMPLE_BIN) $(TEST_BIN)
 	@$(if $(ONLY)$(SAN),:,$(MAKE) --no-print-directory fuzz-short)
 	@$(RUN_TESTS) $(CHOSEN)
 kcheck: $(CANARY) $(KERN_BIN)
@@ -206,12 +228,53 @@ format:
 # ---- packages ----
 
 PREFIX ?= /usr/local
-install: $(APP)
-	install -D -m 755 $(APP) $(DESTDIR)$(PREFIX)/bin/lockstep
-	install -D -m 644 $(LIB) $(DESTDIR)$(PREFIX)/lib/liblockstep.a
-	install -D -m 644 include/lockstep.h $(DESTDIR)$(PREFIX)/include/lockstep.h
-	install -d $(DESTDIR)$(PREFIX)/share/lockstep/demo
-	install -m 644 $(wildcard demo/*) $(DESTDIR)$(PREFIX)/share/lockstep/demo
+bindir ?= $(PREFIX)/bin
+libdir ?= $(PREFIX)/lib
+includedir ?= $(PREFIX)/include
+datadir ?= $(PREFIX)/share
+
+define newline
+
+
+endef
+# What is installed, as MODE|FILE|FOLDER/NAME; uninstall reads the same list.
+to = $(foreach f,$(3),$(1)|$f|$(2)/$(notdir $f))
+INSTALLED = $(call to,755,$(bindir),$(APP)) $(call to,755,$(libdir),$(SHARED)) $(call to,644,$(libdir),$(LIB)) \
+	$(call to,644,$(libdir)/pkgconfig,$(BUILD)/lockstep.pc) $(call to,644,$(includedir),include/lockstep.h) \
+	$(foreach f,$(MADE_DOCS),644|$f|$(datadir)/$(f:$(BUILD)/share/%=%)) \
+	$(call to,644,$(datadir)/lockstep/demo,$(wildcard demo/*)) \
+	$(call to,644,$(datadir)/doc/lockstep,README.md LICENSE) $(call to,644,$(datadir)/doc/lockstep/docs,$(wildcard docs/*.md)) \
+	$(call to,644,$(datadir)/doc/lockstep/examples,$(wildcard examples/*.c examples/*.py))
+SO_LINKS = $(SONAME) liblockstep.so
+OWN_FOLDERS = lockstep/demo lockstep doc/lockstep/examples doc/lockstep/docs doc/lockstep
+
+# The libraries behind ours are named, not required: the header needs none of theirs, and what they in turn ask of a static
+# program (libcurl: kerberos, ldap, ...) is not needed where they are shared. libedit is the command line's alone.
+define PC_FILE
+prefix=$(PREFIX)
+libdir=$(patsubst $(PREFIX)/%,$${prefix}/%,$(libdir))
+includedir=$(patsubst $(PREFIX)/%,$${prefix}/%,$(includedir))
+
+Name: lockstep
+Description: Tensor-parallel inference for open-weight language models
+Version: $(VERSION)
+Libs: -L$${libdir} -llockstep
+Libs.private: $(strip $(shell pkg-config --libs $(filter-out libedit,$(PKGS))) -lm -ldl -pthread)
+Cflags: -I$${includedir}
+endef
+$(BUILD)/lockstep.pc: export PC = $(PC_FILE)
+$(BUILD)/lockstep.pc: FORCE
+	$(Q)mkdir -p $(@D); printenv PC >$@
+
+part = $(word $(1),$(subst |, ,$(2)))
+install: $(APP) $(LIB) $(SHARED) $(MADE_DOCS) $(BUILD)/lockstep.pc
+	$(foreach i,$(INSTALLED),install -D -m $(call part,1,$i) $(call part,2,$i) '$(DESTDIR)$(call part,3,$i)'$(newline)	)
+	$(foreach l,$(SO_LINKS),ln -sf $(notdir $(SHARED)) '$(DESTDIR)$(libdir)/$l'$(newline)	)
+	$(if $(DESTDIR),,-ldconfig 2>/dev/null)
+uninstall:
+	$(foreach i,$(INSTALLED),rm -f '$(DESTDIR)$(call part,3,$i)'$(newline)	)
+	$(foreach l,$(SO_LINKS),rm -f '$(DESTDIR)$(libdir)/$l'$(newline)	)
+	$(foreach f,$(OWN_FOLDERS),[ ! -d '$(DESTDIR)$(datadir)/$f' ] || rmdir --ignore-fail-on-non-empty '$(DESTDIR)$(datadir)/$f'$(newline)	)
 
 # The old kind of rpath (not RUNPATH), because it also finds the libraries that our libraries need. glibc stays outside: it
 # belongs to the kernel and loader of the machine.

@@ -423,8 +423,8 @@ typedef struct ls_trace_event {
 typedef void (*ls_trace_fn)(void *user, const ls_trace_event *event);
 
 /* Gives every event that is kept: the engine's, then thread by thread of each rank; within a step's stages and within a
- * thread in the order of their ends. *n_lost: older ones that were overwritten. Between steps, from the thread that
- * drives the engine. LS_EINVAL if it was opened without trace_events. */
+ * thread in the order of their ends. *n_lost: older ones that were overwritten. Waits for the step that runs;
+ * `fn` must not call into the engine. LS_EINVAL if it was opened without trace_events. */
 LS_API ls_status ls_engine_get_trace(ls_engine *engine, ls_trace_fn fn, void *user, int64_t *n_lost, ls_error *err);
 
 #ifdef __cplusplus

@@ -50,7 +50,8 @@ enum {
     LS_LEAF_ALIGN = 16,
     LS_MAX_RANKS = 8,
     LS_MAX_HEAD = 256,
-    LS_SAMPLE_BEST = 256 /* candidates each rank offers for a row */
+    LS_SAMPLE_BEST = 256, /* candidates each rank offers for a row */
+    LS_SAMPLE_TOP = 20    /* most likely tokens it reports */
 };
 
 typedef struct ls_group {
@@ -88,6 +89,8 @@ typedef enum ls_buf {
     BUF_PART,   /* f32 [2][M_max][D]: this rank's node of the leaf tree; slots alternate by exchange */
     BUF_LOGITS, /* f32 [n_out][V_loc] */
     BUF_SAMPLE, /* ls_sample_part [n_out] */
+    BUF_EDITED, /* f32 [threads][V_loc]: scratch of sample */
+    BUF_SLICE,  /* ls_sample_part [threads]: the same */
     BUF_COUNT
 } ls_buf;
 
@@ -100,13 +103,27 @@ typedef struct ls_step_seq {
     const int32_t *page;       /* page numbers for positions 0 .. n_past + n_rows - 1 */
 } ls_step_seq;
 
-/* How one output row is sampled. Filters apply in this order: temperature, top-k, top-p. */
+/* A change to one logit before a token is drawn: x = logit + bias; then x < 0 ? x * penalty : x / penalty; then x + offset.
+ * transformers: SequenceBiasLogitsProcessor, RepetitionPenaltyLogitsProcessor; offset is OpenAI's presence and frequency
+ * penalty, or -infinity for what is forbidden. */
+typedef struct ls_logit_edit {
+    int32_t id;
+    float bias, penalty, offset;
+} ls_logit_edit;
+
+/* How one output row is sampled. Filters apply in this order: edits, allowed ids, temperature, top-k, top-p, min-p. */
 typedef struct ls_sample_params {
-    float temperature; /* 0: greedy, the rest is ignored */
+    float temperature; /* 0: greedy, the filters behind it are ignored */
     int32_t top_k;     /* 0: off */
     float top_p;       /* 1: off */
+    float min_p;       /* 0: off */
     uint64_t seed;
-    int32_t position; /* of the token that is drawn: Philox counts by it */
+    uint32_t choice;  /* Philox counts by these two */
+    int32_t position; /* of the token that is drawn */
+    int32_t n_edits, n_allowed;
+    const ls_logit_edit *edit; /* [n_edits], an id at most once */
+    const int32_t *allowed;    /* [n_allowed], rising; NULL: all ids */
+    int32_t n_top; /* most likely tokens reported, at most LS_SAMPLE_TOP; -1: no log probabilities are wanted */
 } ls_sample_params;
 
 typedef struct ls_step {
@@ -212,13 +229,15 @@ typedef struct op_head {
     float eps;
 } op_head;
 
-/* sample: this rank's offer for each output row (see ls_sample_part). z = logit / temperature, f32 (greedy: 1).
+/* sample: this rank's offer for each output row (see ls_sample_part). x = the edited logit, -infinity where it is forbidden
+ * or not allowed; z = x / temperature, f32 (greedy: 1).
  * V is cut into 8 leaves like K: per leaf max m and sum of exp(z - m), id rising; nodes are combined up the leaf tree by
  * the rule of attn's splits, so that the whole row's sum has the same bits at any R (an empty leaf changes nothing).
- * Gumbel-max: the drawn token is the argmax of z + g(seed, position, id) over the filtered set, the lowest id at a tie;
- * g = -log(-log(u)), u = (x + 0.5) / 2^32 (rounded to double), x the first word of Philox4x32-10 with counter (id,
- * position, 0, 0) and key = seed. Philox: Salmon et al. 2011.
- * Offered: greedy, the best one; filtered (top-k or top-p on), the node and the best 256; neither, the drawn token. */
+ * Gumbel-max: the drawn token is the argmax of z + g(seed, choice, position, id) over the filtered set, the lowest id at a
+ * tie; g = -log(-log(u)), u = (x + 0.5) / 2^32 (rounded to double), x the first word of Philox4x32-10 with counter (id,
+ * position, choice, 0) and key = seed. Philox: Salmon et al. 2011.
+ * Offered: greedy, the best one; filtered (top-k, top-p or min-p on), the node and the best 256; neither, the drawn token.
+ * For log probabilities, in addition: the node of the logits as they came (no edits, temperature 1) and the best n_top. */
 typedef struct op_sample {
     int vocab_first, vocab_count;
     int n_vocab;
@@ -235,7 +254,10 @@ typedef struct ls_sample_part {
     double drawn_value; /* best z + g over all of this rank's ids; -inf if it has none */
     int32_t drawn_id;
     int32_t n_best;                    /* at most vocab_count */
-    ls_candidate best[LS_SAMPLE_BEST]; /* by z falling, then id rising */
+    ls_candidate best[LS_SAMPLE_BEST]; /* by z falling, then id rising; forbidden ones are left out */
+    float raw_max, raw_sum;            /* the node of the logits as they came, where n_top >= 0 */
+    int32_t n_top;
+    ls_candidate top[LS_SAMPLE_TOP]; /* of those, in the same order */
 } ls_sample_part;
 
 /* One line of a program. Costs are this rank's: what `bench` and the timeline divide by. */

@@ -5,6 +5,9 @@
 #ifndef LS_BACKEND_SAMPLE_MATH_H
 #define LS_BACKEND_SAMPLE_MATH_H
 
+#include <string.h>
+
+#include "backend/ops.h"
 #include "base/numeric.h"
 
 typedef struct softmax_node {
@@ -32,9 +35,9 @@ static inline softmax_node softmax_tree(softmax_node *node, int count) {
     return node[0];
 }
 
-/* First word of Philox4x32-10 with counter (c0, c1, 0, 0). */
-static inline uint32_t philox(uint64_t key, uint32_t c0, uint32_t c1) {
-    uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32), c2 = 0, c3 = 0;
+/* First word of Philox4x32-10 with counter (c0, c1, c2, 0). */
+static inline uint32_t philox(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2) {
+    uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32), c3 = 0;
     for (int round = 0; round < 10; round++) {
         uint64_t p0 = (uint64_t)0xD2511F53 * c0;
         uint64_t p1 = (uint64_t)0xCD9E8D57 * c2;
@@ -50,9 +53,59 @@ static inline uint32_t philox(uint64_t key, uint32_t c0, uint32_t c1) {
     return c0;
 }
 
-static inline double gumbel(uint64_t seed, int32_t position, int32_t id) {
-    double u = ((double)philox(seed, (uint32_t)id, (uint32_t)position) + 0.5) * 0x1p-32;
+static inline double gumbel_of(uint32_t x) {
+    double u = ((double)x + 0.5) * 0x1p-32;
     return -log(-log(u));
+}
+
+static inline double gumbel(const ls_sample_params *how, int32_t id) {
+    return gumbel_of(philox(how->seed, (uint32_t)id, (uint32_t)how->position, how->choice));
+}
+
+/* At least gumbel_of(x), without a logarithm: -log u >= 1 - u, and 1 - u >= 2^-(1 + leading ones of x). */
+static inline double gumbel_bound(uint32_t x) {
+    int ones = ~x != 0 ? __builtin_clz(~x) : 32;
+    return (1 + ones) * 0.69314718056;
+}
+
+#define GUMBEL_MAX 22.88 /* of any x */
+
+static inline bool sample_is_filtered(const ls_sample_params *how) {
+    return how->temperature != 0.0F && (how->top_k > 0 || how->top_p < 1.0F || how->min_p > 0.0F);
+}
+
+static inline float logit_edited(float logit, const ls_logit_edit *edit) {
+    float x = logit + edit->bias;
+    x = x < 0.0F ? x * edit->penalty : x / edit->penalty;
+    return x + edit->offset;
+}
+
+/* out[i] = the edited logit of id first + i, i < count; logits likewise. */
+static inline void edit_logits(const ls_sample_params *how, const float *logits, int32_t first, int32_t count,
+                               float *out) {
+    memcpy(out, logits, (size_t)count * sizeof *out);
+    for (int32_t i = 0; i < how->n_edits; i++) {
+        int32_t at = how->edit[i].id - first;
+        if (at >= 0 && at < count) {
+            out[at] = logit_edited(logits[at], &how->edit[i]);
+        }
+    }
+    if (how->allowed == NULL) {
+        return;
+    }
+    int32_t next = 0;
+    for (int32_t i = 0; i < how->n_allowed; i++) {
+        int32_t at = how->allowed[i] - first;
+        if (at >= next && at < count) {
+            for (; next < at; next++) {
+                out[next] = -INFINITY;
+            }
+            next = at + 1;
+        }
+    }
+    for (; next < count; next++) {
+        out[next] = -INFINITY;
+    }
 }
 
 #endif

@@ -17,7 +17,9 @@
 const command_def command_table[COMMAND_COUNT] = {
     {COMMAND_GENERATE, "generate", NULL, "continue one or more prompts",
      "Results go to standard output, the timeline to standard error. With --json all goes to standard output: an "
-     "object for each prompt, then one with the timeline."},
+     "object "
+     "for each answer (prompt, choice, text, tokens, prompt_tokens, finish_reason, stop_reason, logits_hash), then one "
+     "with the timeline and the seed. Equal hashes mean that the logits behind every token had the same bits."},
     {COMMAND_CHAT, "chat", "MODEL", "talk with a model",
      "A message is a line; a backslash at its end continues it on the next. Ctrl-C stops an answer, Ctrl-D ends the "
      "conversation. /reset forgets the conversation, /save FILE writes it as JSON, /help lists the commands.\n\n"
@@ -54,10 +56,11 @@ const option_def option_table[OPTION_COUNT] = {
                    "Qwen/Qwen3-4B or Qwen/Qwen3-4B@REVISION; or the word 'demo' for the built-in one"},
     [OPT_REVISION] = {OPT_REVISION, COMMANDS_ALL, GROUP_MODEL, OPTION_TEXT, "revision", NULL, 0, "REV", NULL, 0, 0,
                       NULL, "Branch, tag or commit of a model on the hub (default: main)"},
-    [OPT_LOAD_FORMAT] = {OPT_LOAD_FORMAT, COMMANDS_PLAN, GROUP_MODEL, OPTION_CHOICE, "load-format", NULL, 0, "FORMAT",
-                         "auto", 0, 0, "auto|safetensors|dummy",
-                         "dummy: the model's shapes with made-up weights, nothing is read; shapes of known names, such "
-                         "as Qwen/Qwen3-4B, are built in"},
+    [OPT_LOAD_FORMAT] =
+        {OPT_LOAD_FORMAT, COMMANDS_PLAN, GROUP_MODEL, OPTION_CHOICE, "load-format", NULL, 0, "FORMAT", "auto", 0, 0,
+         "auto|safetensors|dummy",
+         "auto and safetensors read the checkpoint; dummy makes up weights in the model's shapes and reads "
+         "none: the shapes of known names, such as Qwen/Qwen3-4B, are built in"},
     [OPT_CACHE_FOLDER] = {OPT_CACHE_FOLDER,
                           COMMAND_GENERATE | COMMAND_CHAT | COMMAND_PERPLEXITY | COMMAND_VERIFY | COMMAND_TOKENIZE |
                               COMMAND_TEMPLATE | COMMAND_DOCTOR,
@@ -127,7 +130,7 @@ const option_def option_table[OPTION_COUNT] = {
                                NULL, 0, "IDS", NULL, 0, 0, NULL,
                                "Draw only these tokens: ids with commas between them"},
     [OPT_BAD_WORDS] = {OPT_BAD_WORDS, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_LIST, "bad-words", NULL, 0, "TEXT", NULL,
-                       0, 0, NULL, "Words that may not be in the answer; several: give it several times"},
+                       0, 0, NULL, "Text that may not appear in the answer; several: give it several times"},
     [OPT_STOP] = {OPT_STOP, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_LIST, "stop", NULL, 0, "TEXT", NULL, 0, 0, NULL,
                   "End an answer before this text; several: give it several times"},
     [OPT_STOP_TOKEN_IDS] = {OPT_STOP_TOKEN_IDS, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_TEXT, "stop-token-ids", NULL, 0,
@@ -144,7 +147,7 @@ const option_def option_table[OPTION_COUNT] = {
         {OPT_LOGPROBS, COMMAND_GENERATE, GROUP_SAMPLING, OPTION_INT, "logprobs", NULL, 0, "N", NULL, 0, 20, NULL,
          "With --json: log probability of each token of the answer, and the N most likely ones in its place"},
     [OPT_PROMPT_LOGPROBS] = {OPT_PROMPT_LOGPROBS, COMMAND_GENERATE, GROUP_SAMPLING, OPTION_INT, "prompt-logprobs", NULL,
-                             0, "N", NULL, 0, 20, NULL, "The same for the tokens of the prompt"},
+                             0, "N", NULL, 0, 20, NULL, "With --json: the same for the tokens of the prompt"},
     [OPT_TENSOR_PARALLEL_SIZE] = {OPT_TENSOR_PARALLEL_SIZE, COMMANDS_PLAN, GROUP_ENGINE, OPTION_INT,
                                   "tensor-parallel-size", "tp", 0, "R", "1", 1, 8, NULL,
                                   "Ranks that share the model: 1, 2, 4 or 8"},

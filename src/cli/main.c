@@ -7,9 +7,11 @@
 
 #include "cli/cli.h"
 
+static int cmd_help(int argc, char **argv);
+
 /* By the order of command_table. */
 static int (*const commands[COMMAND_COUNT])(int argc, char **argv) = {
-    cmd_generate, cmd_chat, cmd_tokenize, cmd_template, NULL, cmd_perplexity, NULL, NULL, NULL, NULL,
+    cmd_generate, cmd_chat, cmd_tokenize, cmd_template, NULL, cmd_perplexity, NULL, NULL, NULL, cmd_help,
 };
 
 static void print_usage(FILE *out) {
@@ -22,7 +24,7 @@ static void print_usage(FILE *out) {
             fprintf(out, "  %-10s %s\n", command_table[i].name, command_table[i].summary);
         }
     }
-    fprintf(out, "\n'lockstep COMMAND --help' lists its options. A first try: lockstep generate -m demo -p 'Once'\n");
+    fprintf(out, "\n'lockstep help COMMAND' lists its options. A first try: lockstep generate -m demo -p 'Once'\n");
 }
 
 int cli_fail(const ls_error *error, bool verbose) {
@@ -33,8 +35,33 @@ int cli_fail(const ls_error *error, bool verbose) {
     return error->status == LS_EINVAL ? EXIT_USAGE : EXIT_FAILED;
 }
 
+static int run_command(int argc, char **argv) {
+    for (int i = 0; i < COMMAND_COUNT; i++) {
+        if (strcmp(argv[0], command_table[i].name) == 0 && commands[i] != NULL) {
+            return commands[i](argc, argv);
+        }
+    }
+    fprintf(stderr, "lockstep: unknown command '%s'\n\n", argv[0]);
+    print_usage(stderr);
+    return EXIT_USAGE;
+}
+
+/* lockstep help: the commands. lockstep help COMMAND: what COMMAND --help says. */
+static int cmd_help(int argc, char **argv) {
+    if (argc > 2) {
+        fprintf(stderr, "lockstep help: unexpected argument '%s'\n", argv[2]);
+        return EXIT_USAGE;
+    }
+    if (argc < 2 || argv[1][0] == '-' || strcmp(argv[1], "help") == 0) {
+        print_usage(stdout);
+        return EXIT_GOOD;
+    }
+    char *asked[] = {argv[1], "--help", NULL};
+    return run_command(2, asked);
+}
+
 static int run(int argc, char **argv) {
-    if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0 || strcmp(argv[1], "-h") == 0) {
+    if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
         print_usage(argc < 2 ? stderr : stdout);
         return argc < 2 ? EXIT_USAGE : EXIT_GOOD;
     }
@@ -42,14 +69,7 @@ static int run(int argc, char **argv) {
         printf("lockstep %s\n", ls_version());
         return EXIT_GOOD;
     }
-    for (int i = 0; i < COMMAND_COUNT; i++) {
-        if (strcmp(argv[1], command_table[i].name) == 0 && commands[i] != NULL) {
-            return commands[i](argc - 1, argv + 1);
-        }
-    }
-    fprintf(stderr, "lockstep: unknown command '%s'\n\n", argv[1]);
-    print_usage(stderr);
-    return EXIT_USAGE;
+    return run_command(argc - 1, argv + 1);
 }
 
 /* Output that nobody received is a failure, not a success. Also runs when argp exits after --help. */

@@ -215,8 +215,21 @@ static ls_status load_weights(ls_engine *engine, ls_error *err) {
 
 /* ---- Opening and closing ---- */
 
+/* The most text that one token can bring: what a decoder and a stop string held back, and the longest token, each of
+ * whose bytes may become a U+FFFD. */
+static size_t longest_piece(const ls_tokenizer *tokenizer) {
+    size_t longest = 0;
+    for (int32_t id = 0; tokenizer != NULL && id <= tokenizer_max_id(tokenizer); id++) {
+        const char *bytes;
+        size_t n;
+        if (tokenizer_token_bytes(tokenizer, id, &bytes, &n)) {
+            longest = n > longest ? n : longest;
+        }
+    }
+    return 3 * (longest + DETOKENIZER_MAX_HELD) + STOP_MAX_BYTES;
+}
+
 static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, ls_error *err) {
-    enum { PIECE_BYTES = 4096 }; /* a longer piece, of a token beyond any known vocabulary's, grows it once */
     int64_t start = clock_ns();
     engine->isa = cpu_isa_best();
     TRY(resolve_config(&engine->config, &engine->model->spec, params, err));
@@ -229,7 +242,8 @@ static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, l
     plan_cache_init(&engine->plans, &cpu_ref_ops, (const ls_program *const *)engine->program);
     TRY(rank_group_create(&engine->group, config->n_ranks, config->n_threads, err));
     TRY(exchange_threads_create(&engine->exchange, engine->group, err));
-    TRY(text_buffer_reserve(&engine->piece, PIECE_BYTES, err));
+    TRY(text_buffer_reserve(&engine->piece, longest_piece(engine->model->tokenizer), err));
+    TRY(text_buffer_reserve(&engine->scratch, longest_piece(engine->model->tokenizer), err));
     int64_t planned = clock_ns();
     TRY(load_weights(engine, err));
     engine->open_ns = start;
@@ -249,6 +263,10 @@ ls_status ls_engine_open(ls_model *model, const ls_engine_params *params, ls_eng
     }
     engine->model = model;
     engine->waiting_end = &engine->waiting;
+    if (driver_init(engine, err) != LS_OK) {
+        free(engine);
+        return LS_ENOMEM;
+    }
     TRY_GOTO(open_steps(engine, &known, err), fail);
     *out = engine;
     return LS_OK;
@@ -262,12 +280,14 @@ void ls_engine_close(ls_engine **out) {
     if (engine == NULL) {
         return;
     }
+    ls_engine_stop(engine);
     for (ls_request *request = engine->requests; request != NULL;) {
         ls_request *next = request->next_of_engine;
         request_destroy(request);
         request = next;
     }
     text_buffer_deinit(&engine->piece);
+    text_buffer_deinit(&engine->scratch);
     if (engine->exchange != NULL) {
         engine->exchange->destroy(engine->exchange);
     }
@@ -278,6 +298,7 @@ void ls_engine_close(ls_engine **out) {
         program_destroy(&engine->program[r]);
     }
     arena_deinit(&engine->host_arena);
+    driver_deinit(engine);
     free(engine);
     *out = NULL;
 }
@@ -285,8 +306,4 @@ void ls_engine_close(ls_engine **out) {
 int ls_engine_max_tokens(const ls_engine *engine) {
     int64_t cached = (int64_t)engine->config.n_pages * LS_PAGE_TOKENS;
     return cached < engine->config.max_len ? (int)cached : engine->config.max_len;
-}
-
-ls_status ls_engine_step(ls_engine *engine, ls_error *err) {
-    return engine_step(engine, err);
 }

@@ -1,13 +1,22 @@
 /*
  * Inside of ls_model, ls_engine and ls_request; only src/engine includes it.
  *
- * One thread at a time drives an engine. The ranks' threads run only inside rank_group_run, so nothing here needs a
- * lock: the driver writes the step's input, runs the step, reads the outputs.
+ * One thread at a time drives an engine: the caller of ls_engine_step, or the engine's own (driver.c). The ranks' threads
+ * run only inside rank_group_run: the driver writes the step's input, runs the step, reads the outputs.
+ *
+ * engine->lock guards everything but what a running step reads. The driver holds it while it schedules and publishes, and
+ * lets go of it while the ranks run; `in_step` says so. Meanwhile others may add, read and cancel requests, but what the
+ * step works on (its sequences' tokens, pages, edits; the ranks) they leave alone: they wait, or leave a mark that the
+ * driver sees to.
  */
 #ifndef LS_ENGINE_ENGINE_H
 #define LS_ENGINE_ENGINE_H
 
+#include <pthread.h>
+
 #include "base/log.h"
+#include "engine/answer.h"
+#include "engine/logit_edits.h"
 #include "engine/memory_plan.h"
 #include "engine/pages.h"
 #include "engine/plan_cache.h"
@@ -32,21 +41,37 @@ struct ls_request {
     ls_engine *engine;
     ls_request *next_of_engine, *prev_of_engine; /* all requests of the engine */
     ls_request *next_waiting;
+    ls_request *next_kept;          /* finished ones that keep their pages, oldest first */
+    ls_request *next_news;          /* ls_engine_poll has not told of it yet */
+    bool has_news, is_kept, cancel; /* cancel: as soon as the step is over */
     request_state state;
-    ls_request_params params; /* its pointers to prompts are not kept */
-    ls_sample_params sample;
+    ls_request_params params; /* its pointers are not kept, but for `reuse` */
+    ls_sample_params sample;  /* edit and allowed point to what follows */
+    logit_edits edits;
+    int32_t *allowed; /* [sample.n_allowed] rising */
+    int32_t *ending;  /* [n_ending] tokens that stop it */
+    int n_ending;
+    char **stop; /* [n_stop] for ls_result.stop_string */
+    size_t n_stop;
     int32_t *token; /* [token_capacity]: prompt, then answer */
     int n_prompt, n_tokens, token_capacity;
     int n_computed;
-    int n_logits_seen; /* prompt positions whose logits went to on_logits */
-    int32_t *page;     /* [page_capacity] */
+    int n_logits_seen; /* prompt positions whose logits were used */
+    int n_reused, n_preempted;
+    int32_t *page; /* [page_capacity] */
     int n_pages;
-    detokenizer stream;
-    text_buffer text; /* built by ls_request_get_result, not by steps */
+    answer_text live, view; /* fed by steps (only if it is `watched`); by ls_request_get_result */
+    bool watched;           /* somebody listens, or a stop string may come */
+    text_buffer text;       /* what view gave */
+    bool text_ended;
+    ls_logprobs *logprobs; /* [token_capacity] from logprobs_first on, or NULL */
+    int logprobs_first, logprobs_end;
     ls_finish finish;
     ls_error error;
+    int stop_string;    /* index, or -1 */
+    int32_t stop_token; /* or -1 */
     uint64_t logits_hash;
-    int64_t submitted_ns, first_token_ns;
+    int64_t submitted_ns, first_step_ns, first_token_ns, finished_ns; /* -1: not yet */
 };
 
 /* What one output row of the step is for. */
@@ -71,8 +96,16 @@ typedef struct engine_stats {
     int64_t prefill_tokens, decode_tokens, prefill_steps, decode_steps;
     int64_t decode_kv_bytes; /* read by all decode steps */
     int64_t exchange_ns;     /* of decode steps */
-    int64_t preemptions;
+    int64_t preemptions, finished, failed, cancelled, generated_tokens;
 } engine_stats;
+
+/* The engine's own thread, and what ls_engine_poll tells. */
+typedef struct engine_driver {
+    pthread_t thread;
+    bool started, stopping;
+    ls_request *news, **news_end; /* in the order it happened */
+    int event_fd;                 /* readable while there is news; -1 before the first start */
+} engine_driver;
 
 struct ls_engine {
     const ls_model *model;
@@ -88,15 +121,22 @@ struct ls_engine {
     plan_cache plans;
     page_pool pages;
     step_batch batch;
-    text_buffer piece;                  /* what on_text is given; reserved at the start */
+    text_buffer piece, scratch;         /* what on_text is given, and before stop strings; reserved at the start */
     ls_request *requests;               /* all */
     ls_request *waiting, **waiting_end; /* by arrival; preempted ones go to the front */
+    ls_request *kept;                   /* finished, with pages that others may have when they need them */
     ls_request **running;               /* [max_num_seqs] by admission */
     int n_running;
     engine_stats stats;
     int64_t open_ns, plan_us, shard_us;
     double read_bytes_per_s; /* 0: not measured yet */
     ls_error death;          /* status LS_OK while the engine lives; see engine_check_alive */
+    pthread_mutex_t lock;
+    pthread_cond_t step_over, work, told; /* in_step fell; something to do; something for ls_engine_poll */
+    bool in_step;
+    int n_cancels;      /* requests marked `cancel` */
+    int n_idle_waiters; /* in engine_lock_idle: the driver starts no step before they are through */
+    engine_driver driver;
 };
 
 /* model_open.c: what crosses the border says its size. Inputs may not be larger than what we know; outputs may. */
@@ -104,18 +144,39 @@ ls_status check_struct_size(const char *name, size_t given, size_t known, ls_err
 
 /* scheduler.c: fills engine->batch from the running and waiting requests. */
 void schedule(ls_engine *engine);
-/* Takes a request out of the queues and gives back its pages. */
-void scheduler_remove(ls_engine *engine, ls_request *request);
 void scheduler_add(ls_engine *engine, ls_request *request);
+/* Takes a request out of the queues; its pages go back, or are kept for a later one (`keep`). */
+void scheduler_remove(ls_engine *engine, ls_request *request, bool keep);
+/* Gives back the pages of a finished request that kept them. */
+void scheduler_drop_kept(ls_engine *engine, ls_request *request);
 
 /* step.c: schedule, run, sample, publish. A step that its ranks could not finish kills the engine: its requests fail with
  * the reason, and from then on submitting and stepping do too. */
 ls_status engine_check_alive(const ls_engine *engine, ls_error *err);
+/* Called with the lock, which it lets go while the ranks run. */
 ls_status engine_step(ls_engine *engine, ls_error *err);
+
+/* driver.c */
+ls_status driver_init(ls_engine *engine, ls_error *err);
+void driver_deinit(ls_engine *engine);
+/* The lock, once no step runs: for what needs the ranks, or what a step may be working on. */
+void engine_lock_idle(ls_engine *engine);
+void driver_wake(ls_engine *engine);                        /* there is work */
+void driver_tell(ls_engine *engine, ls_request *request);   /* it has news */
+void driver_forget(ls_engine *engine, ls_request *request); /* it goes away */
 
 /* request.c */
 void request_finish(ls_request *request, ls_finish finish);
 void request_destroy(ls_request *request);
+
+/* request_params.c: checks and copies what the caller gave, with the model's defaults. prompt: the tokens. */
+ls_status request_read_params(ls_request *request, const token_list *prompt, ls_error *err);
+ls_status request_read_prompt(const ls_model *model, const ls_request_params *p, token_list *out, ls_error *err);
+
+/* logprobs.c */
+bool wants_logprobs(const ls_request *request, int index); /* of token `index` */
+ls_status logprobs_reserve(ls_request *request, ls_error *err);
+void logprobs_store(ls_request *request, const sampler_row *row, int index, int32_t token);
 
 /* timeline.c */
 void stats_add_step(ls_engine *engine, int64_t step_ns, int64_t exchange_ns);

@@ -53,6 +53,8 @@ ls_status rank_memory_place(rank_memory *out, const engine_config *config, const
         {BUF_PART, MEM_EXCHANGE, 2 * m * (size_t)spec->d_model * sizeof(float)},
         {BUF_LOGITS, MEM_LOGITS, (size_t)config->n_out_max * v_loc * sizeof(float)},
         {BUF_SAMPLE, MEM_LOGITS, (size_t)config->n_out_max * sizeof(ls_sample_part)},
+        {BUF_EDITED, MEM_LOGITS, (size_t)config->n_threads * v_loc * sizeof(float)},
+        {BUF_SLICE, MEM_LOGITS, (size_t)config->n_threads * sizeof(ls_sample_part)},
     };
     for (size_t i = 0; i < sizeof piece / sizeof *piece; i++) {
         TRY(arena_take(arena, (int)piece[i].tag, piece[i].bytes, &bind->buf[piece[i].buf], err));

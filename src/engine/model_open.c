@@ -111,6 +111,8 @@ ls_status ls_model_get_info(const ls_model *model, ls_model_info *out, ls_error 
         .temperature = d->has_temperature ? d->temperature : 1.0,
         .top_p = d->has_top_p ? d->top_p : 1.0,
         .top_k = d->has_top_k ? (int)d->top_k : 0,
+        .min_p = d->has_min_p ? d->min_p : 0.0,
+        .repetition_penalty = d->has_repetition_penalty ? d->repetition_penalty : 1.0,
     };
     memcpy(out, &info, out->struct_size < sizeof info ? out->struct_size : sizeof info);
     return LS_OK;

@@ -26,12 +26,19 @@ static void run_rank(void *arg, int rank, const ls_team *team) {
     }
 }
 
+/* The forward pass, without the lock. */
 static ls_status run(ls_engine *engine, ls_error *err) {
     step_job job = {.engine = engine};
     TRY(plan_get_or_build(&engine->plans, (plan_key){PLAN_WALK, 0}, &job.plan, err));
+    engine->in_step = true;
+    pthread_mutex_unlock(&engine->lock);
     int64_t start = clock_ns();
     rank_group_run(engine->group, run_rank, &job);
-    stats_add_step(engine, clock_ns() - start, job.exchange_ns);
+    int64_t step_ns = clock_ns() - start;
+    pthread_mutex_lock(&engine->lock);
+    engine->in_step = false;
+    pthread_cond_broadcast(&engine->step_over);
+    stats_add_step(engine, step_ns, job.exchange_ns);
     return atomic_load(&job.aborted) ? error_set(err, LS_EABORTED, "step aborted: another rank failed") : LS_OK;
 }
 
@@ -76,21 +83,24 @@ static void emit(ls_request *request, int32_t token) {
     }
 }
 
+static void clear_piece(ls_engine *engine) {
+    engine->piece.n = 0;
+    engine->piece.data[0] = '\0';
+}
+
 static void end_request(ls_request *request, ls_finish finish) {
+    ls_engine *engine = request->engine;
     request_finish(request, finish);
-    text_buffer *piece = &request->engine->piece;
-    piece->n = 0;
-    if (request->engine->model->tokenizer != NULL && detokenizer_flush(&request->stream, piece, NULL) == LS_OK &&
-        piece->n > 0) {
+    clear_piece(engine);
+    if (request->watched && answer_flush(&request->live, &engine->scratch, &engine->piece, NULL) == LS_OK &&
+        engine->piece.n > 0) {
         emit(request, -1);
     }
 }
 
-static bool is_eos(const ls_model *model, int32_t token) {
-    const int32_t *eos = model->defaults.n_eos > 0 ? model->defaults.eos : model->spec.eos;
-    int n = model->defaults.n_eos > 0 ? model->defaults.n_eos : model->spec.n_eos;
-    for (int i = 0; i < n; i++) {
-        if (eos[i] == token) {
+static bool ends_answer(const ls_request *request, int32_t token) {
+    for (int i = 0; i < request->n_ending; i++) {
+        if (request->ending[i] == token) {
             return true;
         }
     }
@@ -100,20 +110,50 @@ static bool is_eos(const ls_model *model, int32_t token) {
 static void publish_token(ls_request *request, int32_t token) {
     ls_engine *engine = request->engine;
     request->token[request->n_tokens++] = token;
+    engine->stats.generated_tokens++;
     if (request->first_token_ns < 0) {
         request->first_token_ns = clock_ns();
     }
-    engine->piece.n = 0;
-    engine->piece.data[0] = '\0';
-    if (engine->model->tokenizer != NULL) {
-        detokenizer_push(&request->stream, token, &engine->piece, NULL);
+    logit_edits_push(&request->edits, token, true);
+    bool ends = ends_answer(request, token);
+    clear_piece(engine);
+    if (request->watched) {
+        bool shown = !ends || request->params.include_stop;
+        if (answer_push(&request->live, token, shown, &engine->scratch, &engine->piece, &request->stop_string,
+                        &request->error) != LS_OK) {
+            end_request(request, LS_FINISH_ERROR);
+            return;
+        }
+        emit(request, token);
     }
-    emit(request, token);
-    if (!request->params.ignore_eos && is_eos(engine->model, token)) {
+    if (ends) {
+        request->stop_token = token;
+        end_request(request, LS_FINISH_STOP);
+    } else if (request->stop_string >= 0) {
         end_request(request, LS_FINISH_STOP);
     } else if (request->n_tokens == request->token_capacity) {
         end_request(request, LS_FINISH_LENGTH);
+    } else {
+        driver_tell(engine, request);
     }
+}
+
+/* Draws the next token of a sequence. */
+static void choose(ls_engine *engine, const step_output *output, int i_out, const sampler_row *row) {
+    ls_request *request = output->request;
+    int32_t token = sampler_pick(row, &engine->batch.sample[i_out], engine->host.candidate, engine->host.row);
+    if (token < 0) {
+        error_set(&request->error, LS_EINVAL,
+                  "every token is forbidden at position %d: logit_bias, bad_words, min_tokens and allowed_tokens leave "
+                  "nothing to draw",
+                  request->n_tokens);
+        end_request(request, LS_FINISH_ERROR);
+        return;
+    }
+    if (wants_logprobs(request, request->n_tokens)) {
+        logprobs_store(request, row, request->n_tokens, token);
+    }
+    publish_token(request, token);
 }
 
 static void publish_output(ls_engine *engine, int i_out) {
@@ -137,10 +177,13 @@ static void publish_output(ls_engine *engine, int i_out) {
         }
     }
     if (pos < request->n_prompt && pos >= request->n_logits_seen) {
+        if (pos + 1 < request->n_prompt && wants_logprobs(request, pos + 1)) {
+            logprobs_store(request, &row, pos + 1, request->token[pos + 1]);
+        }
         request->n_logits_seen = pos + 1;
     }
     if (chooses) {
-        publish_token(request, sampler_pick(&row, &engine->batch.sample[i_out], engine->host.candidate));
+        choose(engine, output, i_out, &row);
     } else if (output->chooses) {
         end_request(request, LS_FINISH_LENGTH); /* max_tokens 0: only the prompt was asked for */
     }
@@ -177,11 +220,24 @@ static void publish_faults(ls_engine *engine) {
     }
 }
 
+/* Requests that were cancelled while the step ran. */
+static void see_to_cancelled(ls_engine *engine) {
+    ls_request *next;
+    for (ls_request *request = engine->requests; request != NULL && engine->n_cancels > 0; request = next) {
+        next = request->next_of_engine;
+        if (request->cancel && request->state != REQUEST_FINISHED) {
+            end_request(request, LS_FINISH_CANCELLED);
+        }
+    }
+    engine->n_cancels = 0;
+}
+
 static void publish(ls_engine *engine) {
     const step_batch *batch = &engine->batch;
     for (int i = 0; i < batch->step.n_seqs; i++) {
         batch->request[i]->n_computed += batch->seq[i].n_rows;
     }
+    see_to_cancelled(engine);
     publish_faults(engine);
     for (int i = 0; i < batch->step.n_out; i++) {
         publish_output(engine, i);

@@ -79,8 +79,7 @@ static void measure_read(ls_engine *engine) {
     engine->read_bytes_per_s = (double)bytes * job.n_times * 1e9 / (double)best_ns;
 }
 
-ls_status ls_engine_get_timeline(ls_engine *engine, ls_timeline *out, ls_error *err) {
-    TRY(check_struct_size("ls_timeline", out->struct_size, SIZE_MAX, err));
+static void get_timeline(ls_engine *engine, ls_timeline *out) {
     if (engine->read_bytes_per_s == 0) {
         measure_read(engine);
     }
@@ -121,5 +120,12 @@ ls_status ls_engine_get_timeline(ls_engine *engine, ls_timeline *out, ls_error *
         line.limit_ratio = line.limit_us_per_step * 1000 * (double)stats->decode_steps / (double)stats->decode_ns;
     }
     memcpy(out, &line, out->struct_size < sizeof line ? out->struct_size : sizeof line);
+}
+
+ls_status ls_engine_get_timeline(ls_engine *engine, ls_timeline *out, ls_error *err) {
+    TRY(check_struct_size("ls_timeline", out->struct_size, SIZE_MAX, err));
+    engine_lock_idle(engine);
+    get_timeline(engine, out);
+    pthread_mutex_unlock(&engine->lock);
     return LS_OK;
 }

@@ -83,6 +83,7 @@ ls_status ls_engine_get_trace(ls_engine *engine, ls_trace_fn fn, void *user, int
     if (engine->host.trace == NULL) {
         return error_set(err, LS_EINVAL, "the engine keeps no trace: open it with trace_events, or --trace");
     }
+    engine_lock_idle(engine);
     trace_reader reader = {.fn = fn, .user = user, .origin_ns = engine->model->open_ns};
     give_stage(&reader, "load", engine->model->open_ns, engine->model->load_us);
     give_stage(&reader, "plan", engine->open_ns, engine->plan_us);
@@ -93,6 +94,7 @@ ls_status ls_engine_get_trace(ls_engine *engine, ls_trace_fn fn, void *user, int
             give_row(&reader, &engine->rank[rank].trace[thread], engine->program[rank], rank, thread);
         }
     }
+    pthread_mutex_unlock(&engine->lock);
     *n_lost = reader.n_lost;
     return LS_OK;
 }

@@ -20,8 +20,19 @@ static ls_status read_sampling(ls_generation_defaults *out, const json_doc *doc,
     if (out->has_top_p && (out->top_p <= 0 || out->top_p > 1)) {
         return error_set(err, LS_EFORMAT, "%s: top_p: %g is outside 0..1", doc->name, out->top_p);
     }
+    out->has_min_p = key_given(doc, "min_p");
+    TRY(json_find_real(doc, doc->root, "min_p", &out->min_p, err));
+    if (out->min_p < 0 || out->min_p > 1) {
+        return error_set(err, LS_EFORMAT, "%s: min_p: %g is outside 0..1", doc->name, out->min_p);
+    }
     if (!do_sample) { /* greedy, whatever else stands there */
         *out = (ls_generation_defaults){.has_temperature = true};
+    }
+    out->has_repetition_penalty = key_given(doc, "repetition_penalty");
+    TRY(json_find_real(doc, doc->root, "repetition_penalty", &out->repetition_penalty, err));
+    if (out->has_repetition_penalty && !(out->repetition_penalty >= 0.01 && out->repetition_penalty <= 100)) {
+        return error_set(err, LS_EFORMAT, "%s: repetition_penalty: %g is outside 0.01..100", doc->name,
+                         out->repetition_penalty);
     }
     return LS_OK;
 }

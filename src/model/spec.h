@@ -70,13 +70,15 @@ void rope_frequencies(const ls_rope *rope, int d_head, int max_position_tokens, 
                       float *attention_factor);
 
 /* Defaults that generation_config.json asks for; a value counts only where its has_ is true. "do_sample": false asks
- * for greedy sampling and reads as temperature 0. */
+ * for greedy sampling and reads as temperature 0; penalties hold there too. */
 typedef struct ls_generation_defaults {
-    bool has_temperature, has_top_k, has_top_p;
+    bool has_temperature, has_top_k, has_top_p, has_min_p, has_repetition_penalty;
     double temperature;
-    int64_t top_k; /* 0: no limit */
-    double top_p;  /* in (0, 1] */
-    int n_eos;     /* 0: the file does not say, use the spec's */
+    int64_t top_k;             /* 0: no limit */
+    double top_p;              /* in (0, 1] */
+    double min_p;              /* in [0, 1] */
+    double repetition_penalty; /* in [0.01, 100] */
+    int n_eos;                 /* 0: the file does not say, use the spec's */
     int32_t eos[SPEC_MAX_EOS];
 } ls_generation_defaults;
 

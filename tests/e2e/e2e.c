@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <math.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -39,6 +40,53 @@ void assert_fails_at(ls_status st, const ls_error *err, ls_status expected, cons
                     *words != NULL ? " with " : "", *words != NULL ? *words : "", ls_status_name(st), err->text);
         _fail(file, line);
     }
+}
+
+/* ---- Programs ---- */
+
+void build_folder(char path[PATH_BYTES]) {
+    const char *bin = getenv("LS_BIN");
+    bin = bin != NULL ? bin : "build/lockstep";
+    const char *slash = strrchr(bin, '/');
+    assert_non_null(slash);
+    assert_true(snprintf(path, PATH_BYTES, "%.*s", (int)(slash - bin), bin) < PATH_BYTES);
+}
+
+static int run_shell(char *out, size_t out_bytes, const char *format, va_list args) {
+    char line[8192], command[sizeof line + 32];
+    assert_in_range(vsnprintf(line, sizeof line, format, args), 1, sizeof line - 1);
+    snprintf(command, sizeof command, "{ %s\n} 2>&1 </dev/null", line);
+    FILE *pipe = popen(command, "r");
+    assert_non_null(pipe);
+    size_t n = fread(out, 1, out_bytes - 1, pipe);
+    out[n] = '\0';
+    int status = pclose(pipe);
+    assert_true(WIFEXITED(status));
+    return WEXITSTATUS(status);
+}
+
+int shell(char *out, size_t out_bytes, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    int code = run_shell(out, out_bytes, format, args);
+    va_end(args);
+    return code;
+}
+
+void shell_good(char *out, size_t out_bytes, const char *file, int line, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    int code = run_shell(out, out_bytes, format, args);
+    va_end(args);
+    if (code != 0) {
+        print_error("%s:%d: exit code %d: %s\n", file, line, code, out);
+        _fail(file, line);
+    }
+}
+
+bool has_program(const char *name) {
+    char out[PATH_BYTES];
+    return shell(out, sizeof out, "command -v %s", name) == 0;
 }
 
 /* ---- Folders ---- */

@@ -28,6 +28,16 @@ enum { PATH_BYTES = 512 };
 bool sanitized(void); /* a sanitizer runs: slow tests do less */
 double now_s(void);
 
+/* The folder of the build under test: where LS_BIN lies. */
+void build_folder(char path[PATH_BYTES]);
+/* Runs a line of shell, printf's way; what it wrote to both outputs, and its exit code. */
+int shell(char *out, size_t out_bytes, const char *format, ...) __attribute__((format(printf, 3, 4)));
+/* The same, of a line that must succeed. */
+#define SHELL(out, ...) shell_good((out), sizeof(out), __FILE__, __LINE__, __VA_ARGS__)
+void shell_good(char *out, size_t out_bytes, const char *file, int line, const char *format, ...)
+    __attribute__((format(printf, 5, 6)));
+bool has_program(const char *name);
+
 /* Prints err->text and fails unless st is LS_OK. */
 #define ASSERT_OK(st, err) assert_ok_at((st), (err), __FILE__, __LINE__)
 void assert_ok_at(ls_status st, const ls_error *err, const char *file, int line);

@@ -11,6 +11,11 @@ static void usage(void **state) {
     expect(CLI("--version"), 0, ">lockstep " LS_VERSION "\n");
     expect(CLI("--help"), 0, ">generate");
     expect(CLI("help"), 0, ">usage: lockstep COMMAND");
+    expect(CLI("help", "help"), 0, ">usage: lockstep COMMAND");
+    expect(CLI("help", "--help"), 0, ">usage: lockstep COMMAND");
+    expect(CLI("help", "generate"), 0, ">--tensor-parallel-size");
+    expect(CLI("help", "fly"), 2, "unknown command 'fly'");
+    expect(CLI("help", "generate", "chat"), 2, "unexpected argument 'chat'");
     expect((cli_run){.folder = NULL}, 2, "usage: lockstep COMMAND");
     expect(CLI("generaet"), 2, "unknown command 'generaet'");
     expect(CLI("--frobnicate"), 2, "--frobnicate");

@@ -99,8 +99,9 @@ static void check_formulas(const ls_engine *engine) {
         assert_int_equal(by_tag[MEM_WEIGHTS], weight_formula(spec, c->dtype, r, c->n_ranks));
         assert_int_equal(by_tag[MEM_KV_CACHE], 2 * align64(kv * (c->kv_dtype == LS_F32 ? 4 : 2)));
         assert_int_equal(by_tag[MEM_EXCHANGE], align64(2LL * c->m_max * spec->d_model * 4));
-        assert_int_equal(by_tag[MEM_LOGITS], align64(4LL * c->n_out_max * share(spec->n_vocab, r, c->n_ranks)) +
-                                                 align64((int64_t)sizeof(ls_sample_part) * c->n_out_max));
+        const int64_t v = share(spec->n_vocab, r, c->n_ranks), part = (int64_t)sizeof(ls_sample_part);
+        assert_int_equal(by_tag[MEM_LOGITS], align64(4 * c->n_out_max * v) + align64(part * c->n_out_max) +
+                                                 align64(4 * c->n_threads * v) + align64(part * c->n_threads));
         assert_int_equal(by_tag[MEM_ROPE] + by_tag[MEM_STEP] + by_tag[MEM_SCHEDULER], 0);
     }
     assert_int_equal(engine->host_arena.by_tag[MEM_ROPE], align64(4LL * c->max_len * spec->d_head));

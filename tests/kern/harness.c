@@ -471,6 +471,11 @@ static void build_logits(kern_memory *m, int r) {
     copy_input(m, logits, vocab.count, vocab.first, vocab.count);
     ls_sample_part *part = take(m, "BUF_SAMPLE", r, (n_out + 1) * sizeof *part);
     m->rank[r].bind.buf[BUF_SAMPLE] = may_write(m, part, 0, n_out * sizeof *part);
+    const size_t n_threads = (size_t)m->run->n_threads;
+    float *edited = take(m, "BUF_EDITED", r, (n_threads + 1) * (size_t)vocab.count * sizeof *edited);
+    m->rank[r].bind.buf[BUF_EDITED] = may_write(m, edited, 0, n_threads * (size_t)vocab.count * sizeof *edited);
+    ls_sample_part *slice = take(m, "BUF_SLICE", r, (n_threads + 1) * sizeof *slice);
+    m->rank[r].bind.buf[BUF_SLICE] = may_write(m, slice, 0, n_threads * sizeof *slice);
 }
 
 static void build_rank(kern_memory *m, int r) {
@@ -635,55 +640,72 @@ static bool gather_cache(const kern_memory *m, kern_result *result, bool is_k, k
     return true;
 }
 
+/* The best of the ranks' lists, in order, at most `room`. */
+static int32_t merge_lists(const ls_candidate *const *list, const int32_t *n_list, int n_ranks, int room, float *out) {
+    int next[LS_MAX_RANKS] = {0};
+    int32_t n = 0;
+    for (; n < room; n++) {
+        int best = -1;
+        for (int r = 0; r < n_ranks; r++) {
+            const ls_candidate *a = &list[r][next[r]], *b = best < 0 ? NULL : &list[best][next[best]];
+            if (next[r] < n_list[r] && (b == NULL || a->z > b->z || (a->z == b->z && a->id < b->id))) {
+                best = r;
+            }
+        }
+        if (best < 0) {
+            return n;
+        }
+        memcpy(out + 2 * n, &list[best][next[best]++], sizeof(ls_candidate));
+    }
+    return n;
+}
+
 /* What oracle.c's check_offer reads: the ranks' offers merged into the whole row's. */
 static bool gather_sample(const kern_memory *m, kern_result *result, kern_report *report) {
-    enum { WORDS = sizeof(ls_sample_part) / sizeof(float), HEAD_WORDS = 6 };
+    enum { WORDS = sizeof(ls_sample_part) / sizeof(float), HEAD_WORDS = 6, RAW = HEAD_WORDS + 2 * LS_SAMPLE_BEST };
     const int n_out = m->step.n_out, n_ranks = m->run->n_ranks;
-    kern_output *all = add_output(result, "offer", n_out, HEAD_WORDS + 2 * LS_SAMPLE_BEST, LS_F32, LS_F32);
+    kern_output *all = add_output(result, "offer", n_out, RAW + 3 + 2 * LS_SAMPLE_TOP, LS_F32, LS_F32);
     kern_output *raw = add_output(result, "ls_sample_part", n_ranks * n_out, WORDS, LS_F32, LS_F32);
     raw->per_rank = true;
     memset(all->value, 0, (size_t)(all->rows * all->cols) * sizeof *all->value);
     for (int i = 0; i < n_out; i++) {
         float *to = all->value + (int64_t)i * all->cols;
-        softmax_node node[LS_MAX_RANKS];
+        softmax_node node[LS_MAX_RANKS], raw_node[LS_MAX_RANKS];
+        const ls_candidate *best[LS_MAX_RANKS], *top[LS_MAX_RANKS];
+        int32_t n_best[LS_MAX_RANKS], n_top[LS_MAX_RANKS];
         double drawn_value = -INFINITY;
-        int32_t drawn = -1, n_best = 0;
-        int next[LS_MAX_RANKS] = {0};
-        const ls_sample_part *part[LS_MAX_RANKS];
+        int32_t drawn = -1;
         for (int r = 0; r < n_ranks; r++) {
-            part[r] = (const ls_sample_part *)m->rank[r].bind.buf[BUF_SAMPLE] + i;
-            memcpy(raw->value + (int64_t)(r * n_out + i) * WORDS, part[r], sizeof *part[r]);
-            if (part[r]->n_best < 0 || part[r]->n_best > LS_SAMPLE_BEST) {
-                return kern_fail(report, "sample: rank %d offers %d candidates", r, part[r]->n_best);
+            const ls_sample_part *part = (const ls_sample_part *)m->rank[r].bind.buf[BUF_SAMPLE] + i;
+            ls_sample_part copy = *part; /* entries past the counts mean nothing */
+            if (part->n_best < 0 || part->n_best > LS_SAMPLE_BEST || part->n_top < 0 || part->n_top > LS_SAMPLE_TOP) {
+                return kern_fail(report, "sample: rank %d offers %d candidates, %d at the top", r, part->n_best,
+                                 part->n_top);
             }
-            for (int32_t j = part[r]->n_best; j < LS_SAMPLE_BEST; j++) { /* means nothing */
-                memset(raw->value + (int64_t)(r * n_out + i) * WORDS + HEAD_WORDS + 2 * j, 0, sizeof(ls_candidate));
-            }
-            node[r] = (softmax_node){part[r]->max, part[r]->sum};
-            if (part[r]->drawn_value > drawn_value) {
-                drawn_value = part[r]->drawn_value;
-                drawn = part[r]->drawn_id;
+            memset(copy.best + part->n_best, 0, (size_t)(LS_SAMPLE_BEST - part->n_best) * sizeof *copy.best);
+            memset(copy.top + part->n_top, 0, (size_t)(LS_SAMPLE_TOP - part->n_top) * sizeof *copy.top);
+            memcpy(raw->value + (int64_t)(r * n_out + i) * WORDS, &copy, sizeof copy);
+            best[r] = part->best;
+            n_best[r] = part->n_best;
+            top[r] = part->top;
+            n_top[r] = part->n_top;
+            node[r] = (softmax_node){part->max, part->sum};
+            raw_node[r] = (softmax_node){part->raw_max, part->raw_sum};
+            if (part->drawn_value > drawn_value) {
+                drawn_value = part->drawn_value;
+                drawn = part->drawn_id;
             }
         }
-        const int room = m->step.sample[i].temperature == 0 ? 1 : LS_SAMPLE_BEST;
-        while (n_best < room) {
-            int best = -1;
-            for (int r = 0; r < n_ranks; r++) {
-                const ls_candidate *a = &part[r]->best[next[r]], *b = best < 0 ? NULL : &part[best]->best[next[best]];
-                if (next[r] < part[r]->n_best && (b == NULL || a->z > b->z || (a->z == b->z && a->id < b->id))) {
-                    best = r;
-                }
-            }
-            if (best < 0) {
-                break;
-            }
-            memcpy(to + HEAD_WORDS + 2 * n_best++, &part[best]->best[next[best]++], sizeof(ls_candidate));
-        }
-        softmax_node whole = softmax_tree(node, n_ranks);
+        const ls_sample_params *how = &m->step.sample[i];
+        int32_t n = merge_lists(best, n_best, n_ranks, how->temperature == 0 ? 1 : LS_SAMPLE_BEST, to + HEAD_WORDS);
+        int32_t n_first = merge_lists(top, n_top, n_ranks, how->n_top, to + RAW + 3);
+        softmax_node whole = softmax_tree(node, n_ranks), whole_raw = softmax_tree(raw_node, n_ranks);
         memcpy(to, &whole, sizeof whole);
         memcpy(to + 2, &drawn_value, sizeof drawn_value);
         memcpy(to + 4, &drawn, sizeof drawn);
-        memcpy(to + 5, &n_best, sizeof n_best);
+        memcpy(to + 5, &n, sizeof n);
+        memcpy(to + RAW, &whole_raw, sizeof whole_raw);
+        memcpy(to + RAW + 2, &n_first, sizeof n_first);
     }
     return true;
 }

@@ -97,6 +97,9 @@ typedef struct kern_tensor {
     float *value;
 } kern_tensor;
 
+/* Edits and allowed ids of some of sample's rows. */
+enum { KERN_EDITS = 40 };
+
 typedef struct kern_problem {
     const kern_case *c;
     kern_tensor weight[KW_COUNT];
@@ -106,6 +109,8 @@ typedef struct kern_problem {
     int32_t token[KERN_MAX_ROWS]; /* -1 - i: row i of input_rows */
     bool is_out[KERN_MAX_ROWS];   /* head and sample: has logits */
     ls_sample_params sample[KERN_MAX_ROWS];
+    ls_logit_edit edit[KERN_EDITS];
+    int32_t allowed[KERN_EDITS];
     float *in;                                  /* [n_rows][in_cols]: h, q, att, act or logits, what the op reads */
     float *input_rows;                          /* [n_rows][D] */
     float *leaf;                                /* exchange: [8][n_rows][D] */

@@ -196,8 +196,8 @@ static void oracle_row(const kern_problem *p, int row, double *out[KERN_MAX_OUTP
 
 /* ---- Sampling: candidates and the drawn token must be exactly these ---- */
 
-static uint32_t oracle_philox(uint64_t seed, uint32_t id, uint32_t position) {
-    uint32_t counter[4] = {id, position, 0, 0}, key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+static uint32_t oracle_philox(uint64_t seed, uint32_t id, uint32_t position, uint32_t choice) {
+    uint32_t counter[4] = {id, position, choice, 0}, key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
     for (int round = 0; round < 10; round++) {
         uint64_t a = counter[0] * UINT64_C(0xD2511F53), b = counter[2] * UINT64_C(0xCD9E8D57);
         uint32_t next[4] = {(uint32_t)(b >> 32) ^ counter[1] ^ key[0], (uint32_t)b,
@@ -214,19 +214,63 @@ static int by_z_then_id(const void *a, const void *b) {
     return x->z != y->z ? (x->z > y->z ? -1 : 1) : x->id < y->id ? -1 : x->id > y->id;
 }
 
+static float edited_logit(float x, int id, const ls_sample_params *how) {
+    for (int i = 0; i < how->n_edits; i++) {
+        if (how->edit[i].id == id) {
+            x += how->edit[i].bias;
+            x = x > 0 ? x / how->edit[i].penalty : x * how->edit[i].penalty;
+            x += how->edit[i].offset;
+        }
+    }
+    for (int i = 0; how->allowed != NULL && i < how->n_allowed; i++) {
+        if (how->allowed[i] == id) {
+            return x;
+        }
+    }
+    return how->allowed == NULL ? x : -INFINITY;
+}
+
+/* What log probabilities are made of: the node of the row as it came, and its best ones. */
+static bool check_raw(const kern_problem *p, int row, const float *got, kern_report *report) {
+    const ls_sample_params *how = &p->sample[row];
+    const int n = p->c->n;
+    const float *logits = p->in + (int64_t)row * n;
+    ls_candidate *all = malloc((size_t)n * sizeof *all);
+    double sum = 0;
+    int32_t n_top;
+    memcpy(&n_top, got + 2, sizeof n_top);
+    for (int i = 0; i < n; i++) {
+        all[i] = (ls_candidate){logits[i], i};
+    }
+    qsort(all, (size_t)n, sizeof *all, by_z_then_id);
+    for (int i = 0; i < n; i++) {
+        sum += exp((double)all[i].z - all[0].z);
+    }
+    int wanted = how->n_top < 0 ? 0 : how->n_top < n ? how->n_top : n;
+    bool good = n_top == wanted && memcmp(got + 3, all, (size_t)wanted * sizeof *all) == 0;
+    if (how->n_top >= 0) {
+        good = good && got[0] == all[0].z && fabs(got[1] - sum) <= 1e-5 * sum;
+    }
+    free(all);
+    return good ? true
+                : kern_fail(report, "oracle: row %d: the logits as they came: max %g, sum %g, %d of %d best", row,
+                            (double)got[0], (double)got[1], n_top, wanted);
+}
+
 /* One row as harness.c gathers it: max, sum, drawn value (two words), drawn id, n_best, then (z, id) by rank. */
 static bool check_offer(const kern_problem *p, int row, const float *got, double *worst, kern_report *report) {
     const ls_sample_params *how = &p->sample[row];
     const int n = p->c->n;
-    const bool greedy = how->temperature == 0, filtered = !greedy && (how->top_k > 0 || how->top_p < 1);
+    const bool greedy = how->temperature == 0,
+               filtered = !greedy && (how->top_k > 0 || how->top_p < 1 || how->min_p > 0);
     ls_candidate *all = malloc((size_t)n * sizeof *all);
     double sum = 0, drawn_value = -INFINITY, got_value;
     int32_t drawn = -1, got_drawn, got_best;
     bool good = true;
     for (int i = 0; i < n; i++) {
-        all[i] =
-            (ls_candidate){greedy ? p->in[(int64_t)row * n + i] : p->in[(int64_t)row * n + i] / how->temperature, i};
-        double u = (oracle_philox(how->seed, (uint32_t)i, (uint32_t)how->position) + 0.5) / 4294967296.0;
+        float x = edited_logit(p->in[(int64_t)row * n + i], i, how);
+        all[i] = (ls_candidate){greedy ? x : x / how->temperature, i};
+        double u = (oracle_philox(how->seed, (uint32_t)i, (uint32_t)how->position, how->choice) + 0.5) / 4294967296.0;
         double value = (double)all[i].z - log(-log(u));
         if (value > drawn_value) {
             drawn_value = value;
@@ -234,13 +278,14 @@ static bool check_offer(const kern_problem *p, int row, const float *got, double
         }
     }
     qsort(all, (size_t)n, sizeof *all, by_z_then_id);
-    for (int i = 0; i < n; i++) {
-        sum += exp((double)all[i].z - all[0].z);
+    int n_left = 0; /* not forbidden */
+    while (n_left < n && all[n_left].z > -INFINITY) {
+        sum += exp((double)all[n_left++].z - all[0].z);
     }
     memcpy(&got_value, got + 2, sizeof got_value);
     memcpy(&got_drawn, got + 4, sizeof got_drawn);
     memcpy(&got_best, got + 5, sizeof got_best);
-    int wanted = greedy ? 1 : !filtered ? 0 : n < LS_SAMPLE_BEST ? n : LS_SAMPLE_BEST;
+    int wanted = greedy ? 1 : !filtered ? 0 : n_left < LS_SAMPLE_BEST ? n_left : LS_SAMPLE_BEST;
     if (got_best != wanted || memcmp(got + 6, all, (size_t)wanted * sizeof *all) != 0) {
         good = kern_fail(report, "oracle: row %d: the %d best candidates are not the %d that sorting gives", row,
                          got_best, wanted);
@@ -256,7 +301,7 @@ static bool check_offer(const kern_problem *p, int row, const float *got, double
         }
     }
     free(all);
-    return good;
+    return good && check_raw(p, row, got + 6 + 2 * LS_SAMPLE_BEST, report);
 }
 
 /* ---- Comparison ---- */

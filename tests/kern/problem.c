@@ -173,9 +173,22 @@ static void make_sample(kern_problem *p, int row, uint64_t *state) {
         float top_p;
     } ways[] = {{1, 0, 1}, {0, 0, 1}, {0.7F, 50, 0.9F}, {1.5F, 0, 0.5F}, {0.3F, 0, 1}, {1, 300, 1}, {0, 5, 0.5F}};
     size_t i = (size_t)row % (sizeof ways / sizeof *ways);
+    for (int j = 0; j < KERN_EDITS; j++) {
+        p->edit[j] = (ls_logit_edit){p->c->n * j / KERN_EDITS, j % 2 ? 1.5F : 0, j % 3 ? 1.25F : 1,
+                                     j % 4 == 3 ? -INFINITY : 0.5F};
+        p->allowed[j] = p->c->n * j / KERN_EDITS;
+    }
+    bool edits = p->c->n >= 2 * KERN_EDITS; /* so that ids differ */
     p->sample[row] = (ls_sample_params){.temperature = ways[i].temperature,
                                         .top_k = ways[i].top_k,
                                         .top_p = ways[i].top_p,
+                                        .min_p = row % 5 == 4 ? 0.05F : 0,
+                                        .edit = p->edit,
+                                        .n_edits = edits && row % 3 == 1 ? KERN_EDITS : 0,
+                                        .allowed = edits && row % 4 == 3 ? p->allowed : NULL,
+                                        .n_allowed = KERN_EDITS,
+                                        .n_top = row % 3 - 1 + (row % 3 == 2 ? LS_SAMPLE_TOP - 1 : 0),
+                                        .choice = (uint32_t)row,
                                         .seed = next_u64(state),
                                         .position = next_below(state, 100000)};
 }

@@ -126,6 +126,8 @@ static const kern_case sample_cases[] = {
     {.kind = OP_SAMPLE, .n = 100, .seq = {{0, 7}}},
     {.kind = OP_SAMPLE, .n = 256, .seq = {{0, 7}}},
     {.kind = OP_SAMPLE, .n = 2999, .seq = {{0, 14}}},
+    {.kind = OP_SAMPLE, .n = 2999, .seq = {{0, 1}}}, /* fewer rows than threads: in slices */
+    {.kind = OP_SAMPLE, .n = 1009, .seq = {{0, 2}}},
     {.kind = OP_SAMPLE, .model = "Qwen3-4B, R = 8", .n = 18992, .seq = {{0, 7}}},
 };
 

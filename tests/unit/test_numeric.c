@@ -300,15 +300,15 @@ static void test_philox_known_answers(void **state) {
         philox_whole(known[i].counter, known[i].key, out);
         assert_memory_equal(out, known[i].answer, sizeof out);
     }
-    assert_int_equal(philox(0, 0, 0), 0x6627e8d5);
+    assert_int_equal(philox(0, 0, 0, 0), 0x6627e8d5);
     uint64_t seed = 5;
     for (int i = 0; i < 100000; i++) {
         uint64_t key = next_u64(&seed), c = next_u64(&seed);
-        const uint32_t counter[4] = {(uint32_t)c, (uint32_t)(c >> 32), 0, 0};
+        const uint32_t counter[4] = {(uint32_t)c, (uint32_t)(c >> 32), (uint32_t)next_u64(&seed), 0};
         const uint32_t keys[2] = {(uint32_t)key, (uint32_t)(key >> 32)};
         uint32_t out[4];
         philox_whole(counter, keys, out);
-        assert_int_equal(philox(key, counter[0], counter[1]), out[0]);
+        assert_int_equal(philox(key, counter[0], counter[1], counter[2]), out[0]);
     }
 }
 
@@ -318,11 +318,18 @@ static void test_gumbel(void **state) {
     enum { N = 200000 };
     double sum = 0, squares = 0;
     for (int i = 0; i < N; i++) {
-        double u = (philox(7, (uint32_t)i, 3) + 0.5) / 4294967296.0;
-        double g = gumbel(7, 3, i);
+        uint32_t x = philox(7, (uint32_t)i, 3, 2);
+        double u = (x + 0.5) / 4294967296.0;
+        double g = gumbel(&(ls_sample_params){.seed = 7, .position = 3, .choice = 2}, i);
         assert_true(g == -log(-log(u)) && isfinite(g));
+        assert_true(g <= gumbel_bound(x) && g < GUMBEL_MAX);
         sum += g;
         squares += g * g;
+    }
+    for (int i = 0; i < 32; i++) { /* the bound at its corners, the largest noise of all among them */
+        uint32_t edge = UINT32_MAX << i;
+        assert_true(gumbel_of(edge) <= gumbel_bound(edge) && gumbel_of(edge) < GUMBEL_MAX);
+        assert_true(gumbel_of(edge - 1) <= gumbel_bound(edge - 1) && gumbel_of(~edge) <= gumbel_bound(~edge));
     }
     double mean = sum / N, variance = squares / N - mean * mean;
     assert_true(fabs(mean - 0.5772157) < 0.02 && fabs(variance - 1.6449341) < 0.05);
