@@ -434,6 +434,9 @@ static void colours(void **state) {
     terminal_send(t, "Once upon a time,\r");
     terminal_expect(t, "\033[2m<think> was a little girl</think>\033[0m Lily.");
     terminal_expect(t, "> ");
+    terminal_send(t, " She loved to\r");
+    terminal_expect(t, ", 5 of them kept]"); /* "Once upon a time,": the template took the thought out behind it */
+    terminal_expect(t, "> ");
     terminal_send(t, "\004");
     terminal_close(t, 0);
     t = terminal_open(args, (const char *const[]){"NO_COLOR=1", NULL});

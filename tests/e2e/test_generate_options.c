@@ -119,7 +119,7 @@ static void flags_reach_the_sampler(void **state) {
     } cases[] = {
         {CLI(START), ", there was a little girl"},
         {CLI(START, "--stop", " a little"), ", there was"},
-        {CLI(START, "--stop-token-ids", "7,283"), ", there was"},
+        {CLI(START, "--stop-token-ids", "7,283"), ", there"},
         {CLI(START, "--stop", " there", "--stop", " was", "--min-tokens", "4"), ", there was a little girl"},
         {CLI(START, "--allowed-token-ids", "14,400,283", "-n", "3"), ", there was"},
         {CLI(START, "--logit-bias", "14=-inf", "--logit-bias", "438=100", "-n", "2"), " named named"},
