@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <wchar.h>
 
 struct chat_line {
     EditLine *edit; /* NULL: plain lines */
@@ -79,9 +80,9 @@ static ls_status open_terminal(chat_line *line, const char *history_path, ls_err
     el_set(line->edit, EL_CLIENTDATA, line);
     el_set(line->edit, EL_PROMPT, prompt);
     el_set(line->edit, EL_EDITOR, "emacs");
-    el_source(line->edit, NULL);                       /* ~/.editrc; what follows wins */
-    el_set(line->edit, EL_SETTY, "-d", "-isig", NULL); /* only while a line is edited */
-    el_set(line->edit, EL_ADDFN, "ls-interrupt", "Leave this line", interrupt);
+    el_source(line->edit, NULL);                                                   /* ~/.editrc; what follows wins */
+    el_set(line->edit, EL_SETTY, "-d", "-isig", NULL);                             /* only while a line is edited */
+    el_wset(line->edit, EL_ADDFN, L"ls-interrupt", L"Leave this line", interrupt); /* el_set would leak copies */
     el_set(line->edit, EL_BIND, "^C", "ls-interrupt", NULL);
     open_history(line, history_path);
     return LS_OK;

@@ -90,13 +90,13 @@ static void choices_differ(void **state) {
 static void lists_that_are_wrong(void **state) {
     (void)state;
     static const char *const biases[] = {"5", "5=", "=1", "5=x", "5=1x", "5=nan", "5=inf", "-1=2", "99999999999=1", ""};
-    for (size_t i = 0; i < COUNT(biases); i++) {
+    for (size_t i = 0; i < COUNT(biases); i += sanitized() ? 4 : 1) {
         char message[64];
         snprintf(message, sizeof message, "--logit-bias %s: expected ID=BIAS", biases[i]);
         expect(CLI(DEMO, "-p", "a", "--logit-bias", biases[i]), 2, message);
     }
     static const char *const ids[] = {"", ",", "1,", "1,,2", "1;2", "a", "-1", "99999999999"};
-    for (size_t i = 0; i < COUNT(ids); i++) {
+    for (size_t i = 0; i < COUNT(ids); i += sanitized() ? 4 : 1) {
         char message[64];
         snprintf(message, sizeof message, "--allowed-token-ids %s: expected token ids", ids[i]);
         expect(CLI(DEMO, "-p", "a", "--allowed-token-ids", ids[i]), 2, message);
@@ -125,7 +125,7 @@ static void flags_reach_the_sampler(void **state) {
         {CLI(START, "--logit-bias", "14=-inf", "--logit-bias", "438=100", "-n", "2"), " named named"},
     };
 #undef START
-    for (size_t i = 0; i < COUNT(cases); i++) {
+    for (size_t i = 0; i < COUNT(cases); i += sanitized() ? 2 : 1) {
         json_lines lines = generate(cases[i].run, 0);
         assert_string_equal(text_of(&lines, 0, "text"), cases[i].text);
         lines_free(&lines);
@@ -136,7 +136,7 @@ static void flags_reach_the_sampler(void **state) {
                                              {"--presence-penalty", "100"},
                                              {"--logit-bias", "454=-inf"}};
     json_lines plain = generate(CLI(DEMO, "-p", "Once upon a time", "-n", "40", GREEDY), 0);
-    for (size_t i = 0; i < COUNT(changes); i++) {
+    for (size_t i = 0; i < COUNT(changes); i += sanitized() ? 3 : 1) {
         json_lines lines =
             generate(CLI(DEMO, "-p", "Once upon a time", "-n", "40", GREEDY, changes[i][0], changes[i][1]), 0);
         assert_false(json_equal(lines.line[0], plain.line[0]));

@@ -34,7 +34,7 @@ static void as_transformers(void **state) {
         {"bf16", "64", 3.7613929718431693, 5e-4}, {"bf16", "2048", 3.6805013450152675, 5e-4},
         {"f16", "64", 3.7613929718431693, 1e-4},  {"f16", "2048", 3.6805013450152675, 1e-4},
     };
-    for (size_t i = 0; i < COUNT(cases); i += sanitized() ? 2 : 1) {
+    for (size_t i = 0; i < COUNT(cases); i += sanitized() ? 3 : 1) {
         double nll = nll_of(CLI(PERPLEXITY, "--max-model-len", cases[i].window, "--dtype", cases[i].dtype), NULL);
         if (!(fabs(nll / cases[i].nll - 1) < cases[i].tolerance)) {
             fail_msg("%s, windows of %s: %.9f instead of %.9f", cases[i].dtype, cases[i].window, nll, cases[i].nll);
@@ -47,6 +47,9 @@ static void whatever_the_batch(void **state) {
     double one = nll_of(CLI(PERPLEXITY, "--max-model-len", "32", "--max-num-seqs", "1"), NULL);
     double many = nll_of(CLI(PERPLEXITY, "--max-model-len", "32", "--max-num-seqs", "3", "-tp", "2", "-t", "1"), NULL);
     assert_true(one == many);
+    if (sanitized()) {
+        return;
+    }
     double other = nll_of(CLI(PERPLEXITY, "--max-model-len", "33"), NULL);
     assert_true(one != other);
 }
@@ -58,7 +61,7 @@ static void windows_and_counts(void **state) {
         const char *window;
         double windows, scored;
     } cases[] = {{"64", 3, 173}, {"88", 2, 174}, {"175", 1, 174}, {"174", 2, 174}, {"2048", 1, 175}};
-    for (size_t i = 0; i < COUNT(cases); i += sanitized() ? 2 : 1) {
+    for (size_t i = 0; i < COUNT(cases); i += sanitized() ? 4 : 1) {
         json_lines lines = generate(CLI(PERPLEXITY, "--max-model-len", cases[i].window), 0);
         assert_true(number_of(lines.line[0], "windows") == cases[i].windows);
         assert_true(number_of(lines.line[0], "scored_tokens") == cases[i].scored);
