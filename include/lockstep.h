@@ -156,6 +156,7 @@ typedef struct ls_engine_params {
                                        * 4 GiB, or one sequence of the max_model_len_tokens that was asked for */
     ls_quantization quantization;  /* of the matrices; default: none */
     const char *cpu_isa; /* "ref", "avx2" or "avx512": the same bits at other speeds; default: the best here */
+    int trace_events;    /* kept for each thread (32 bytes each), see ls_engine_get_trace; default: no trace */
 } ls_engine_params;
 #define LS_ENGINE_PARAMS_INIT                                                                                          \
     { .struct_size = sizeof(ls_engine_params) }
@@ -166,6 +167,9 @@ typedef struct ls_engine_params {
 LS_API ls_status ls_engine_open(ls_model *model, const ls_engine_params *params, ls_engine **out, ls_error *err);
 /* Frees the engine's remaining requests, joins its threads. Accepts NULL inside; sets it to NULL. */
 LS_API void ls_engine_close(ls_engine **engine);
+
+/* The most tokens one request may have, prompt and answer together: the context, or what the KV cache holds. */
+LS_API int ls_engine_max_tokens(const ls_engine *engine);
 
 /* One step: decode rows of running requests and chunks of prompts, one forward pass, one token for each sequence whose
  * prompt is through. Calls requests' callbacks. LS_OK, or LS_IDLE when no request is unfinished. A failure of one
@@ -483,7 +487,8 @@ LS_API ls_status ls_engine_get_timeline(ls_engine *engine, ls_timeline *out, ls_
 
 /* ---- Plan: every byte of an engine before it is opened -------------------------------------------------------------- */
 
-/* What an engine's memory is for. The first five lie in the memory of each rank, the others are shared by the ranks. */
+/* What an engine's memory is for. The first five lie in the memory of each rank, the others are shared by the ranks; a
+ * trace, where one was asked for, lies in both. */
 typedef enum ls_memory {
     LS_MEMORY_WEIGHTS,
     LS_MEMORY_KV_CACHE,
@@ -493,6 +498,7 @@ typedef enum ls_memory {
     LS_MEMORY_ROPE,
     LS_MEMORY_STEP_INPUT,
     LS_MEMORY_SCHEDULER,
+    LS_MEMORY_TRACE,
     LS_MEMORY_KINDS
 } ls_memory;
 LS_API const char *ls_memory_name(ls_memory kind); /* "weights", "KV cache", ... */
@@ -676,6 +682,26 @@ typedef struct ls_machine_speed {
 /* Measures, 1 to 3 s. n_threads 0: as many as are allowed. isa: as ls_engine_params.cpu_isa. Errors: LS_EINVAL for an isa
  * that is unknown or that this machine lacks, LS_ENOMEM. */
 LS_API ls_status ls_machine_measure(int n_threads, const char *isa, ls_machine_speed *out, ls_error *err);
+
+/* ---- Trace: who did what when ------------------------------------------------------------------------------------- */
+
+/* A stage of the start ("load", "plan", "shard"), of a step ("step", and inside of it "schedule", "run", "sample and
+ * publish"), or an op that one thread of a rank ran. Borrowed for the call. */
+typedef struct ls_trace_event {
+    const char *name;   /* constant */
+    int rank, thread;   /* -1, -1: the engine itself */
+    int layer;          /* -1 outside the layers */
+    int rows;           /* of the step; 0 of the start */
+    int64_t step;       /* counted from 0; -1 of the start */
+    double start_us;    /* since the model was opened */
+    double duration_us; /* of an op: this thread's part, without waiting for its team at the end */
+} ls_trace_event;
+typedef void (*ls_trace_fn)(void *user, const ls_trace_event *event);
+
+/* Gives every event that is kept: the engine's, then thread by thread of each rank; within a step's stages and within a
+ * thread in the order of their ends. *n_lost: older ones that were overwritten. Waits for the step that runs;
+ * `fn` must not call into the engine. LS_EINVAL if it was opened without trace_events. */
+LS_API ls_status ls_engine_get_trace(ls_engine *engine, ls_trace_fn fn, void *user, int64_t *n_lost, ls_error *err);
 
 #ifdef __cplusplus
 }

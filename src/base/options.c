@@ -22,8 +22,10 @@ const command_def command_table[COMMAND_COUNT] = {
      "for each answer (prompt, choice, text, tokens, prompt_tokens, finish_reason, stop_reason, logits_hash), then one "
      "with the timeline and the seed. Equal hashes mean that the logits behind every token had the same bits."},
     {COMMAND_CHAT, "chat", "MODEL", "talk with a model",
-     "Ctrl-C stops an answer, Ctrl-D ends the conversation. /reset forgets the conversation, /save FILE writes it as "
-     "JSON, /help lists the commands."},
+     "A message is a line; a backslash at its end continues it on the next. Ctrl-C stops an answer, Ctrl-D ends the "
+     "conversation. /reset forgets the conversation, /save FILE writes it as JSON, /help lists the commands.\n\n"
+     "Thinking (<think>...</think>) is dimmed, and left out of later turns by the model's chat template. When standard "
+     "input is no terminal, each line of it is a message."},
     {COMMAND_TOKENIZE, "tokenize", NULL, "show the tokens of a text", NULL},
     {COMMAND_TEMPLATE, "template", NULL, "show what a chat template makes of messages", NULL},
     {COMMAND_PLAN, "plan", "MODEL", "show the memory of every rank before anything is loaded",
@@ -33,7 +35,17 @@ const command_def command_table[COMMAND_COUNT] = {
      "With --device-memory-bytes every rank has a device of that size, and nobody else uses it. Without, the ranks "
      "share this machine: total is its memory (or its control group's, if that is less) divided by the ranks, and used "
      "by others is what is not available of it. GB are 10^9 bytes."},
-    {COMMAND_PERPLEXITY, "perplexity", "MODEL", "measure how well a model predicts a text", NULL},
+    {COMMAND_PERPLEXITY, "perplexity", "MODEL", "measure how well a model predicts a text",
+     "The text is turned into tokens as a whole, with what the tokenizer adds (a beginning-of-text token stands before "
+     "the first one only), and cut into windows of --max-model-len tokens that do not overlap. Each window is "
+     "predicted "
+     "from its own tokens alone, its first token is not scored, and a last window of one token is left out. The result "
+     "is "
+     "the mean negative log-likelihood of the scored tokens (natural logarithm, double precision over f32 logits) and "
+     "its "
+     "exponential, the perplexity: what 'Perplexity of fixed-length models' in the documentation of transformers "
+     "computes "
+     "with a stride of the window's length."},
     {COMMAND_VERIFY, "verify", "MODEL", "compare two back ends or dtypes, op by op",
      "Two engines run the same tokens: a prompt of 40, then 4 of the reference's own choice. First every op alone, "
      "on the reference's inputs, so that errors do not pile up; then the first engine runs by itself. What every op "
@@ -105,8 +117,10 @@ const option_def option_table[OPTION_COUNT] = {
     [OPT_NO_ADD_SPECIAL] = {OPT_NO_ADD_SPECIAL, COMMAND_TOKENIZE, GROUP_INPUT, OPTION_FLAG, "no-add-special", NULL, 0,
                             NULL, NULL, 0, 0, NULL,
                             "Leave out what the tokenizer adds, such as a beginning-of-text token"},
-    [OPT_MAX_TOKENS] = {OPT_MAX_TOKENS, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_INT, "max-tokens", "predict", 'n', "N",
-                        "128", 0, 1 << 24, NULL, "Most tokens to generate for each prompt"},
+    [OPT_MAX_TOKENS] =
+        {OPT_MAX_TOKENS, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_INT, "max-tokens", "predict", 'n', "N", "128", 0,
+         1 << 24, NULL,
+         "Most tokens to generate for each prompt; a chat goes on to the end of the context unless this is given"},
     [OPT_MIN_TOKENS] = {OPT_MIN_TOKENS, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_INT, "min-tokens", NULL, 0, "N", "0", 0,
                         1 << 24, NULL,
                         "No end-of-text token, stop id or stop string ends an answer before it has N tokens"},
@@ -329,6 +343,16 @@ void options_deinit(ls_options *options) {
 
 ls_status options_set(ls_options *options, option_id id, const char *text, ls_error *err) {
     return take(options, &option_table[id], false, text != NULL ? text : "1", err);
+}
+
+bool options_given(const ls_options *options, option_id id) {
+    return options->value[id].set && options->value[id].text != option_table[id].fallback;
+}
+
+bool options_color(void) {
+    const char *no_color = getenv("NO_COLOR");
+    const char *terminal = getenv("TERM");
+    return (no_color == NULL || no_color[0] == '\0') && terminal != NULL && strcmp(terminal, "dumb") != 0;
 }
 
 const char *options_cache_folder(const ls_options *options, char *scratch, size_t scratch_bytes) {

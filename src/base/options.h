@@ -140,6 +140,12 @@ void options_deinit(ls_options *options);
 /* One value from the command line; an error names the flag and says what it takes. A list grows. */
 ls_status options_set(ls_options *options, option_id id, const char *text, ls_error *err);
 
+/* A value came from the command line or the environment, not from the table. */
+bool options_given(const ls_options *options, option_id id);
+
+/* Whether a terminal may be written to in colours: not if NO_COLOR is set (https://no-color.org), nor on a dumb one. */
+bool options_color(void);
+
 /* --cache-folder, else $XDG_CACHE_HOME/lockstep, else ~/.cache/lockstep (in scratch); NULL if that says none: an empty
  * value, or no home. */
 const char *options_cache_folder(const ls_options *options, char *scratch, size_t scratch_bytes);

@@ -140,6 +140,9 @@ static void print_components(const ls_plan_report *report) {
     }
     printf("        shared           total       GB\n");
     for (int kind = 0; kind <= LS_MEMORY_KINDS; kind++) {
+        if (kind == LS_MEMORY_TRACE) {
+            continue; /* generate's, and small */
+        }
         bool last = kind == LS_MEMORY_KINDS;
         int64_t shared = last ? shared_total(report) : report->shared_bytes[kind];
         int64_t sum = shared;
@@ -232,8 +235,8 @@ static void print_text(const plan_run *run, const ls_model_info *info) {
 /* ---- JSON ---- */
 
 static json_t *bytes_json(const int64_t *bytes, int first, int last) {
-    static const char *const keys[LS_MEMORY_KINDS] = {"weights", "kv_cache", "activations", "exchange",
-                                                      "logits",  "rope",     "step_input",  "scheduler"};
+    static const char *const keys[LS_MEMORY_KINDS] = {"weights", "kv_cache",   "activations", "exchange", "logits",
+                                                      "rope",    "step_input", "scheduler",   "trace"};
     json_t *object = json_object();
     for (int kind = first; kind < last; kind++) {
         json_object_set_new(object, keys[kind], json_integer(bytes[kind]));
@@ -297,7 +300,7 @@ static ls_status print_json(const plan_run *run, ls_error *err) {
                   r->max_num_batched_tokens, "pages", r->n_pages, "page_tokens", r->page_tokens);
     int failed = json_object_set_new(object, "threads", json_integer(r->n_threads));
     failed |= json_object_set_new(object, "rank_bytes", ranks);
-    failed |= json_object_set_new(object, "shared_bytes", bytes_json(r->shared_bytes, LS_MEMORY_ROPE, LS_MEMORY_KINDS));
+    failed |= json_object_set_new(object, "shared_bytes", bytes_json(r->shared_bytes, LS_MEMORY_ROPE, LS_MEMORY_TRACE));
     failed |= json_object_set_new(object, "total_bytes", json_integer(r->total_bytes));
     failed |= json_object_set_new(object, "kv_bytes_per_token", json_integer(r->kv_bytes_per_token));
     failed |= json_object_set_new(object, "weight_read_bytes_per_step", json_integer(r->weight_read_bytes_per_step));

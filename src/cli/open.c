@@ -1,5 +1,6 @@
 /* What every command that runs a model does first: find it, open it, open an engine on it as the options say. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -29,6 +30,24 @@ static ls_status find_demo(char *out, size_t out_bytes, ls_error *err) {
         }
     }
     return error_set(err, LS_ENOTFOUND, "the built-in model 'demo' is not beside the program; give its folder with -m");
+}
+
+ls_status cli_read_argument(const option_value *value, char **out, ls_error *err) {
+    *out = NULL;
+    if (!value->set) {
+        return LS_OK;
+    }
+    ls_file file = {0};
+    const char *text = value->text;
+    size_t n = strlen(text);
+    if (text[0] == '@') {
+        TRY(file_map(&file, text + 1, err));
+        text = (const char *)file.data;
+        n = file.bytes;
+    }
+    *out = strndup(n > 0 ? text : "", n);
+    file_unmap(&file);
+    return *out != NULL ? LS_OK : error_set(err, LS_ENOMEM, "out of memory");
 }
 
 /* What is no folder and looks like a name on the hub is one. */

@@ -26,7 +26,8 @@ static ls_status check_params(const ls_engine_params *p, ls_error *err) {
                  {"--max-model-len", p->max_model_len_tokens, 1 << 24},
                  {"--max-num-seqs", p->max_num_seqs, 4096},
                  {"--max-num-batched-tokens", p->max_num_batched_tokens, 1 << 20},
-                 {"--kv-cache-memory-bytes", p->kv_cache_memory_bytes, (int64_t)1 << 50}};
+                 {"--kv-cache-memory-bytes", p->kv_cache_memory_bytes, (int64_t)1 << 50},
+                 {"trace_events", p->trace_events, 1 << 24}};
     for (size_t i = 0; i < sizeof range / sizeof *range; i++) {
         if (range[i].value < 0 || range[i].value > range[i].max) {
             return error_set(err, LS_EINVAL, "%s %lld: must be from 1 to %lld", range[i].flag,
@@ -77,6 +78,7 @@ ls_status engine_config_resolve(engine_config *config, const ls_spec *spec, cons
         return error_set(err, LS_EINVAL, "--max-model-len %d: the model's max_position_embeddings is %d",
                          config->max_len, spec->max_position_tokens);
     }
+    config->trace_events = p->trace_events;
     config->max_seqs = or_default(p->max_num_seqs, MAX_SEQS);
     config->m_max = or_default(p->max_num_batched_tokens, BATCHED_TOKENS);
     if (config->m_max < config->max_seqs) {
@@ -248,6 +250,7 @@ static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, l
     TRY(text_buffer_reserve(&engine->scratch, longest_piece(engine->model->tokenizer), err));
     int64_t planned = clock_ns();
     TRY(load_weights(engine, err));
+    engine->open_ns = start;
     engine->plan_us = (planned - start) / 1000;
     engine->shard_us = (clock_ns() - planned) / 1000;
     return LS_OK;
@@ -302,4 +305,9 @@ void ls_engine_close(ls_engine **out) {
     driver_deinit(engine);
     free(engine);
     *out = NULL;
+}
+
+int ls_engine_max_tokens(const ls_engine *engine) {
+    int64_t cached = (int64_t)engine->config.n_pages * LS_PAGE_TOKENS;
+    return cached < engine->config.max_len ? (int)cached : engine->config.max_len;
 }

@@ -31,7 +31,7 @@ struct ls_model {
     ls_checkpoint *checkpoint; /* NULL: dummy weights */
     uint64_t dummy_seed;
     ls_log log;
-    int64_t load_us;
+    int64_t open_ns, load_us; /* when opening began, and how long it took */
 };
 
 typedef enum request_state { REQUEST_WAITING, REQUEST_RUNNING, REQUEST_FINISHED } request_state;
@@ -128,7 +128,7 @@ struct ls_engine {
     ls_request **running;               /* [max_num_seqs] by admission */
     int n_running;
     engine_stats stats;
-    int64_t plan_us, shard_us;
+    int64_t open_ns, plan_us, shard_us;
     double read_bytes_per_s; /* 0: not measured yet */
     ls_error death;          /* status LS_OK while the engine lives; see engine_check_alive */
     pthread_mutex_t lock;

@@ -4,8 +4,8 @@
 #include "engine/engine.h"
 
 const char *memory_tag_name(memory_tag tag) {
-    static const char *const names[MEM_TAGS] = {"weights", "KV cache", "activations", "exchange",
-                                                "logits",  "RoPE",     "step input",  "scheduler"};
+    static const char *const names[MEM_TAGS] = {"weights", "KV cache",   "activations", "exchange", "logits",
+                                                "RoPE",    "step input", "scheduler",   "trace"};
     return (unsigned)tag < MEM_TAGS ? names[tag] : "unknown";
 }
 
@@ -59,7 +59,9 @@ ls_status rank_memory_place(rank_memory *out, const engine_config *config, const
     for (size_t i = 0; i < sizeof piece / sizeof *piece; i++) {
         TRY(arena_take(arena, (int)piece[i].tag, piece[i].bytes, &bind->buf[piece[i].buf], err));
     }
-    return LS_OK;
+    return config->trace_events == 0
+               ? LS_OK
+               : trace_place(&out->trace, config->n_threads, config->trace_events, arena, MEM_TRACE, err);
 }
 
 ls_status host_memory_place(host_memory *out, struct step_batch *batch, page_pool *pages, void *running,
@@ -78,6 +80,9 @@ ls_status host_memory_place(host_memory *out, struct step_batch *batch, page_poo
     TRY(arena_take(arena, MEM_STEP, n_out * sizeof *batch->output, &batch->output, err));
     for (int r = 0; r < config->n_ranks; r++) {
         TRY(arena_take(arena, MEM_STEP, m * sizeof *out->fault[r], &out->fault[r], err));
+    }
+    if (config->trace_events > 0) {
+        TRY(trace_place(&out->trace, 1, config->trace_events, arena, MEM_TRACE, err));
     }
     TRY(page_pool_init(pages, config->n_pages, arena, MEM_SCHEDULER, err));
     TRY(arena_take(arena, MEM_SCHEDULER, n_seqs * sizeof(ls_request *), running, err));

@@ -12,6 +12,7 @@
 
 #include "backend/cpu/cpu.h"
 #include "engine/pages.h"
+#include "engine/trace.h"
 #include "model/weights.h"
 
 typedef enum memory_tag {
@@ -23,6 +24,7 @@ typedef enum memory_tag {
     MEM_ROPE,
     MEM_STEP,
     MEM_SCHEDULER,
+    MEM_TRACE, /* none unless it was asked for */
     MEM_TAGS
 } memory_tag;
 
@@ -37,12 +39,14 @@ typedef struct engine_config {
     int m_max;     /* rows of a step */
     int n_out_max; /* output rows of a step */
     int n_pages;
+    int trace_events; /* kept for each thread; 0: no trace */
 } engine_config;
 
 /* One rank's memory, carved. */
 typedef struct rank_memory {
     ls_weight *weight; /* [n_weights], in the host's memory: see weights_place */
     ls_bind bind;
+    trace_row *trace; /* [n_threads], or NULL */
 } rank_memory;
 
 struct step_batch;
@@ -53,6 +57,7 @@ typedef struct host_memory {
     atomic_int *fault[LS_MAX_RANKS];
     float *row;              /* [V] one row of logits, gathered */
     ls_candidate *candidate; /* [V] sampler scratch */
+    trace_row *trace;        /* the engine's own row, or NULL */
 } host_memory;
 
 /* Per-rank and total bytes by tag. */
