@@ -6,7 +6,6 @@
 #include "rank/rank.h"
 
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -64,21 +63,6 @@ void rank_group_run(rank_group *group, rank_job job, void *arg) {
     }
 }
 
-/* Signals are the program's business: its own threads take them, not ours. Those of faults stay, which belong to the
- * thread that made them. */
-static int start_thread(rank_thread *thread) {
-    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS, SIGPROF};
-    sigset_t blocked, before;
-    sigfillset(&blocked);
-    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) {
-        sigdelset(&blocked, faults[i]);
-    }
-    pthread_sigmask(SIG_SETMASK, &blocked, &before);
-    int rc = pthread_create(&thread->id, NULL, thread_main, thread);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return rc;
-}
-
 ls_status rank_group_create(rank_group **out, int n_ranks, int threads_per_rank, ls_error *err) {
     int n_threads = n_ranks * threads_per_rank;
     /* Barriers keep their words on cache lines of their own, so the group has their alignment, which calloc lacks. */
@@ -100,7 +84,7 @@ ls_status rank_group_create(rank_group **out, int n_ranks, int threads_per_rank,
         thread->group = group;
         thread->rank = i / threads_per_rank;
         thread->team = (ls_team){i % threads_per_rank, threads_per_rank, &group->team[thread->rank]};
-        int rc = start_thread(thread);
+        int rc = thread_start(&thread->id, thread_main, thread);
         if (rc != 0) {
             rank_group_destroy(&group);
             return error_set(err, LS_ENOMEM, "cannot start thread %d of %d: %s", i + 1, n_threads, strerror(rc));
