@@ -53,6 +53,7 @@ ifneq ($(SAN),)
 SANITIZE := $(SAN_$(SAN))
 $(if $(SANITIZE),,$(error SAN=$(SAN): use address, undefined, address,undefined or thread))
 SAN_FLAGS := -fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer
+SAN_FLAGS += -DLS_SANITIZER=$(firstword $(subst $(comma), ,$(SANITIZE)))
 SAN_LINK := $(subst fuzzer-no-link,fuzzer,$(SAN_FLAGS))
 # Sanitizers of this age fail at random where the kernel moves mappings further than they expect.
 NO_ASLR := $(shell setarch -R true 2>/dev/null && echo setarch -R)

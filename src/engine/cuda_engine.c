@@ -120,7 +120,7 @@ static ls_status cuda_open(ls_engine *engine, const ls_engine_params *params, in
     if (params->threads == 0 && config->n_threads > MOST_THREADS) {
         config->n_threads = MOST_THREADS;
     }
-    if (params->profile) {
+    if (params->profile || params->trace_events > 0) {
         TRY(cuda_profile_open(cuda, engine->program[0]->n_ops, err));
     }
     return size_workspace(engine, config, err);

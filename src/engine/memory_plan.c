@@ -5,8 +5,8 @@
 #include "engine/engine.h"
 
 const char *memory_tag_name(memory_tag tag) {
-    static const char *const names[MEM_TAGS] = {"weights", "KV cache", "activations", "exchange",
-                                                "logits",  "RoPE",     "step input",  "scheduler"};
+    static const char *const names[MEM_TAGS] = {"weights", "KV cache",   "activations", "exchange", "logits",
+                                                "RoPE",    "step input", "scheduler",   "trace"};
     return (unsigned)tag < MEM_TAGS ? names[tag] : "unknown";
 }
 
@@ -85,7 +85,12 @@ ls_status rank_memory_place(rank_memory *out, const engine_config *config, const
     }
     out->logits = bind->buf[BUF_LOGITS];
     out->offers = bind->buf[BUF_SAMPLE];
-    return config->on_device ? place_on_device(out, config, spec, arena, err) : LS_OK;
+    if (config->on_device) {
+        return place_on_device(out, config, spec, arena, err);
+    }
+    return config->trace_events == 0
+               ? LS_OK
+               : trace_place(&out->trace, config->n_threads, config->trace_events, arena, MEM_TRACE, err);
 }
 
 /* The host's side of ranks on devices. */
@@ -98,6 +103,9 @@ static ls_status place_beside_device(host_memory *out, const engine_config *conf
     TRY(arena_take(arena, MEM_LOGITS, n_out * v * sizeof *out->logits, &out->logits, err));
     TRY(arena_take(arena, MEM_LOGITS, n_out * sizeof *out->offers, &out->offers, err));
     TRY(arena_take(arena, MEM_LOGITS, n_threads * v * sizeof(float), &out->edited, err));
+    if (config->trace_events > 0) {
+        TRY(trace_place(&out->device_trace, 1, config->trace_events, arena, MEM_TRACE, err));
+    }
     return arena_take(arena, MEM_LOGITS, n_threads * sizeof(ls_sample_part), &out->slices, err);
 }
 
@@ -120,6 +128,9 @@ ls_status host_memory_place(host_memory *out, struct step_batch *batch, page_poo
     }
     if (config->on_device) {
         TRY(place_beside_device(out, config, v, arena, err));
+    }
+    if (config->trace_events > 0) {
+        TRY(trace_place(&out->trace, 1, config->trace_events, arena, MEM_TRACE, err));
     }
     TRY(page_pool_init(pages, config->n_pages, arena, MEM_SCHEDULER, err));
     TRY(arena_take(arena, MEM_SCHEDULER, n_seqs * sizeof(ls_request *), running, err));

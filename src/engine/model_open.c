@@ -67,6 +67,7 @@ ls_status ls_model_open(const ls_model_params *params, ls_model **out, ls_error 
                  fail);
     }
     TRY_GOTO(check_tensors(model, err), fail);
+    model->open_ns = start;
     model->load_us = (clock_ns() - start) / 1000;
     log_line(&model->log, LS_LOG_DEBUG, "%s: %s, %d layers, D %d, F %d, H %d, K %d, d %d, V %d", params->model,
              model->spec.family->model_type, model->spec.n_layers, model->spec.d_model, model->spec.d_ffn,
