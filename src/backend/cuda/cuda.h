@@ -53,10 +53,9 @@ typedef struct cuda_rank {
     void *host_step;   /* pinned copy of it */
     size_t step_bytes; /* room of both */
     CUdeviceptr
-        counters; /* u32 [CUDA_COUNTERS], zero at the start; "last block" counters, each left at zero by its users */
+        counters;      /* u32 [CUDA_COUNTERS], zero at the start: "last block" counters, left at zero by their users */
     CUdeviceptr drawn; /* int32 [n_out_max] tokens drawn on the device, -1 where the host draws */
-    CUdeviceptr
-        workspace; /* attention's partial results, cuBLASLt's scratch; sizes by decode_workspace, prefill_workspace */
+    CUdeviceptr workspace; /* attention's partial results, cuBLASLt's scratch: decode_workspace, prefill_workspace */
     size_t workspace_bytes;
     struct cublaslt *cublaslt; /* NULL: not there; prefill then runs its own matmul kernel */
     CUfunction *decode_fn, *prefill_fn;
@@ -83,7 +82,9 @@ ls_status decode_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, 
 extern const char *const prefill_kernel_names[];
 extern const int n_prefill_kernels;
 size_t prefill_workspace(const ls_op *op, int n_ops, const ls_bind *bind, int max_len);
-ls_status prefill_prepare(cuda_rank *rank, ls_error *err);
+/* After the bind, the workspace and the addresses of the weights are there. With rank->cublaslt (which the caller opens,
+ * unless --kernels generic, and closes) it chooses and tries the algorithms of the program's matmuls. */
+ls_status prefill_prepare(cuda_rank *rank, const ls_op *op, int n_ops, ls_error *err);
 /* The same for steps with any number of rows; `step` (host memory) says how many. */
 ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, int *n_taken,
                          ls_error *err);

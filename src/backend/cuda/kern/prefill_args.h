@@ -1,0 +1,119 @@
+/*
+ * Arguments of the prefill kernels: filled by prefill.c, read by prefill_*.cu. Pointers are device addresses. Each kernel
+ * takes one struct by value. `dtype` fields are ls_dtype; rows are f32, or the run dtype where it says act.
+ */
+#ifndef LS_BACKEND_CUDA_PREFILL_ARGS_H
+#define LS_BACKEND_CUDA_PREFILL_ARGS_H
+
+#include "step.h"
+
+enum {
+    PREFILL_RANKS = 8, /* = LS_MAX_RANKS, LS_LEAVES, LS_LEAF_ALIGN and LS_MAX_HEAD of ops.h; prefill.c asserts it */
+    PREFILL_LEAVES = 8,
+    PREFILL_LEAF_ALIGN = 16,
+    PREFILL_MAX_HEAD = 256,
+    PREFILL_ROW_THREADS = 256, /* a block of the kernels that take a row a block */
+    PREFILL_HEAD_WARPS = 4,    /* of the qkv kernel: a head of a row each */
+
+    /* The matmul kernels: y tiles of rows of x by rows of w, K in steps. */
+    PREFILL_MM_THREADS = 256,
+    PREFILL_MM_N = 128,
+    PREFILL_MM_K = 32,
+    PREFILL_MM_STAGES = 4,
+    PREFILL_MM_PAD = 8, /* elements behind each row of a tile of 16-bit values, so that ldmatrix meets no conflicts */
+    PREFILL_MM_PAD_BYTES = 16, /* the same behind a row of int8 */
+    PREFILL_MM_F32_TILE = 64,
+
+    /* The attention kernels. */
+    PREFILL_ATTN_ROWS = 64, /* (row, query head of the group) pairs of a tile of the mma kernel */
+    PREFILL_ATTN_THREADS = 128,
+    PREFILL_ATTN_PAD = 8,
+    PREFILL_ATTN_ANY_ROWS = 32, /* the kernel for any head size: 32 pairs, 32 keys */
+    PREFILL_ATTN_ANY_THREADS = 256
+};
+
+/* Leaves [first, first + count) of k_total elements: where the scales of an int8 weight change. */
+typedef struct prefill_leaves {
+    int32_t k_total, first, count;
+} prefill_leaves;
+
+typedef struct prefill_embed_args {
+    const cuda_step *step;
+    const void *table;  /* [vocab_count][d_model] of dtype */
+    const float *scale; /* int8 */
+    float *part;        /* [M][d_model] */
+    int32_t dtype, d_model, vocab_first, vocab_count;
+    int32_t takes_input_rows; /* for tokens below 0: rank 0 */
+} prefill_embed_args;
+
+typedef struct prefill_exchange_args {
+    const float *part[PREFILL_RANKS]; /* each rank's node of this slot: [M][d_model] */
+    const float *bias;                /* or NULL */
+    float *h;
+    int32_t *fault;
+    int32_t n_ranks, d_model, init, index; /* index: the op's, for faults */
+} prefill_exchange_args;
+
+typedef struct prefill_norm_args {
+    const cuda_step *step;
+    const float *h, *weight;
+    void *x; /* act [rows][d_model] */
+    float eps;
+    int32_t dtype, d_model;
+    int32_t row_first;  /* x row i is of h row row_first + i, ... */
+    int32_t of_outputs; /* ... or of the step's output row i */
+} prefill_norm_args;
+
+typedef struct prefill_matmul_args {
+    const void *x;      /* act [m][k] */
+    const void *w;      /* [n][k] of x's dtype, or int8 */
+    const float *scale; /* int8: [n][leaves.count] */
+    float *y;           /* [m][y_stride] */
+    int64_t y_stride;
+    int32_t m, n, k;
+    int32_t x_aligned, w_aligned; /* rows begin on 16-byte borders */
+    prefill_leaves leaves;
+} prefill_matmul_args;
+
+/* y holds q, k and v of rows [row_first, row_first + n_rows) of the step. */
+typedef struct prefill_qkv_args {
+    const cuda_step *step;
+    const float *y;                        /* [n_rows][(H + 2 K) d] */
+    const float *q_bias, *k_bias, *v_bias; /* or NULL */
+    const float *q_norm, *k_norm;          /* or NULL */
+    const float *rope;
+    void *q; /* act [M][(H + 2 K) d], of which the first H d are written */
+    void *k_cache, *v_cache;
+    float eps;
+    int32_t dtype, kv_dtype;
+    int32_t layer, n_pages, n_heads, n_kv, d_head;
+    int32_t row_first, n_rows;
+} prefill_qkv_args;
+
+typedef struct prefill_attn_args {
+    const cuda_step *step;
+    const void *q; /* as qkv leaves it */
+    const void *k_cache, *v_cache;
+    void *out; /* act [M][H d] */
+    float scale;
+    int32_t dtype, kv_dtype;
+    int32_t layer, n_pages, n_heads, n_kv, d_head, window;
+    int32_t stride; /* prefill_attn_any: floats of a row in shared memory, a multiple of 4 above d_head */
+} prefill_attn_args;
+
+/* act = silu(gate) * up of n_rows rows. */
+typedef struct prefill_silu_args {
+    const float *gate, *up;           /* [n_rows][d_ffn] */
+    const float *gate_bias, *up_bias; /* or NULL */
+    void *act;                        /* [n_rows][d_ffn] */
+    int32_t dtype, d_ffn;
+} prefill_silu_args;
+
+typedef struct prefill_faults_args {
+    const cuda_step *step;
+    const float *logits; /* [n_out][n] */
+    int32_t *fault;
+    int32_t n, index;
+} prefill_faults_args;
+
+#endif

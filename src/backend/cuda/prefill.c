@@ -1,0 +1,455 @@
+/* Launches prefill and mixed steps, an op at a time. See cuda.h, and kern/prefill_*.cu for the kernels. */
+#include "backend/cuda/cublaslt.h"
+#include "backend/cuda/cuda.h"
+#include "backend/cuda/kern/prefill_args.h"
+
+_Static_assert((int)PREFILL_RANKS == (int)LS_MAX_RANKS && (int)PREFILL_LEAVES == (int)LS_LEAVES &&
+                   (int)PREFILL_LEAF_ALIGN == (int)LS_LEAF_ALIGN && (int)PREFILL_MAX_HEAD == (int)LS_MAX_HEAD &&
+                   (int)CUDA_PAGE_TOKENS == (int)LS_PAGE_TOKENS,
+               "kernels and engine agree");
+_Static_assert(LS_F32 == 1 && LS_BF16 == 2 && LS_F16 == 3 && LS_INT8 == 4, "kern/prefill.cuh has the same numbers");
+
+enum { CHUNK_ROWS = 2048 }; /* qkv and ffn_in pass their f32 sums through scratch, that many rows at a time */
+
+/* ---- Kernels ---- */
+
+#define PREFILL_KERNELS(X)                                                                                             \
+    X(prefill_embed)                                                                                                   \
+    X(prefill_exchange)                                                                                                \
+    X(prefill_norm)                                                                                                    \
+    X(prefill_qkv)                                                                                                     \
+    X(prefill_silu)                                                                                                    \
+    X(prefill_faults)                                                                                                  \
+    X(prefill_mm_bf16_32)                                                                                              \
+    X(prefill_mm_bf16_128)                                                                                             \
+    X(prefill_mm_f16_32)                                                                                               \
+    X(prefill_mm_f16_128)                                                                                              \
+    X(prefill_mm_bf16_int8_32)                                                                                         \
+    X(prefill_mm_bf16_int8_64)                                                                                         \
+    X(prefill_mm_f16_int8_32)                                                                                          \
+    X(prefill_mm_f16_int8_64)                                                                                          \
+    X(prefill_mm_f32)                                                                                                  \
+    X(prefill_mm_f32_int8)                                                                                             \
+    X(prefill_attn_bf16_64)                                                                                            \
+    X(prefill_attn_bf16_80)                                                                                            \
+    X(prefill_attn_bf16_96)                                                                                            \
+    X(prefill_attn_bf16_128)                                                                                           \
+    X(prefill_attn_bf16_256)                                                                                           \
+    X(prefill_attn_f16_64)                                                                                             \
+    X(prefill_attn_f16_80)                                                                                             \
+    X(prefill_attn_f16_96)                                                                                             \
+    X(prefill_attn_f16_128)                                                                                            \
+    X(prefill_attn_f16_256)                                                                                            \
+    X(prefill_attn_any)
+
+enum {
+#define X(name) FN_##name,
+    PREFILL_KERNELS(X)
+#undef X
+        N_KERNELS
+};
+
+const char *const prefill_kernel_names[] = {
+#define X(name) #name,
+    PREFILL_KERNELS(X)
+#undef X
+};
+const int n_prefill_kernels = N_KERNELS;
+
+/* Head sizes with an mma kernel, in the order of the list above. */
+static const int mma_heads[] = {64, 80, 96, 128, 256};
+enum { N_MMA_HEADS = sizeof mma_heads / sizeof *mma_heads };
+
+static unsigned mm_shared_bytes(unsigned rows, bool int8) {
+    unsigned x = rows * (PREFILL_MM_K + PREFILL_MM_PAD) * 2;
+    unsigned w = PREFILL_MM_N * (int8 ? PREFILL_MM_K + PREFILL_MM_PAD_BYTES : (PREFILL_MM_K + PREFILL_MM_PAD) * 2);
+    return PREFILL_MM_STAGES * (x + w);
+}
+
+/* q, and a page of K and of V. */
+static unsigned attn_shared_bytes(int d_head) {
+    return (PREFILL_ATTN_ROWS + 2 * CUDA_PAGE_TOKENS) * ((unsigned)d_head + PREFILL_ATTN_PAD) * 2;
+}
+
+/* Floats of a row in shared memory: 16-byte pieces of neighbouring rows lie on different banks. */
+static int attn_any_stride(int d_head) {
+    return (d_head + 3) / 4 * 4 + 4;
+}
+
+/* q, 32 keys, and the probabilities. */
+static unsigned attn_any_shared_bytes(int d_head) {
+    return (unsigned)((PREFILL_ATTN_ANY_ROWS + 32) * attn_any_stride(d_head) + PREFILL_ATTN_ANY_ROWS * 33) * 4;
+}
+
+static ls_status launch(cuda_rank *rank, int fn, unsigned grid_x, unsigned grid_y, unsigned block,
+                        unsigned shared_bytes, void *args, ls_error *err) {
+    return cuda_launch(rank, rank->prefill_fn[fn], prefill_kernel_names[fn], grid_x, grid_y, 1, block, shared_bytes,
+                       (void *[]){args}, err);
+}
+
+static unsigned divide_up(int64_t n, int64_t by) {
+    return (unsigned)((n + by - 1) / by);
+}
+
+/* ---- Memory ---- */
+
+static int chunk_rows(const ls_bind *bind) {
+    return bind->m_max < CHUNK_ROWS ? bind->m_max : CHUNK_ROWS;
+}
+
+/* `rows` rows of `cols` floats, rounded up so that what follows is aligned. */
+static int64_t scratch_floats(int64_t rows, int64_t cols) {
+    return (rows * cols + 63) / 64 * 64;
+}
+
+static int64_t qkv_cols(const op_qkv *a) {
+    return (int64_t)(a->n_heads_loc + 2 * a->n_kv_loc) * a->d_head;
+}
+
+/* cuBLASLt's scratch, then f32 sums. */
+size_t prefill_workspace(const ls_op *op, int n_ops, const ls_bind *bind, int max_len) {
+    (void)max_len;
+    int64_t floats = scratch_floats(1, bind->d_model); /* the trial runs of cublaslt_plan: a row of any width */
+    for (int i = 0; i < n_ops; i++) {
+        int64_t n = op[i].kind == OP_QKV      ? scratch_floats(chunk_rows(bind), qkv_cols(&op[i].qkv))
+                    : op[i].kind == OP_FFN_IN ? 2 * scratch_floats(chunk_rows(bind), op[i].ffn_in.d_ffn_loc)
+                    : op[i].kind == OP_HEAD   ? scratch_floats(1, op[i].head.vocab_count)
+                                              : 0;
+        floats = n > floats ? n : floats;
+    }
+    return CUBLASLT_WORKSPACE_BYTES + (size_t)floats * sizeof(float);
+}
+
+static CUdeviceptr scratch_of(const cuda_rank *rank) {
+    return rank->workspace + CUBLASLT_WORKSPACE_BYTES;
+}
+
+static CUdeviceptr address(const void *pointer) {
+    return (CUdeviceptr)(uintptr_t)pointer;
+}
+
+/* Row `row` of a buffer of the run dtype. */
+static void *act_row(const ls_bind *bind, ls_buf buf, int64_t row, int64_t cols) {
+    return (uint8_t *)bind->buf[buf] + (size_t)(row * cols) * ls_dtype_bytes(bind->dtype);
+}
+
+/* This rank's first node of a slot; the next slot lies CUDA_NODES nodes on. */
+static int64_t slot_at(const ls_bind *bind, int slot) {
+    return (int64_t)slot * CUDA_NODES * bind->m_max * bind->d_model;
+}
+
+/* ---- Preparation ---- */
+
+static ls_status plan_matmul(cuda_rank *rank, int i_weight, int64_t y_stride, ls_error *err) {
+    const ls_weight *w = &rank->bind.weight[i_weight];
+    if (w->format != rank->bind.dtype) {
+        return LS_OK;
+    }
+    return cublaslt_plan(rank->cublaslt, (cublaslt_shape){w->format, w->rows, w->cols, y_stride}, rank->bind.m_max,
+                         address(w->data), scratch_of(rank), rank->workspace, rank->stream, err);
+}
+
+static ls_status plan_op(cuda_rank *rank, const ls_op *op, ls_error *err) {
+    switch (op->kind) {
+    case OP_QKV:
+        TRY(plan_matmul(rank, op->qkv.q, qkv_cols(&op->qkv), err));
+        TRY(plan_matmul(rank, op->qkv.k, qkv_cols(&op->qkv), err));
+        return plan_matmul(rank, op->qkv.v, qkv_cols(&op->qkv), err);
+    case OP_OUT:
+    case OP_FFN_OUT:
+        return plan_matmul(rank, op->row.weight, rank->bind.d_model, err);
+    case OP_FFN_IN:
+        TRY(plan_matmul(rank, op->ffn_in.gate, op->ffn_in.d_ffn_loc, err));
+        return plan_matmul(rank, op->ffn_in.up, op->ffn_in.d_ffn_loc, err);
+    case OP_HEAD:
+        return plan_matmul(rank, op->head.weight, op->head.vocab_count, err);
+    default:
+        return LS_OK;
+    }
+}
+
+static ls_status allow_shared(cuda_rank *rank, int fn, unsigned bytes, ls_error *err) {
+    return cuda_check(rank,
+                      rank->driver->cuFuncSetAttribute(rank->prefill_fn[fn],
+                                                       CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, (int)bytes),
+                      prefill_kernel_names[fn], err);
+}
+
+ls_status prefill_prepare(cuda_rank *rank, const ls_op *op, int n_ops, ls_error *err) {
+    const struct {
+        int fn;
+        unsigned rows;
+        bool int8;
+    } matmul[] = {{FN_prefill_mm_bf16_32, 32, false},     {FN_prefill_mm_bf16_128, 128, false},
+                  {FN_prefill_mm_f16_32, 32, false},      {FN_prefill_mm_f16_128, 128, false},
+                  {FN_prefill_mm_bf16_int8_32, 32, true}, {FN_prefill_mm_bf16_int8_64, 64, true},
+                  {FN_prefill_mm_f16_int8_32, 32, true},  {FN_prefill_mm_f16_int8_64, 64, true}};
+    for (size_t i = 0; i < sizeof matmul / sizeof *matmul; i++) {
+        TRY(allow_shared(rank, matmul[i].fn, mm_shared_bytes(matmul[i].rows, matmul[i].int8), err));
+    }
+    for (int i = 0; i < N_MMA_HEADS; i++) {
+        unsigned bytes = attn_shared_bytes(mma_heads[i]);
+        if (bytes <= (unsigned)rank->facts.shared_bytes_per_block) {
+            TRY(allow_shared(rank, FN_prefill_attn_bf16_64 + i, bytes, err));
+            TRY(allow_shared(rank, FN_prefill_attn_f16_64 + i, bytes, err));
+        }
+    }
+    TRY(allow_shared(rank, FN_prefill_attn_any, attn_any_shared_bytes(LS_MAX_HEAD), err));
+    for (int i = 0; i < n_ops && rank->cublaslt != NULL; i++) {
+        TRY(plan_op(rank, &op[i], err));
+    }
+    return LS_OK;
+}
+
+/* ---- Matmul ---- */
+
+/* y[m][n] = x[m] . w[n], in f32; the leaves matter to int8 alone. */
+static ls_status matmul(cuda_rank *rank, int i_weight, prefill_leaves leaves, const void *x, int m, float *y,
+                        int64_t y_stride, ls_error *err) {
+    const ls_bind *bind = &rank->bind;
+    const ls_weight *w = &bind->weight[i_weight];
+    const bool int8 = w->format == LS_INT8, f32 = bind->dtype == LS_F32;
+    if (w->rows == 0 || (!int8 && rank->cublaslt != NULL &&
+                         cublaslt_matmul(rank->cublaslt, (cublaslt_shape){w->format, w->rows, w->cols, y_stride}, m,
+                                         address(x), address(w->data), address(y), rank->workspace, rank->stream))) {
+        return LS_OK;
+    }
+    prefill_matmul_args args = {.x = x,
+                                .w = w->data,
+                                .scale = w->scale,
+                                .y = y,
+                                .y_stride = y_stride,
+                                .m = m,
+                                .n = w->rows,
+                                .k = w->cols,
+                                .x_aligned = (address(x) | (size_t)w->cols * ls_dtype_bytes(bind->dtype)) % 16 == 0,
+                                .w_aligned = (address(w->data) | (size_t)w->cols * ls_dtype_bytes(w->format)) % 16 == 0,
+                                .leaves = leaves};
+    if (f32) {
+        return launch(rank, int8 ? FN_prefill_mm_f32_int8 : FN_prefill_mm_f32, divide_up(m, PREFILL_MM_F32_TILE),
+                      divide_up(w->rows, PREFILL_MM_F32_TILE), PREFILL_MM_THREADS, 0, &args, err);
+    }
+    /* Flat tiles where tall ones would leave most of the chip idle. */
+    const unsigned tall = int8 ? 64 : 128, n_tiles = divide_up(w->rows, PREFILL_MM_N);
+    const bool is_tall = m > 32 && divide_up(m, tall) * n_tiles > (unsigned)rank->facts.sm_count / 2;
+    const unsigned rows = is_tall ? tall : 32;
+    const int first = int8 ? bind->dtype == LS_BF16 ? FN_prefill_mm_bf16_int8_32 : FN_prefill_mm_f16_int8_32
+                           : (bind->dtype == LS_BF16 ? FN_prefill_mm_bf16_32 : FN_prefill_mm_f16_32);
+    return launch(rank, first + is_tall, divide_up(m, rows), n_tiles, PREFILL_MM_THREADS, mm_shared_bytes(rows, int8),
+                  &args, err);
+}
+
+/* Of a COLUMN or VOCAB weight: all of K. */
+static prefill_leaves all_leaves(const ls_bind *bind) {
+    return (prefill_leaves){.k_total = bind->d_model, .first = 0, .count = LS_LEAVES};
+}
+
+/* ---- Ops ---- */
+
+static const cuda_step *step_of(const cuda_rank *rank) {
+    return (const cuda_step *)(uintptr_t)rank->step;
+}
+
+static const float *vector_of(const ls_bind *bind, int i_weight) {
+    return i_weight < 0 ? NULL : bind->weight[i_weight].data;
+}
+
+static ls_status embed(cuda_rank *rank, const op_embed *a, const ls_step *step, ls_error *err) {
+    const ls_bind *bind = &rank->bind;
+    const ls_weight *table = &bind->weight[a->table];
+    prefill_embed_args args = {.step = step_of(rank),
+                               .table = table->data,
+                               .scale = table->scale,
+                               .part = (float *)bind->buf[BUF_PART] + slot_at(bind, a->slot),
+                               .dtype = table->format,
+                               .d_model = bind->d_model,
+                               .vocab_first = a->vocab_first,
+                               .vocab_count = a->vocab_count,
+                               .takes_input_rows = bind->group.rank == 0};
+    return launch(rank, FN_prefill_embed, (unsigned)step->n_rows, 1, PREFILL_ROW_THREADS, 0, &args, err);
+}
+
+static ls_status exchange(cuda_rank *rank, const op_exchange *a, int index, const ls_step *step, ls_error *err) {
+    const ls_bind *bind = &rank->bind;
+    prefill_exchange_args args = {.bias = vector_of(bind, a->bias),
+                                  .h = bind->buf[BUF_H],
+                                  .fault = (int32_t *)bind->fault,
+                                  .n_ranks = bind->group.size,
+                                  .d_model = bind->d_model,
+                                  .init = a->init,
+                                  .index = index};
+    for (int i = 0; i < bind->group.size; i++) {
+        args.part[i] = bind->peer_part[i] + slot_at(bind, a->slot);
+    }
+    return launch(rank, FN_prefill_exchange, (unsigned)step->n_rows, 1, PREFILL_ROW_THREADS, 0, &args, err);
+}
+
+/* BUF_X, from its first row on, of n_rows rows of h: those from row_first on, or the output rows. */
+static ls_status norm(cuda_rank *rank, int i_norm, float eps, int row_first, int n_rows, bool of_outputs,
+                      ls_error *err) {
+    const ls_bind *bind = &rank->bind;
+    prefill_norm_args args = {.step = step_of(rank),
+                              .h = bind->buf[BUF_H],
+                              .weight = vector_of(bind, i_norm),
+                              .x = bind->buf[BUF_X],
+                              .eps = eps,
+                              .dtype = bind->dtype,
+                              .d_model = bind->d_model,
+                              .row_first = row_first,
+                              .of_outputs = of_outputs};
+    return launch(rank, FN_prefill_norm, (unsigned)n_rows, 1, PREFILL_ROW_THREADS, 0, &args, err);
+}
+
+static ls_status qkv(cuda_rank *rank, const op_qkv *a, int layer, const ls_step *step, ls_error *err) {
+    const ls_bind *bind = &rank->bind;
+    const int64_t cols = qkv_cols(a), q_cols = (int64_t)a->n_heads_loc * a->d_head,
+                  kv_cols = (int64_t)a->n_kv_loc * a->d_head;
+    const prefill_leaves leaves = all_leaves(bind);
+    float *y = (float *)(uintptr_t)scratch_of(rank);
+    const void *x = bind->buf[BUF_X];
+    for (int row = 0; row < step->n_rows; row += CHUNK_ROWS) {
+        int n = step->n_rows - row < CHUNK_ROWS ? step->n_rows - row : CHUNK_ROWS;
+        TRY(norm(rank, a->norm, a->eps, row, n, false, err));
+        TRY(matmul(rank, a->q, leaves, x, n, y, cols, err));
+        TRY(matmul(rank, a->k, leaves, x, n, y + q_cols, cols, err));
+        TRY(matmul(rank, a->v, leaves, x, n, y + q_cols + kv_cols, cols, err));
+        prefill_qkv_args args = {.step = step_of(rank),
+                                 .y = y,
+                                 .q_bias = vector_of(bind, a->q_bias),
+                                 .k_bias = vector_of(bind, a->k_bias),
+                                 .v_bias = vector_of(bind, a->v_bias),
+                                 .q_norm = vector_of(bind, a->q_norm),
+                                 .k_norm = vector_of(bind, a->k_norm),
+                                 .rope = bind->rope,
+                                 .q = bind->buf[BUF_QKV],
+                                 .k_cache = bind->k_cache,
+                                 .v_cache = bind->v_cache,
+                                 .eps = a->eps,
+                                 .dtype = bind->dtype,
+                                 .kv_dtype = bind->kv_dtype,
+                                 .layer = layer,
+                                 .n_pages = bind->n_pages,
+                                 .n_heads = a->n_heads_loc,
+                                 .n_kv = a->n_kv_loc,
+                                 .d_head = a->d_head,
+                                 .row_first = row,
+                                 .n_rows = n};
+        unsigned grid = divide_up((int64_t)n * (a->n_heads_loc + 2 * a->n_kv_loc), PREFILL_HEAD_WARPS);
+        TRY(launch(rank, FN_prefill_qkv, grid, 1, 32 * PREFILL_HEAD_WARPS, 0, &args, err));
+    }
+    return LS_OK;
+}
+
+/* The mma kernel for the head size and run dtype, or -1. */
+static int attn_mma_kernel(const cuda_rank *rank, int d_head) {
+    for (int i = 0; i < N_MMA_HEADS && rank->bind.dtype != LS_F32; i++) {
+        if (mma_heads[i] == d_head && attn_shared_bytes(d_head) <= (unsigned)rank->facts.shared_bytes_per_block) {
+            return (rank->bind.dtype == LS_BF16 ? FN_prefill_attn_bf16_64 : FN_prefill_attn_f16_64) + i;
+        }
+    }
+    return -1;
+}
+
+static ls_status attn(cuda_rank *rank, const op_attn *a, int layer, const ls_step *step, ls_error *err) {
+    const ls_bind *bind = &rank->bind;
+    const int mma = attn_mma_kernel(rank, a->d_head);
+    const int pairs = mma < 0 ? PREFILL_ATTN_ANY_ROWS : PREFILL_ATTN_ROWS, group = a->n_heads_loc / a->n_kv_loc;
+    prefill_attn_args args = {.step = step_of(rank),
+                              .q = bind->buf[BUF_QKV],
+                              .k_cache = bind->k_cache,
+                              .v_cache = bind->v_cache,
+                              .out = bind->buf[BUF_ATT],
+                              .scale = a->scale,
+                              .dtype = bind->dtype,
+                              .kv_dtype = bind->kv_dtype,
+                              .layer = layer,
+                              .n_pages = bind->n_pages,
+                              .n_heads = a->n_heads_loc,
+                              .n_kv = a->n_kv_loc,
+                              .d_head = a->d_head,
+                              .window = a->window_tokens,
+                              .stride = attn_any_stride(a->d_head)};
+    unsigned n_tiles = 0;
+    for (int i = 0; i < step->n_seqs; i++) {
+        n_tiles += divide_up((int64_t)step->seq[i].n_rows * group, pairs);
+    }
+    return mma < 0 ? launch(rank, FN_prefill_attn_any, n_tiles, (unsigned)a->n_kv_loc, PREFILL_ATTN_ANY_THREADS,
+                            attn_any_shared_bytes(a->d_head), &args, err)
+                   : launch(rank, mma, n_tiles, (unsigned)a->n_kv_loc, PREFILL_ATTN_THREADS,
+                            attn_shared_bytes(a->d_head), &args, err);
+}
+
+/* out, ffn_out: one node. */
+static ls_status row(cuda_rank *rank, const op_row *a, ls_buf input, const ls_step *step, ls_error *err) {
+    const ls_bind *bind = &rank->bind;
+    prefill_leaves leaves = {.k_total = a->k_total, .first = a->leaf_first, .count = a->leaf_count};
+    return matmul(rank, a->weight, leaves, bind->buf[input], step->n_rows,
+                  (float *)bind->buf[BUF_PART] + slot_at(bind, a->slot), bind->d_model, err);
+}
+
+static ls_status ffn_in(cuda_rank *rank, const op_ffn_in *a, const ls_step *step, ls_error *err) {
+    const ls_bind *bind = &rank->bind;
+    const prefill_leaves leaves = all_leaves(bind);
+    for (int row = 0; row < step->n_rows && a->d_ffn_loc > 0; row += CHUNK_ROWS) {
+        int n = step->n_rows - row < CHUNK_ROWS ? step->n_rows - row : CHUNK_ROWS;
+        float *gate = (float *)(uintptr_t)scratch_of(rank), *up = gate + scratch_floats(n, a->d_ffn_loc);
+        TRY(norm(rank, a->norm, a->eps, row, n, false, err));
+        TRY(matmul(rank, a->gate, leaves, bind->buf[BUF_X], n, gate, a->d_ffn_loc, err));
+        TRY(matmul(rank, a->up, leaves, bind->buf[BUF_X], n, up, a->d_ffn_loc, err));
+        prefill_silu_args args = {.gate = gate,
+                                  .up = up,
+                                  .gate_bias = vector_of(bind, a->gate_bias),
+                                  .up_bias = vector_of(bind, a->up_bias),
+                                  .act = act_row(bind, BUF_ACT, row, a->d_ffn_loc),
+                                  .dtype = bind->dtype,
+                                  .d_ffn = a->d_ffn_loc};
+        TRY(launch(rank, FN_prefill_silu, divide_up(a->d_ffn_loc, 4 * PREFILL_ROW_THREADS), (unsigned)n,
+                   PREFILL_ROW_THREADS, 0, &args, err));
+    }
+    return LS_OK;
+}
+
+static ls_status head(cuda_rank *rank, const op_head *a, int index, const ls_step *step, ls_error *err) {
+    const ls_bind *bind = &rank->bind;
+    if (step->n_out == 0 || a->vocab_count == 0) {
+        return LS_OK;
+    }
+    TRY(norm(rank, a->norm, a->eps, 0, step->n_out, true, err));
+    TRY(matmul(rank, a->weight, all_leaves(bind), bind->buf[BUF_X], step->n_out, bind->buf[BUF_LOGITS], a->vocab_count,
+               err));
+    prefill_faults_args args = {.step = step_of(rank),
+                                .logits = bind->buf[BUF_LOGITS],
+                                .fault = (int32_t *)bind->fault,
+                                .n = a->vocab_count,
+                                .index = index};
+    return launch(rank, FN_prefill_faults, divide_up(a->vocab_count, 16 * PREFILL_ROW_THREADS), (unsigned)step->n_out,
+                  PREFILL_ROW_THREADS, 0, &args, err);
+}
+
+ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, int *n_taken,
+                         ls_error *err) {
+    const ls_op *o = &op[first];
+    *n_taken = 1;
+    switch (o->kind) {
+    case OP_EMBED:
+        return embed(rank, &o->embed, step, err);
+    case OP_QKV:
+        return qkv(rank, &o->qkv, o->layer, step, err);
+    case OP_ATTN:
+        return attn(rank, &o->attn, o->layer, step, err);
+    case OP_OUT:
+        return row(rank, &o->row, BUF_ATT, step, err);
+    case OP_EXCHANGE:
+        return exchange(rank, &o->exchange, first, step, err);
+    case OP_FFN_IN:
+        return ffn_in(rank, &o->ffn_in, step, err);
+    case OP_FFN_OUT:
+        return row(rank, &o->row, BUF_ACT, step, err);
+    case OP_HEAD:
+        return head(rank, &o->head, first, step, err);
+    case OP_SAMPLE: /* a row a line of blocks there: any number of rows */
+        return step->n_out == 0 ? LS_OK : decode_launch(rank, op, n_ops, first, step->n_out, n_taken, err);
+    default:
+        return error_set(err, LS_EINTERNAL, "prefill: op %d is of no known kind", first);
+    }
+}
