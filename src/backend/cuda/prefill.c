@@ -447,7 +447,11 @@ ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first,
         return row(rank, &o->row, BUF_ACT, step, err);
     case OP_HEAD:
         return head(rank, &o->head, first, step, err);
-    case OP_SAMPLE: /* a row a line of blocks there: any number of rows */
+    case OP_SAMPLE: /* decode's kernel takes any number of rows: a line of blocks for each */
+        if (step->n_out > CUDA_SAMPLE_ROWS) {
+            return error_set(err, LS_EUNSUPPORTED, "sampling on the GPU: %d rows, more than %d", step->n_out,
+                             CUDA_SAMPLE_ROWS);
+        }
         return step->n_out == 0 ? LS_OK : decode_launch(rank, op, n_ops, first, step->n_out, n_taken, err);
     default:
         return error_set(err, LS_EINTERNAL, "prefill: op %d is of no known kind", first);
