@@ -702,9 +702,9 @@ static void check_op(tally *t, world *w, int index) {
 static void check_library(tally *t, world *w) {
     const ls_bind *bind = &w->gpu->rank.bind;
     const ls_weight *out = &w->gpu_weight[W_OUT];
-    const cublaslt_shape shape = {w->dtype, out->rows, out->cols, out->rows};
+    const cublaslt_shape wanted = {w->dtype, out->rows, out->cols, out->rows};
     if (w->use_lt && out->rows % 8 == 0 && out->cols % 8 == 0 &&
-        !cublaslt_matmul(w->gpu->rank.cublaslt, shape, w->n_rows, address(bind->buf[BUF_ATT]), address(out->data),
+        !cublaslt_matmul(w->gpu->rank.cublaslt, wanted, w->n_rows, address(bind->buf[BUF_ATT]), address(out->data),
                          address(bind->buf[BUF_PART]), w->gpu->rank.workspace, w->gpu->rank.stream)) {
         bad_line(t, w, 4, "cuBLASLt", "it has no algorithm");
     }
