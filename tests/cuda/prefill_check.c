@@ -92,7 +92,8 @@ typedef struct world {
 
 typedef struct tally {
     int cases, ops, bad;
-    double worst[5]; /* by tolerance class: ls_dtype, int8 as 4 */
+    double worst[5]; /* by tolerance class, an ls_dtype */
+    char where[5][240];
 } tally;
 
 /* ---- Random numbers ---- */
@@ -618,7 +619,10 @@ static bool compare(tally *t, const world *w, int index, const view *v, const ui
             }
         }
         double error = apart == 0 ? 0 : apart / largest;
-        t->worst[class] = error > t->worst[class] ? error : t->worst[class];
+        if (error > t->worst[class]) {
+            t->worst[class] = error;
+            snprintf(t->where[class], sizeof t->where[class], "%s %s", w->text, v->name);
+        }
         if (!(error <= allowed[class])) {
             snprintf(what, sizeof what, "row %d of %d, element %d is %.7g, not %.7g: error %.2g", row, v->rows, where,
                      (double)load_as(v->gpu_dtype, got, row * v->stride + where),
@@ -870,6 +874,9 @@ int main(int argc, char **argv) {
     printf("prefill_check: %s: %d cases, %d ops, %d failures; worst error f32 %.1e, bf16 %.1e, f16 %.1e; %.1f s\n",
            g->rank.facts.name, t.cases, t.ops, t.bad, t.worst[LS_F32], t.worst[LS_BF16], t.worst[LS_F16],
            (double)(clock_ns() - start) / 1e9);
+    for (int i = LS_F32; i <= LS_F16; i++) {
+        printf("  worst of %s: %s\n", ls_dtype_name((ls_dtype)i), t.where[i]);
+    }
     fflush(stdout);
     if (timing) {
         if (g->lt != NULL) {

@@ -340,9 +340,9 @@ static ls_status qkv(cuda_rank *rank, const op_qkv *a, int layer, const ls_step 
     return LS_OK;
 }
 
-/* The mma kernel for the head size and run dtype, or -1. */
+/* The mma kernel for the head size and dtype, or -1. */
 static int attn_mma_kernel(const cuda_rank *rank, int d_head) {
-    for (int i = 0; i < N_MMA_HEADS && rank->bind.dtype != LS_F32; i++) {
+    for (int i = 0; i < N_MMA_HEADS && rank->bind.dtype != LS_F32 && rank->bind.kv_dtype == rank->bind.dtype; i++) {
         if (mma_heads[i] == d_head && attn_shared_bytes(d_head) <= (unsigned)rank->facts.shared_bytes_per_block) {
             return (rank->bind.dtype == LS_BF16 ? FN_prefill_attn_bf16_64 : FN_prefill_attn_f16_64) + i;
         }
