@@ -64,9 +64,8 @@ static __device__ int64_t page_at(const prefill_attn_args &a, int page) {
 extern __shared__ __align__(128) uint8_t attn_shared[];
 
 // Keys [first, first + 64) of a page into rows of D + pad elements; zeros for keys outside [lo, last], which may be anything.
-template <class T, int D>
-static __device__ void load_page(uint16_t *to, const void *cache, int kv_dtype, int64_t at, int first, int lo,
-                                 int last) {
+template <int D>
+static __device__ void load_page(uint16_t *to, const void *cache, int64_t at, int first, int lo, int last) {
     constexpr int CHUNKS = D / 8;
 #pragma unroll 4
     for (int c = threadIdx.x; c < CUDA_PAGE_TOKENS * CHUNKS; c += PREFILL_ATTN_THREADS) {
