@@ -70,16 +70,16 @@ MISSING = $(strip $(if $(shell command -v $(firstword $(CC)) 2>&1),,$(CC)) \
 
 obj = $(patsubst %.c,$(BUILD)/%.o,$(1))
 
-# One template for the inner products, compiled once for each instruction set.
-DOT := src/backend/cpu/dot_tmpl.c
-DOT_ISAS := ref $(if $(filter x86_64%,$(shell $(CC) -dumpmachine 2>/dev/null)),avx2 avx512)
-DOT_FLAGS_ref := -O3
-DOT_FLAGS_avx2 := -O3 -mavx2 -mfma -mf16c
-DOT_FLAGS_avx512 := $(DOT_FLAGS_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512
-DOT_OBJ := $(if $(wildcard $(DOT)),$(DOT_ISAS:%=$(BUILD)/src/backend/cpu/dot_%.o))
+# One template for the inner loops, compiled once for each instruction set.
+TMPL := src/backend/cpu/isa_tmpl.c
+ISAS := ref $(if $(filter x86_64%,$(shell $(CC) -dumpmachine 2>/dev/null)),avx2 avx512)
+ISA_FLAGS_ref := -O3 -Wno-psabi
+ISA_FLAGS_avx2 := $(ISA_FLAGS_ref) -mavx2 -mfma -mf16c
+ISA_FLAGS_avx512 := $(ISA_FLAGS_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512
+ISA_OBJ := $(if $(wildcard $(TMPL)),$(ISAS:%=$(BUILD)/src/backend/cpu/isa_%.o))
 
-SRC := $(sort $(filter-out $(DOT),$(shell find src -name '*.c')))
-LIB_OBJ := $(call obj,$(filter-out src/cli/%,$(SRC))) $(DOT_OBJ)
+SRC := $(sort $(filter-out $(TMPL),$(shell find src -name '*.c')))
+LIB_OBJ := $(call obj,$(filter-out src/cli/%,$(SRC))) $(ISA_OBJ)
 CLI_OBJ := $(call obj,$(filter src/cli/%,$(SRC)))
 LIB := $(BUILD)/liblockstep.a
 APP := $(BUILD)/lockstep
@@ -99,7 +99,7 @@ all: $(APP)
 stamp = $(Q)mkdir -p $(@D); echo '$(subst ','\'',$(1))' | cmp -s - $@ || echo '$(subst ','\'',$(1))' >$@
 $(BUILD)/flags: FORCE
 	$(if $(MISSING),$(error $(MISSING) not found: run ./setup.sh))
-	$(call stamp,$(CC) $(FLAGS) / $(LINK) $(LIBS) / $(foreach i,$(DOT_ISAS),$(DOT_FLAGS_$i)))
+	$(call stamp,$(CC) $(FLAGS) / $(LINK) $(LIBS) / $(foreach i,$(ISAS),$(ISA_FLAGS_$i)))
 $(BUILD)/sources: FORCE
 	$(call stamp,$(LIB_OBJ) $(CLI_OBJ))
 
@@ -107,9 +107,9 @@ compile = $(Q)mkdir -p $(@D); $(CC) $(FLAGS) $(1) -MMD -MP -c $< -o $@
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	$(call say,CC,$<)
 	$(call compile)
-$(DOT_OBJ): $(BUILD)/src/backend/cpu/dot_%.o: $(DOT) $(BUILD)/flags
+$(ISA_OBJ): $(BUILD)/src/backend/cpu/isa_%.o: $(TMPL) $(BUILD)/flags
 	$(call say,CC,$< $*)
-	$(call compile,-DDOT_ISA=$* $(DOT_FLAGS_$*))
+	$(call compile,-DCPU_ISA=$* $(ISA_FLAGS_$*))
 $(BUILD)/tests/%.o: tests/%.c $(BUILD)/flags | need-cmocka
 	$(call say,CC,$<)
 	$(call compile,-Itests)

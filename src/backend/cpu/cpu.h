@@ -1,7 +1,7 @@
 /*
  * The CPU back end: the reference ops (the oracle, ref_*.c), over inner loops that are chosen for the machine.
  *
- * The inner loops are dot_tmpl.c, one plain C source compiled once for each instruction set. They give the same bits by
+ * The inner loops are isa_tmpl.c, one C source compiled once for each instruction set. They give the same bits by
  * construction: every version keeps the 16 accumulators of the contract and fuses where it says fma.
  */
 #ifndef LS_BACKEND_CPU_H
@@ -10,11 +10,30 @@
 #include "backend/ops.h"
 #include "base/numeric.h"
 
+/* Where K is cut: leaves [border[i], border[i + 1]) of a row, in elements of this rank. */
+typedef struct cpu_leaves {
+    int count; /* a power of two */
+    int64_t border[LS_LEAVES + 1];
+} cpu_leaves;
+
+/* y[m][n - first] = leaf tree of w[n] . x[m], for rows [first, last) of w and all n_x rows of x. */
+typedef struct cpu_matmul {
+    const ls_weight *w;
+    cpu_leaves leaves;
+    int64_t first, last;
+    const float *x;
+    int64_t x_stride;
+    int64_t n_x;
+    float *y;
+    int64_t y_stride;
+} cpu_matmul;
+
 /* Indexed by ls_dtype of w; LS_AUTO's entry is NULL. */
 enum { CPU_DTYPES = LS_F16 + 1 };
 
 typedef struct cpu_isa {
     const char *name; /* "ref", "avx2", "avx512" */
+    void (*matmul)(const cpu_matmul *a);
     /* Sum of w[i] x[i] over n elements: one leaf, in the contract's order. */
     float (*dot[CPU_DTYPES])(const void *w, const float *x, int64_t n);
     /* y[i] = fma(a, w[i], y[i]). */
@@ -52,8 +71,10 @@ void ref_norm(const cpu_isa *isa, const float *h, const float *w, float eps, int
 /* BUF_X row i = act(norm(h row row[i])), or of h row i where row is NULL, shared by the team; ends in team_wait. */
 void ref_norm_rows(const ls_bind *bind, const ls_team *team, int i_norm, float eps, const int32_t *row, int n_rows);
 
-/* Rows of x that stay in the cache while all rows of w pass. */
-enum { CPU_ROW_TILE = 16 };
+/* Leaves [leaf_first, leaf_first + leaf_count) of k_total elements. */
+cpu_leaves leaves_of(int64_t k_total, int leaf_first, int leaf_count);
+/* How COLUMN and VOCAB matmuls take K. */
+cpu_leaves whole_leaf(const ls_weight *w);
 
 /* y[m][n] = w[n] . x[m] (+ bias[n]) for this thread's part of the rows of w, K as one leaf. */
 void ref_matmul(const ls_bind *bind, const ls_team *team, int i_weight, int i_bias, const float *x, int64_t x_stride,

@@ -1,8 +1,16 @@
 /* Reference: norms, matmuls, and the ops that are one matmul (out, ffn_out). Formulas in ops.h. */
 #include "backend/cpu/cpu.h"
 
-static inline int64_t min64(int64_t a, int64_t b) {
-    return a < b ? a : b;
+cpu_leaves leaves_of(int64_t k_total, int leaf_first, int leaf_count) {
+    cpu_leaves leaves = {.count = leaf_count};
+    for (int i = 0; i <= leaf_count; i++) {
+        leaves.border[i] = leaf_border(k_total, leaf_first + i) - leaf_border(k_total, leaf_first);
+    }
+    return leaves;
+}
+
+cpu_leaves whole_leaf(const ls_weight *w) {
+    return (cpu_leaves){.count = 1, .border = {0, w->cols}};
 }
 
 void ref_norm(const cpu_isa *isa, const float *h, const float *w, float eps, int n, ls_dtype dtype, float *out) {
@@ -25,21 +33,20 @@ void ref_norm_rows(const ls_bind *bind, const ls_team *team, int i_norm, float e
     team_wait(team);
 }
 
+/* Rows of w are shared in fours, as the inner loops take them. */
+enum { ROWS_UNIT = 4 };
+
 void ref_matmul(const ls_bind *bind, const ls_team *team, int i_weight, int i_bias, const float *x, int64_t x_stride,
                 int n_rows, float *y, int64_t y_stride) {
     const ls_weight *w = &bind->weight[i_weight];
-    const float *bias = i_bias < 0 ? NULL : bind->weight[i_bias].data;
-    const size_t row_bytes = (size_t)w->cols * ls_dtype_bytes(w->format);
     int64_t first, last;
-    team_range(team, w->rows, 1, &first, &last);
-    for (int64_t m0 = 0; m0 < n_rows; m0 += CPU_ROW_TILE) {
-        int64_t m1 = min64(m0 + CPU_ROW_TILE, n_rows);
+    team_range(team, w->rows, ROWS_UNIT, &first, &last);
+    const cpu_matmul a = {w, whole_leaf(w), first, last, x, x_stride, n_rows, y + first, y_stride};
+    bind_isa(bind)->matmul(&a);
+    for (int64_t m = 0; m < n_rows && i_bias >= 0; m++) {
+        const float *bias = bind->weight[i_bias].data;
         for (int64_t n = first; n < last; n++) {
-            const uint8_t *row = (const uint8_t *)w->data + (size_t)n * row_bytes;
-            for (int64_t m = m0; m < m1; m++) {
-                float sum = bind_isa(bind)->dot[w->format](row, x + m * x_stride, w->cols);
-                y[m * y_stride + n] = bias == NULL ? sum : sum + bias[n];
-            }
+            y[m * y_stride + n] += bias[n];
         }
     }
 }
@@ -48,27 +55,11 @@ void ref_row(const ls_op *op, int index, const ls_bind *bind, const ls_step *ste
     (void)index;
     const op_row *a = &op->row;
     const ls_weight *w = &bind->weight[a->weight];
-    const size_t element = ls_dtype_bytes(w->format);
     const float *x = bind->buf[op->kind == OP_OUT ? BUF_ATT : BUF_ACT];
     float *part = (float *)bind->buf[BUF_PART] + (int64_t)a->slot * bind->m_max * bind->d_model;
-    int64_t border[LS_LEAVES + 1];
-    for (int i = 0; i <= a->leaf_count; i++) {
-        border[i] = leaf_border(a->k_total, a->leaf_first + i) - leaf_border(a->k_total, a->leaf_first);
-    }
     int64_t first, last;
-    team_range(team, w->rows, 1, &first, &last);
-    for (int64_t m0 = 0; m0 < step->n_rows; m0 += CPU_ROW_TILE) {
-        int64_t m1 = min64(m0 + CPU_ROW_TILE, step->n_rows);
-        for (int64_t n = first; n < last; n++) {
-            const uint8_t *row = (const uint8_t *)w->data + (size_t)n * (size_t)w->cols * element;
-            for (int64_t m = m0; m < m1; m++) {
-                float leaf[LS_LEAVES] = {0};
-                for (int i = 0; i < a->leaf_count; i++) {
-                    leaf[i] = bind_isa(bind)->dot[w->format](row + (size_t)border[i] * element,
-                                                             x + m * w->cols + border[i], border[i + 1] - border[i]);
-                }
-                part[m * bind->d_model + n] = leaf_tree(leaf, a->leaf_count);
-            }
-        }
-    }
+    team_range(team, w->rows, ROWS_UNIT, &first, &last);
+    const cpu_leaves leaves = leaves_of(a->k_total, a->leaf_first, a->leaf_count);
+    const cpu_matmul job = {w, leaves, first, last, x, w->cols, step->n_rows, part + first, bind->d_model};
+    bind_isa(bind)->matmul(&job);
 }

@@ -1,0 +1,72 @@
+/*
+ * The inner loops, compiled once for each instruction set: CPU_ISA is ref, avx2 or avx512 (see the Makefile).
+ *
+ * The 16 accumulators of ops.h section 2 are one or two vectors of the compiler's own vector extension (vec_tmpl.h), so
+ * all versions are bit-equal by construction (tests/kern checks it).
+ */
+#include "backend/cpu/matmul_tmpl.h"
+#include "backend/cpu/vec_tmpl.h"
+
+#define JOIN2(a, b) a##_##b
+#define JOIN(a, b) JOIN2(a, b)
+#define TEXT2(a) #a
+#define TEXT(a) TEXT2(a)
+
+#define DEFINE_LOOPS(suffix, type)                                                                                     \
+    static float dot_##suffix(const void *data, const float *x, int64_t n) {                                           \
+        const type *w = data;                                                                                          \
+        f32v acc[REGISTERS] = {{0}};                                                                                   \
+        for (int64_t i = 0; i < n; i += LANES) {                                                                       \
+            type w_tail[LANES] = {0};                                                                                  \
+            float x_tail[LANES] = {0};                                                                                 \
+            const type *a = w + i;                                                                                     \
+            const float *b = x + i;                                                                                    \
+            if (n - i < LANES) {                                                                                       \
+                a = memcpy(w_tail, a, (size_t)(n - i) * sizeof *a);                                                    \
+                b = memcpy(x_tail, b, (size_t)(n - i) * sizeof *b);                                                    \
+            }                                                                                                          \
+            for (int r = 0; r < REGISTERS; r++) {                                                                      \
+                acc[r] = fma_v(load_##suffix(a + r * WIDTH), load_f32(b + r * WIDTH), acc[r]);                         \
+            }                                                                                                          \
+        }                                                                                                              \
+        return sum_lanes(acc);                                                                                         \
+    }                                                                                                                  \
+    /* n is a head size: a multiple of 16. */                                                                          \
+    static void axpy_##suffix(float *y, const void *data, float scale, int64_t n) {                                    \
+        const type *w = data;                                                                                          \
+        for (int64_t i = 0; i < n; i += WIDTH) {                                                                       \
+            store_f32(y + i, fma_v(load_##suffix(w + i), splat(scale), load_f32(y + i)));                              \
+        }                                                                                                              \
+    }
+
+DEFINE_LOOPS(f32, float)
+DEFINE_LOOPS(bf16, uint16_t)
+DEFINE_LOOPS(f16, uint16_t)
+
+static uint64_t read_all(const void *data, size_t bytes) {
+    enum { STREAMS = 4 };
+    const uint8_t *byte = data;
+    u32v acc[STREAMS] = {{0}};
+    for (size_t i = 0; i + sizeof acc <= bytes; i += sizeof acc) {
+        for (int j = 0; j < STREAMS; j++) {
+            u32v block;
+            memcpy(&block, byte + i + (size_t)j * sizeof block, sizeof block);
+            acc[j] ^= block;
+        }
+    }
+    acc[0] ^= acc[1] ^ acc[2] ^ acc[3];
+    uint64_t all = 0;
+    for (int j = 0; j < WIDTH; j++) {
+        all ^= acc[0][j];
+    }
+    return all;
+}
+
+extern const cpu_isa JOIN(cpu_isa, CPU_ISA);
+const cpu_isa JOIN(cpu_isa, CPU_ISA) = {
+    .name = TEXT(CPU_ISA),
+    .matmul = matmul,
+    .dot = {[LS_F32] = dot_f32, [LS_BF16] = dot_bf16, [LS_F16] = dot_f16},
+    .axpy = {[LS_F32] = axpy_f32, [LS_BF16] = axpy_bf16, [LS_F16] = axpy_f16},
+    .read = read_all,
+};
