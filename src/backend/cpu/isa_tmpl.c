@@ -5,6 +5,7 @@
  * all versions are bit-equal by construction (tests/kern checks it).
  */
 #include "backend/cpu/matmul_tmpl.h"
+#include "backend/cpu/rows_tmpl.h"
 #include "backend/cpu/vec_tmpl.h"
 
 #define JOIN2(a, b) a##_##b
@@ -66,6 +67,14 @@ extern const cpu_isa JOIN(cpu_isa, CPU_ISA);
 const cpu_isa JOIN(cpu_isa, CPU_ISA) = {
     .name = TEXT(CPU_ISA),
     .matmul = matmul,
+    .norm = norm,
+    .silu = silu,
+    .finite = all_finite,
+    .quantize = quantize,
+    .copy = copy,
+    .widen = widen,
+    .narrow = narrow,
+    .dummy = dummy,
     .dot = {[LS_F32] = dot_f32, [LS_BF16] = dot_bf16, [LS_F16] = dot_f16},
     .axpy = {[LS_F32] = axpy_f32, [LS_BF16] = axpy_bf16, [LS_F16] = axpy_f16},
     .read = read_all,

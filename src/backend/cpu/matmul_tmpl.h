@@ -36,7 +36,7 @@ enum {
         int64_t i = 0;                                                                                                 \
         for (; i + STEP <= n; i += STEP) {                                                                             \
             for (int j = 0; j < TILE_N; j++) {                                                                         \
-                __builtin_prefetch(w[j] + i + ahead);                                                                  \
+                __builtin_prefetch(w[j] + i + ahead, 0, 2);                                                            \
             }                                                                                                          \
             for (int k = 0; k < STEP; k += LANES) {                                                                    \
                 madd_##suffix(lanes, w, x, i + k);                                                                     \
@@ -164,13 +164,13 @@ INLINE int64_t block_rows(const cpu_matmul *a, int64_t m0) {
     return a->n_x - m0 < fit ? a->n_x - m0 : fit;
 }
 
-#define DEFINE_MATMUL(suffix, type)                                                                                    \
+#define DEFINE_PANEL(suffix, type)                                                                                     \
     DEFINE_DOT(suffix, type)                                                                                           \
     /* Rows [m0, m0 + n_x) of x with four rows of w. sum[m][leaf] */                                                   \
     INLINE void panel_##suffix(const cpu_matmul *a, const type *const w[TILE_N], int64_t m0, int64_t n_x,              \
                                f32x4(*sum)[LS_LEAVES]) {                                                               \
         float wide[n_x > 1 ? TILE_N * PANEL_COLS : 1];                                                                 \
-        const int64_t ahead = (int64_t)TILE_N * a->w->cols;                                                            \
+        const int64_t ahead = 2 * (int64_t)TILE_N * a->w->cols;                                                        \
         for (int leaf = 0; leaf < a->leaves.count; leaf++) {                                                           \
             const int64_t from = a->leaves.border[leaf], n = a->leaves.border[leaf + 1] - from;                        \
             const int64_t stride = (n + LANES - 1) / LANES * LANES;                                                    \
@@ -186,7 +186,9 @@ INLINE int64_t block_rows(const cpu_matmul *a, int64_t m0) {
                 tile(wide, stride, x + m * a->x_stride, a->x_stride, n, count, &sum[m][leaf], LS_LEAVES);              \
             }                                                                                                          \
         }                                                                                                              \
-    }                                                                                                                  \
+    }
+
+#define DEFINE_ROWS(suffix, type)                                                                                      \
     static void matmul_##suffix(const cpu_matmul *a) {                                                                 \
         const type *data = a->w->data;                                                                                 \
         f32x4 sum[BLOCK_M][LS_LEAVES];                                                                                 \
@@ -203,7 +205,8 @@ INLINE int64_t block_rows(const cpu_matmul *a, int64_t m0) {
                 for (int leaf = 0; leaf < a->leaves.count && a->w->scale != NULL; leaf++) {                            \
                     f32x4 scale = leaf_scale(a, row, leaf);                                                            \
                     for (int64_t m = 0; m < n_x; m++) {                                                                \
-                        sum[m][leaf] *= scale;                                                                         \
+                        sum[m][leaf] *=                                                                                \
+                            a->xq == NULL ? scale : scale * xq_row(a->xq, a->w->cols, m0 + m)->scale[leaf];            \
                     }                                                                                                  \
                 }                                                                                                      \
                 for (int64_t m = 0; m < n_x; m++) {                                                                    \
@@ -215,10 +218,88 @@ INLINE int64_t block_rows(const cpu_matmul *a, int64_t m0) {
         }                                                                                                              \
     }
 
-DEFINE_MATMUL(f32, float)
-DEFINE_MATMUL(bf16, uint16_t)
-DEFINE_MATMUL(f16, uint16_t)
-DEFINE_MATMUL(int8, int8_t)
+DEFINE_PANEL(f32, float)
+DEFINE_ROWS(f32, float)
+DEFINE_PANEL(bf16, uint16_t)
+DEFINE_ROWS(bf16, uint16_t)
+DEFINE_PANEL(f16, uint16_t)
+DEFINE_ROWS(f16, uint16_t)
+DEFINE_PANEL(int8, int8_t)
+DEFINE_ROWS(int8, int8_t)
+
+/* ---- w8a8 ---- */
+
+typedef int32_t i32x4 __attribute__((vector_size(16)));
+
+/* Exact sums of w[0..3] with x over n elements. VNNI multiplies unsigned with signed: w is offset by 128, and x_sum, the
+ * sum of x, takes that off again. AVX2 multiplies |w| with x under w's sign; two products of at most 127 * 127 fit 16
+ * bits. */
+INLINE i32x4 dot4_w8a8(const int8_t *const w[TILE_N], const int8_t *x, int32_t x_sum, int64_t n, int64_t ahead) {
+#if defined(__AVX512VNNI__)
+    const __m512i offset = _mm512_set1_epi8((char)0x80);
+    __m512i acc[TILE_N] = {{0}};
+    for (int64_t i = 0; i < n; i += LINE) {
+        const __mmask64 mask = n - i < LINE ? ((__mmask64)1 << (n - i)) - 1 : ~(__mmask64)0;
+        const __m512i b = _mm512_maskz_loadu_epi8(mask, x + i);
+        for (int j = 0; j < TILE_N; j++) {
+            __builtin_prefetch(w[j] + i + ahead, 0, 2);
+            const __m512i a = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, w[j] + i), offset);
+            acc[j] = _mm512_dpbusd_epi32(acc[j], a, b);
+        }
+    }
+    i32x4 part[TILE_N];
+    for (int j = 0; j < TILE_N; j++) {
+        const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(acc[j]), _mm512_extracti64x4_epi64(acc[j], 1));
+        part[j] = (i32x4)_mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    }
+    i32x4 sum01 = (i32x4)_mm_hadd_epi32((__m128i)part[0], (__m128i)part[1]);
+    i32x4 sum23 = (i32x4)_mm_hadd_epi32((__m128i)part[2], (__m128i)part[3]);
+    return (i32x4)_mm_hadd_epi32((__m128i)sum01, (__m128i)sum23) - 128 * x_sum;
+#else
+    (void)x_sum;
+    i32x4 sum;
+    for (int j = 0; j < TILE_N; j++) {
+        int64_t i = 0;
+        int32_t all = 0;
+#if defined(__AVX2__)
+        __m256i acc = _mm256_setzero_si256();
+        for (; i + 32 <= n; i += 32) {
+            __builtin_prefetch(w[j] + i + ahead, 0, 2);
+            const __m256i a = _mm256_loadu_si256((const __m256i *)(w[j] + i));
+            const __m256i b = _mm256_loadu_si256((const __m256i *)(x + i));
+            const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
+            acc = _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        }
+        for (int k = 0; k < 8; k++) {
+            all += ((i32v)acc)[k];
+        }
+#else
+        (void)ahead;
+#endif
+        for (; i < n; i++) {
+            all += (int32_t)w[j][i] * x[i];
+        }
+        sum[j] = all;
+    }
+    return sum;
+#endif
+}
+
+INLINE void panel_w8a8(const cpu_matmul *a, const int8_t *const w[TILE_N], int64_t m0, int64_t n_x,
+                       f32x4 (*sum)[LS_LEAVES]) {
+    const int64_t ahead = 2 * (int64_t)TILE_N * a->w->cols;
+    for (int leaf = 0; leaf < a->leaves.count; leaf++) {
+        const int64_t from = a->leaves.border[leaf], n = a->leaves.border[leaf + 1] - from;
+        const int8_t *const part[TILE_N] = {w[0] + from, w[1] + from, w[2] + from, w[3] + from};
+        for (int64_t m = 0; m < n_x; m++) {
+            const cpu_xq *x = xq_row(a->xq, a->w->cols, m0 + m);
+            const i32x4 dot = dot4_w8a8(part, x->q + from, x->sum[leaf], n, ahead);
+            sum[m][leaf] = __builtin_convertvector(dot, f32x4);
+        }
+    }
+}
+
+DEFINE_ROWS(w8a8, int8_t)
 
 static void matmul(const cpu_matmul *a) {
     switch (a->w->format) {
@@ -232,7 +313,7 @@ static void matmul(const cpu_matmul *a) {
         matmul_f16(a);
         break;
     default:
-        matmul_int8(a);
+        (a->xq != NULL ? matmul_w8a8 : matmul_int8)(a);
         break;
     }
 }
