@@ -63,9 +63,9 @@ typedef struct cpu_isa {
     bool (*copy)(ls_dtype dtype, const void *from, int64_t n, void *to);
     void (*widen)(ls_dtype dtype, const void *from, int64_t n, float *to);
     bool (*narrow)(ls_dtype dtype, const float *from, int64_t n, void *to);
-    /* offset + scale * (2 u - 1), u = mix(hash + (first + i + 1) * golden) >> 40 in units of 2^-24: see
+    /* round(offset + scale * (2 u - 1)), u = mix(hash + (first + i + 1) * golden) >> 40 in units of 2^-24: see
      * model/weights.h. */
-    void (*dummy)(uint64_t hash, int64_t first, float offset, float scale, int64_t n, float *to);
+    void (*dummy)(uint64_t hash, int64_t first, float offset, float scale, ls_dtype dtype, int64_t n, float *to);
     /* y[i] = fma(a, w[i], y[i]). */
     void (*axpy[CPU_DTYPES])(float *y, const void *w, float a, int64_t n);
     /* Reads every byte and does next to nothing with it: for measuring memory. */
@@ -75,6 +75,8 @@ typedef struct cpu_isa {
 /* The best this machine runs, or the one named; NULL if it is unknown or the machine lacks it. */
 const cpu_isa *cpu_isa_best(void);
 const cpu_isa *cpu_isa_find(const char *name);
+/* The one named, or the best for NULL. LS_EINVAL says what this machine has. */
+ls_status cpu_isa_choose(const cpu_isa **out, const char *name, ls_error *err);
 
 extern const ls_op_table cpu_ref_ops;
 

@@ -162,7 +162,7 @@ static bool narrow(ls_dtype dtype, const float *from, int64_t n, void *to) {
     return largest(most) < 0x7f800000;
 }
 
-static void dummy(uint64_t hash, int64_t first, float offset, float scale, int64_t n, float *to) {
+static void dummy(uint64_t hash, int64_t first, float offset, float scale, ls_dtype dtype, int64_t n, float *to) {
     typedef uint64_t u64v __attribute__((vector_size(8 * WIDTH)));
     const uint64_t golden = 0x9E3779B97F4A7C15;
     u64v lane;
@@ -175,7 +175,7 @@ static void dummy(uint64_t hash, int64_t first, float offset, float scale, int64
         x = (x ^ x >> 27) * 0x94D049BB133111EB;
         x ^= x >> 31;
         f32v unit = __builtin_convertvector(__builtin_convertvector(x >> 40, u32v), f32v) * 0x1p-24F;
-        store_some(to + i, n - i, offset + scale * (2.0F * unit - 1.0F));
+        store_some(to + i, n - i, round_v(dtype, offset + scale * (2.0F * unit - 1.0F)));
     }
 }
 
