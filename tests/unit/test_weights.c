@@ -41,7 +41,7 @@ static ls_status load(one_weight *w, const weight_source *source, void **out, ls
     assert_non_null(*out);
     memset(*out, 0xa5, n + 1);
     weight.data = *out;
-    ls_status st = weight_load(&w->program, source, 0, &weight, err);
+    ls_status st = weight_load(&w->program, source, 0, &weight, 0, weight.rows, err);
     assert_int_equal(((uint8_t *)*out)[n], 0xa5); /* nothing behind its part */
     return st;
 }
