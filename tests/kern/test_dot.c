@@ -76,6 +76,12 @@ static void check_isa(const cpu_isa *isa, ls_dtype dtype) {
     }
 }
 
+static void assert_same_float(float got, float wanted, const char *isa, const char *what, float of) {
+    if (f32_bits(got) != f32_bits(wanted) && !(got != got && wanted != wanted)) {
+        fail_msg("%s: %s of %a is %a, not %a", isa, what, (double)of, (double)got, (double)wanted);
+    }
+}
+
 static void test_dot_has_the_contracts_bits(void **state) {
     (void)state;
     for (int i = 0; i < N_ISAS; i++) {
@@ -224,22 +230,56 @@ static void test_long_leaf(void **state) {
 
 static void test_axpy_is_fma(void **state) {
     (void)state;
+    enum { ROWS = 3 };
     uint64_t seed = 2;
     for (int i = 0; i < N_ISAS; i++) {
         const cpu_isa *isa = cpu_isa_find(ISAS[i]);
         for (ls_dtype dtype = LS_F32; isa != NULL && dtype <= LS_F16; dtype++) {
             for (int n = 16; n <= MAX_HEAD; n += 16) {
-                float y[MAX_HEAD + 1], wanted[MAX_HEAD + 1], stored[MAX_HEAD];
-                float a = random_value(&seed, LS_F32);
+                float y[MAX_HEAD + 1], wanted[MAX_HEAD + 1], stored[ROWS * MAX_HEAD], a[ROWS];
                 y[n] = wanted[n] = 7; /* behind the end */
                 for (int j = 0; j < n; j++) {
-                    float w = random_value(&seed, dtype);
-                    y[j] = random_value(&seed, LS_F32);
-                    wanted[j] = fmaf(a, w, y[j]);
-                    store_as(dtype, stored, j, w);
+                    wanted[j] = y[j] = random_value(&seed, LS_F32);
                 }
-                isa->axpy[dtype](y, stored, a, n);
+                for (int row = 0; row < ROWS; row++) {
+                    a[row] = random_value(&seed, LS_F32);
+                    for (int j = 0; j < n; j++) {
+                        float w = random_value(&seed, dtype);
+                        wanted[j] = fmaf(a[row], w, wanted[j]);
+                        store_as(dtype, stored, row * n + j, w);
+                    }
+                }
+                isa->axpy[dtype](y, stored, a, ROWS, n);
                 assert_memory_equal(y, wanted, (size_t)(n + 1) * sizeof *y);
+            }
+        }
+    }
+}
+
+static void test_softmax_and_divide(void **state) {
+    (void)state;
+    enum { N = 256 };
+    uint64_t seed = 7;
+    for (int i = 0; i < N_ISAS; i++) {
+        const cpu_isa *isa = cpu_isa_find(ISAS[i]);
+        for (int n = 1; isa != NULL && n <= N; n++) {
+            float s[N + 1], wanted[N + 1], m = -INFINITY, scale = 0.125F;
+            s[n] = 7;
+            for (int j = 0; j < n; j++) {
+                s[j] = random_value(&seed, LS_F32) * 8;
+                s[j] = n % 5 == 0 && j == n / 2 ? (n % 2 ? NAN : -INFINITY) : s[j];
+                wanted[j] = s[j] * scale;
+                m = wanted[j] > m ? wanted[j] : m;
+            }
+            assert_same_float(isa->softmax(s, scale, n), m, isa->name, "maximum", m);
+            assert_true(s[n] == 7);
+            for (int j = 0; j < n; j++) {
+                assert_same_float(s[j], ls_exp(wanted[j] - m), isa->name, "softmax", wanted[j]);
+            }
+            isa->divide(wanted, 3, n, LS_BF16, s);
+            assert_true(s[n] == 7);
+            for (int j = 0; j < n; j++) {
+                assert_same_float(s[j], round_to(LS_BF16, wanted[j] / 3), isa->name, "division", wanted[j]);
             }
         }
     }
@@ -266,12 +306,6 @@ static void test_special_halves(void **state) {
 }
 
 /* ---- Rows of numbers ---- */
-
-static void assert_same_float(float got, float wanted, const char *isa, const char *what, float of) {
-    if (f32_bits(got) != f32_bits(wanted) && !(got != got && wanted != wanted)) {
-        fail_msg("%s: %s of %a is %a, not %a", isa, what, (double)of, (double)got, (double)wanted);
-    }
-}
 
 /* Any bits: infinities, NaN and subnormals are among them. */
 static void test_rows_are_numeric_h(void **state) {
@@ -384,6 +418,7 @@ int main(void) {
         cmocka_unit_test(test_matmul_has_the_contracts_bits),
         cmocka_unit_test(test_long_leaf),
         cmocka_unit_test(test_axpy_is_fma),
+        cmocka_unit_test(test_softmax_and_divide),
         cmocka_unit_test(test_special_halves),
         cmocka_unit_test(test_rows_are_numeric_h),
         cmocka_unit_test(test_quantize),

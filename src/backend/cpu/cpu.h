@@ -66,8 +66,12 @@ typedef struct cpu_isa {
     /* round(offset + scale * (2 u - 1)), u = mix(hash + (first + i + 1) * golden) >> 40 in units of 2^-24: see
      * model/weights.h. */
     void (*dummy)(uint64_t hash, int64_t first, float offset, float scale, ls_dtype dtype, int64_t n, float *to);
-    /* y[i] = fma(a, w[i], y[i]). */
-    void (*axpy[CPU_DTYPES])(float *y, const void *w, float a, int64_t n);
+    /* y[i] = fma(a[j], w[j][i], y[i]), j = 0 .. n_rows - 1 in turn; n is a head size. */
+    void (*axpy[CPU_DTYPES])(float *y, const void *w, const float *a, int64_t n_rows, int64_t n);
+    /* s[j] = exp(s[j] scale - m) with m the largest s[j] scale, which is returned. */
+    float (*softmax)(float *s, float scale, int64_t n);
+    /* out = round(x / by). */
+    void (*divide)(const float *x, float by, int64_t n, ls_dtype dtype, float *out);
     /* Reads every byte and does next to nothing with it: for measuring memory. */
     uint64_t (*read)(const void *data, size_t bytes);
 } cpu_isa;

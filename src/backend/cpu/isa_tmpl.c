@@ -32,17 +32,60 @@
         }                                                                                                              \
         return sum_lanes(acc);                                                                                         \
     }                                                                                                                  \
-    /* n is a head size: a multiple of 16. */                                                                          \
-    static void axpy_##suffix(float *y, const void *data, float scale, int64_t n) {                                    \
+    /* n is a multiple of 16; four vectors of y at a time stay in registers. */                                        \
+    static void axpy_##suffix(float *y, const void *data, const float *scale, int64_t n_rows, int64_t n) {             \
+        enum { HELD = 4 };                                                                                             \
         const type *w = data;                                                                                          \
-        for (int64_t i = 0; i < n; i += WIDTH) {                                                                       \
-            store_f32(y + i, fma_v(load_##suffix(w + i), splat(scale), load_f32(y + i)));                              \
+        int64_t i = 0;                                                                                                 \
+        for (; i + HELD * WIDTH <= n; i += HELD * WIDTH) {                                                             \
+            f32v acc[HELD];                                                                                            \
+            memcpy(acc, y + i, sizeof acc);                                                                            \
+            for (int64_t j = 0; j < n_rows; j++) {                                                                     \
+                for (int k = 0; k < HELD; k++) {                                                                       \
+                    acc[k] = fma_v(load_##suffix(w + j * n + i + k * WIDTH), splat(scale[j]), acc[k]);                 \
+                }                                                                                                      \
+            }                                                                                                          \
+            memcpy(y + i, acc, sizeof acc);                                                                            \
+        }                                                                                                              \
+        for (; i < n; i += WIDTH) {                                                                                    \
+            f32v acc = load_f32(y + i);                                                                                \
+            for (int64_t j = 0; j < n_rows; j++) {                                                                     \
+                acc = fma_v(load_##suffix(w + j * n + i), splat(scale[j]), acc);                                       \
+            }                                                                                                          \
+            store_f32(y + i, acc);                                                                                     \
         }                                                                                                              \
     }
 
 DEFINE_LOOPS(f32, float)
 DEFINE_LOOPS(bf16, uint16_t)
 DEFINE_LOOPS(f16, uint16_t)
+
+static float softmax(float *s, float scale, int64_t n) {
+    f32v most = splat(-INFINITY);
+    for (int64_t i = 0; i < n; i += WIDTH) {
+        f32v value = load_some(s + i, n - i) * scale;
+        store_some(s + i, n - i, value);
+        value = n - i < WIDTH ? splat(-INFINITY) : value; /* the rest is looked at below */
+        most = select_v(value > most, value, most);
+    }
+    float m = -INFINITY;
+    for (int i = 0; i < WIDTH; i++) {
+        m = most[i] > m ? most[i] : m;
+    }
+    for (int64_t i = n / WIDTH * WIDTH; i < n; i++) {
+        m = s[i] > m ? s[i] : m;
+    }
+    for (int64_t i = 0; i < n; i += WIDTH) {
+        store_some(s + i, n - i, exp_v(load_some(s + i, n - i) - m));
+    }
+    return m;
+}
+
+static void divide(const float *x, float by, int64_t n, ls_dtype dtype, float *out) {
+    for (int64_t i = 0; i < n; i += WIDTH) {
+        store_some(out + i, n - i, round_v(dtype, load_some(x + i, n - i) / by));
+    }
+}
 
 static uint64_t read_all(const void *data, size_t bytes) {
     enum { STREAMS = 4 };
@@ -77,5 +120,7 @@ const cpu_isa JOIN(cpu_isa, CPU_ISA) = {
     .dummy = dummy,
     .dot = {[LS_F32] = dot_f32, [LS_BF16] = dot_bf16, [LS_F16] = dot_f16},
     .axpy = {[LS_F32] = axpy_f32, [LS_BF16] = axpy_bf16, [LS_F16] = axpy_f16},
+    .softmax = softmax,
+    .divide = divide,
     .read = read_all,
 };

@@ -13,6 +13,7 @@
 
 enum {
     TILE_N = 4,
+    TILE_X8 = 4, /* rows of quantised x at a time */
     TILE_M = WIDTH == 16 ? 6 : 3,
     BLOCK_M = 96,          /* most rows of x that stay in the cache while all rows of w pass */
     BLOCK_BYTES = 1 << 19, /* and their bytes */
@@ -231,59 +232,76 @@ DEFINE_ROWS(int8, int8_t)
 
 typedef int32_t i32x4 __attribute__((vector_size(16)));
 
-/* Exact sums of w[0..3] with x over n elements. VNNI multiplies unsigned with signed: w is offset by 128, and x_sum, the
- * sum of x, takes that off again. AVX2 multiplies |w| with x under w's sign; two products of at most 127 * 127 fit 16
- * bits. */
-INLINE i32x4 dot4_w8a8(const int8_t *const w[TILE_N], const int8_t *x, int32_t x_sum, int64_t n, int64_t ahead) {
 #if defined(__AVX512VNNI__)
+/* As sum_lanes_4. */
+INLINE i32x4 sum_ints_4(const __m512i acc[TILE_N]) {
+    const __m512i ab =
+        _mm512_add_epi32(_mm512_shuffle_i32x4(acc[0], acc[1], 0x44), _mm512_shuffle_i32x4(acc[0], acc[1], 0xee));
+    const __m512i cd =
+        _mm512_add_epi32(_mm512_shuffle_i32x4(acc[2], acc[3], 0x44), _mm512_shuffle_i32x4(acc[2], acc[3], 0xee));
+    __m512i all = _mm512_add_epi32(_mm512_shuffle_i32x4(ab, cd, 0x88), _mm512_shuffle_i32x4(ab, cd, 0xdd));
+    all = _mm512_add_epi32(all, _mm512_shuffle_epi32(all, 0x4e));
+    all = _mm512_add_epi32(all, _mm512_shuffle_epi32(all, 0xb1));
+    const __m512i firsts = _mm512_castsi128_si512(_mm_setr_epi32(0, 4, 8, 12));
+    return (i32x4)_mm512_castsi512_si128(_mm512_permutexvar_epi32(firsts, all));
+}
+
+/* VNNI multiplies unsigned with signed: w is offset by 128, and the sum of x takes that off again. */
+INLINE void dots_w8a8(const int8_t *const w[TILE_N], const int8_t *const *x, const int32_t *x_sum, int n_x, int64_t n,
+                      int64_t ahead, i32x4 *out) {
     const __m512i offset = _mm512_set1_epi8((char)0x80);
-    __m512i acc[TILE_N] = {{0}};
+    __m512i acc[TILE_X8][TILE_N] = {{{0}}};
     for (int64_t i = 0; i < n; i += LINE) {
         const __mmask64 mask = n - i < LINE ? ((__mmask64)1 << (n - i)) - 1 : ~(__mmask64)0;
-        const __m512i b = _mm512_maskz_loadu_epi8(mask, x + i);
+        __m512i a[TILE_N];
+#pragma GCC unroll 4
         for (int j = 0; j < TILE_N; j++) {
             __builtin_prefetch(w[j] + i + ahead, 0, 2);
-            const __m512i a = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, w[j] + i), offset);
-            acc[j] = _mm512_dpbusd_epi32(acc[j], a, b);
+            a[j] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, w[j] + i), offset);
+        }
+#pragma GCC unroll 4
+        for (int m = 0; m < n_x; m++) {
+            const __m512i b = _mm512_maskz_loadu_epi8(mask, x[m] + i);
+#pragma GCC unroll 4
+            for (int j = 0; j < TILE_N; j++) {
+                acc[m][j] = _mm512_dpbusd_epi32(acc[m][j], a[j], b);
+            }
         }
     }
-    i32x4 part[TILE_N];
-    for (int j = 0; j < TILE_N; j++) {
-        const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(acc[j]), _mm512_extracti64x4_epi64(acc[j], 1));
-        part[j] = (i32x4)_mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+#pragma GCC unroll 4
+    for (int m = 0; m < n_x; m++) {
+        out[m] = sum_ints_4(acc[m]) - 128 * x_sum[m];
     }
-    i32x4 sum01 = (i32x4)_mm_hadd_epi32((__m128i)part[0], (__m128i)part[1]);
-    i32x4 sum23 = (i32x4)_mm_hadd_epi32((__m128i)part[2], (__m128i)part[3]);
-    return (i32x4)_mm_hadd_epi32((__m128i)sum01, (__m128i)sum23) - 128 * x_sum;
-#else
-    (void)x_sum;
-    i32x4 sum;
-    for (int j = 0; j < TILE_N; j++) {
-        int64_t i = 0;
-        int32_t all = 0;
-#if defined(__AVX2__)
-        __m256i acc = _mm256_setzero_si256();
-        for (; i + 32 <= n; i += 32) {
-            __builtin_prefetch(w[j] + i + ahead, 0, 2);
-            const __m256i a = _mm256_loadu_si256((const __m256i *)(w[j] + i));
-            const __m256i b = _mm256_loadu_si256((const __m256i *)(x + i));
-            const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
-            acc = _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-        }
-        for (int k = 0; k < 8; k++) {
-            all += ((i32v)acc)[k];
-        }
-#else
-        (void)ahead;
-#endif
-        for (; i < n; i++) {
-            all += (int32_t)w[j][i] * x[i];
-        }
-        sum[j] = all;
-    }
-    return sum;
-#endif
 }
+#else
+/* AVX2 multiplies |w| with x under w's sign: two products of at most 127 * 127 fit 16 bits. */
+INLINE void dots_w8a8(const int8_t *const w[TILE_N], const int8_t *const *x, const int32_t *x_sum, int n_x, int64_t n,
+                      int64_t ahead, i32x4 *out) {
+    (void)x_sum, (void)ahead;
+    for (int m = 0; m < n_x; m++) {
+        for (int j = 0; j < TILE_N; j++) {
+            int64_t i = 0;
+            int32_t all = 0;
+#if defined(__AVX2__)
+            __m256i acc = _mm256_setzero_si256();
+            for (; i + 32 <= n; i += 32) {
+                const __m256i a = _mm256_loadu_si256((const __m256i *)(w[j] + i));
+                const __m256i b = _mm256_loadu_si256((const __m256i *)(x[m] + i));
+                const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
+                acc = _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+            }
+            for (int k = 0; k < 8; k++) {
+                all += ((i32v)acc)[k];
+            }
+#endif
+            for (; i < n; i++) {
+                all += (int32_t)w[j][i] * x[m][i];
+            }
+            out[m][j] = all;
+        }
+    }
+}
+#endif
 
 INLINE void panel_w8a8(const cpu_matmul *a, const int8_t *const w[TILE_N], int64_t m0, int64_t n_x,
                        f32x4 (*sum)[LS_LEAVES]) {
@@ -291,10 +309,26 @@ INLINE void panel_w8a8(const cpu_matmul *a, const int8_t *const w[TILE_N], int64
     for (int leaf = 0; leaf < a->leaves.count; leaf++) {
         const int64_t from = a->leaves.border[leaf], n = a->leaves.border[leaf + 1] - from;
         const int8_t *const part[TILE_N] = {w[0] + from, w[1] + from, w[2] + from, w[3] + from};
-        for (int64_t m = 0; m < n_x; m++) {
-            const cpu_xq *x = xq_row(a->xq, a->w->cols, m0 + m);
-            const i32x4 dot = dot4_w8a8(part, x->q + from, x->sum[leaf], n, ahead);
-            sum[m][leaf] = __builtin_convertvector(dot, f32x4);
+        for (int64_t m = 0; m < n_x; m += TILE_X8) {
+            const int count = (int)(n_x - m < TILE_X8 ? n_x - m : TILE_X8);
+            const int8_t *x[TILE_X8];
+            int32_t x_sum[TILE_X8];
+            i32x4 dot[TILE_X8];
+            for (int i = 0; i < count; i++) {
+                const cpu_xq *row = xq_row(a->xq, a->w->cols, m0 + m + i);
+                x[i] = row->q + from;
+                x_sum[i] = row->sum[leaf];
+            }
+            if (count == TILE_X8) {
+                dots_w8a8(part, x, x_sum, TILE_X8, n, ahead, dot);
+            } else {
+                for (int i = 0; i < count; i++) {
+                    dots_w8a8(part, x + i, x_sum + i, 1, n, ahead, dot + i);
+                }
+            }
+            for (int i = 0; i < count; i++) {
+                sum[m + i][leaf] = __builtin_convertvector(dot[i], f32x4);
+            }
         }
     }
 }

@@ -184,6 +184,16 @@ INLINE bool finite_v(f32v value) {
 
 /* acc[j] += acc[j + 8], + 4, + 2, + 1, for four sums at once: lanes[i] are the 16 accumulators of sum i. */
 INLINE f32x4 sum_lanes_4(f32v lanes[4][REGISTERS]) {
+#if defined(__AVX512F__)
+    const __m512 a = (__m512)lanes[0][0], b = (__m512)lanes[1][0], c = (__m512)lanes[2][0], d = (__m512)lanes[3][0];
+    const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+    __m512 all = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    all = _mm512_add_ps(all, _mm512_permute_ps(all, 0x4e));
+    all = _mm512_add_ps(all, _mm512_permute_ps(all, 0xb1));
+    const __m512i firsts = _mm512_castsi128_si512(_mm_setr_epi32(0, 4, 8, 12));
+    return (f32x4)_mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, all));
+#else
     f32x4 a[4];
     for (int i = 0; i < 4; i++) {
         f32x4 part[4];
@@ -196,6 +206,7 @@ INLINE f32x4 sum_lanes_4(f32v lanes[4][REGISTERS]) {
           high23 = __builtin_shufflevector(a[2], a[3], 2, 3, 6, 7);
     f32x4 sum01 = low01 + high01, sum23 = low23 + high23;
     return __builtin_shufflevector(sum01, sum23, 0, 2, 4, 6) + __builtin_shufflevector(sum01, sum23, 1, 3, 5, 7);
+#endif
 }
 
 INLINE float sum_lanes(const f32v *lanes) {
