@@ -7,6 +7,7 @@
 ## make check SAN=address          the same under a sanitizer: address (with undefined), undefined, thread
 ## make kcheck K=op                the tests of one op's kernels: K=attn (all without K)
 ## make kbench K=op                the same with timings
+## make check-aarch64             the kernels' tests built for ARM and run by qemu, without our libraries
 ## make gpu-check                  the tests that need a GPU
 ## make bench                      all timings, written to bench/results/
 ## make fuzz                       fuzz each target for FUZZ_SECONDS=1200 (fuzz-short: 60)
@@ -25,7 +26,7 @@ MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
 endif
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all demo check kcheck kbench gpu-check bench fuzz fuzz-short fuzz-run lint lint-build lint-tidy format bundle install clean help
+.PHONY: all demo check check-aarch64 aarch64-run kcheck kbench gpu-check bench fuzz fuzz-short fuzz-run lint lint-build lint-tidy format bundle install clean help
 .PHONY: FORCE need-cmocka
 
 Q := $(if $(V),,@)
@@ -152,6 +153,23 @@ kcheck: $(CANARY) $(KERN_BIN)
 	@LS_KERN=$(K) $(RUN_TESTS) $(KERN_BIN)
 kbench: $(CANARY) $(KERN_BIN)
 	@LS_KERN=$(K) LS_KBENCH=1 $(RUN_TESTS) --jobs 1 --timeout 3600 --show $(KERN_BIN)
+
+# What needs no library: the kernels and what lies below them. test_ops takes minutes in qemu, so some ops stand for all.
+ARM_CC := aarch64-linux-gnu-gcc
+ARM_SRC := $(filter-out src/base/json.c,$(wildcard src/base/*.c)) $(wildcard src/backend/cpu/*.c src/rank/*.c)
+ARM_OBJ := $(call obj,$(filter-out $(TMPL),$(ARM_SRC))) $(ISA_OBJ) $(call obj,$(filter tests/kern/%,$(TEST_HELPERS)))
+ARM_OPS := qkv attn out
+check-aarch64:
+	@if command -v $(ARM_CC) >/dev/null && command -v qemu-aarch64 >/dev/null; \
+	then $(MAKE) --no-print-directory CC=$(ARM_CC) PKGS= CFLAGS='-O2 -g -Itests/nolibs' BUILD=build/aarch64 aarch64-run; \
+	else echo 'check-aarch64: skipped: needs $(ARM_CC) (gcc-aarch64-linux-gnu) and qemu-aarch64 (qemu-user)'; fi
+aarch64-run: $(BUILD)/arm_dot $(BUILD)/arm_ops
+	@qemu-aarch64 $(BUILD)/arm_dot
+	@for op in $(ARM_OPS); do LS_SAN=qemu LS_KERN=$$op qemu-aarch64 $(BUILD)/arm_ops || exit 1; done
+$(BUILD)/arm_%: $(BUILD)/tests/kern/test_%.o $(ARM_OBJ)
+	$(call say,LINK,$@)
+	$(Q)$(LINK) -static $^ -lm -o $@
+
 gpu-check:
 	@echo 'gpu-check: this tree has no CUDA back end yet; there is nothing that a GPU could run'; exit 1
 
