@@ -168,8 +168,8 @@ INLINE int64_t block_rows(const cpu_matmul *a, int64_t m0) {
 #define DEFINE_PANEL(suffix, type)                                                                                     \
     DEFINE_DOT(suffix, type)                                                                                           \
     /* Rows [m0, m0 + n_x) of x with four rows of w. sum[m][leaf] */                                                   \
-    INLINE void panel_##suffix(const cpu_matmul *a, const type *const w[TILE_N], int64_t m0, int64_t n_x,              \
-                               f32x4(*sum)[LS_LEAVES]) {                                                               \
+    INLINE void panel_##suffix(const cpu_matmul *a, const int64_t row[TILE_N], const type *const w[TILE_N],            \
+                               int64_t m0, int64_t n_x, f32x4(*sum)[LS_LEAVES]) {                                      \
         float wide[n_x > 1 ? TILE_N * PANEL_COLS : 1];                                                                 \
         const int64_t ahead = 2 * (int64_t)TILE_N * a->w->cols;                                                        \
         for (int leaf = 0; leaf < a->leaves.count; leaf++) {                                                           \
@@ -179,12 +179,18 @@ INLINE int64_t block_rows(const cpu_matmul *a, int64_t m0) {
             const float *x = a->x + m0 * a->x_stride + from;                                                           \
             if (n_x == 1) {                                                                                            \
                 sum[0][leaf] = dot4_##suffix(part, x, n, ahead);                                                       \
-                continue;                                                                                              \
+            } else {                                                                                                   \
+                widen_##suffix(wide, stride, part, n, ahead);                                                          \
             }                                                                                                          \
-            widen_##suffix(wide, stride, part, n, ahead);                                                              \
-            for (int64_t m = 0; m < n_x; m += TILE_M) {                                                                \
+            for (int64_t m = 0; m < n_x && n_x > 1; m += TILE_M) {                                                     \
                 int count = (int)(n_x - m < TILE_M ? n_x - m : TILE_M);                                                \
                 tile(wide, stride, x + m * a->x_stride, a->x_stride, n, count, &sum[m][leaf], LS_LEAVES);              \
+            }                                                                                                          \
+            if (a->w->scale != NULL) {                                                                                 \
+                const f32x4 scale = leaf_scale(a, row, leaf);                                                          \
+                for (int64_t m = 0; m < n_x; m++) {                                                                    \
+                    sum[m][leaf] *= scale;                                                                             \
+                }                                                                                                      \
             }                                                                                                          \
         }                                                                                                              \
     }
@@ -202,14 +208,7 @@ INLINE int64_t block_rows(const cpu_matmul *a, int64_t m0) {
                                              n0 + 3 < end ? n0 + 3 : end};                                             \
                 const type *const w[TILE_N] = {data + row[0] * a->w->cols, data + row[1] * a->w->cols,                 \
                                                data + row[2] * a->w->cols, data + row[3] * a->w->cols};                \
-                panel_##suffix(a, w, m0, n_x, sum);                                                                    \
-                for (int leaf = 0; leaf < a->leaves.count && a->w->scale != NULL; leaf++) {                            \
-                    f32x4 scale = leaf_scale(a, row, leaf);                                                            \
-                    for (int64_t m = 0; m < n_x; m++) {                                                                \
-                        sum[m][leaf] *=                                                                                \
-                            a->xq == NULL ? scale : scale * xq_row(a->xq, a->w->cols, m0 + m)->scale[leaf];            \
-                    }                                                                                                  \
-                }                                                                                                      \
+                panel_##suffix(a, row, w, m0, n_x, sum);                                                               \
                 for (int64_t m = 0; m < n_x; m++) {                                                                    \
                     f32x4 all = leaf_tree_4(sum[m], a->leaves.count);                                                  \
                     memcpy(a->y + (m0 + m) * a->y_stride + (n0 - a->first), &all,                                      \
@@ -247,8 +246,8 @@ INLINE i32x4 sum_ints_4(const __m512i acc[TILE_N]) {
 }
 
 /* VNNI multiplies unsigned with signed: w is offset by 128, and the sum of x takes that off again. */
-INLINE void dots_w8a8(const int8_t *const w[TILE_N], const int8_t *const *x, const int32_t *x_sum, int n_x, int64_t n,
-                      int64_t ahead, i32x4 *out) {
+INLINE void dots_w8a8(const int8_t *const w[TILE_N], const cpu_xq *const *x, int n_x, int leaf, int64_t from, int64_t n,
+                      i32x4 *out) {
     const __m512i offset = _mm512_set1_epi8((char)0x80);
     __m512i acc[TILE_X8][TILE_N] = {{{0}}};
     for (int64_t i = 0; i < n; i += LINE) {
@@ -256,12 +255,11 @@ INLINE void dots_w8a8(const int8_t *const w[TILE_N], const int8_t *const *x, con
         __m512i a[TILE_N];
 #pragma GCC unroll 4
         for (int j = 0; j < TILE_N; j++) {
-            __builtin_prefetch(w[j] + i + ahead, 0, 2);
             a[j] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, w[j] + i), offset);
         }
 #pragma GCC unroll 4
         for (int m = 0; m < n_x; m++) {
-            const __m512i b = _mm512_maskz_loadu_epi8(mask, x[m] + i);
+            const __m512i b = _mm512_maskz_loadu_epi8(mask, x[m]->q + from + i);
 #pragma GCC unroll 4
             for (int j = 0; j < TILE_N; j++) {
                 acc[m][j] = _mm512_dpbusd_epi32(acc[m][j], a[j], b);
@@ -270,14 +268,14 @@ INLINE void dots_w8a8(const int8_t *const w[TILE_N], const int8_t *const *x, con
     }
 #pragma GCC unroll 4
     for (int m = 0; m < n_x; m++) {
-        out[m] = sum_ints_4(acc[m]) - 128 * x_sum[m];
+        out[m] = sum_ints_4(acc[m]) - 128 * x[m]->sum[leaf];
     }
 }
 #else
 /* AVX2 multiplies |w| with x under w's sign: two products of at most 127 * 127 fit 16 bits. */
-INLINE void dots_w8a8(const int8_t *const w[TILE_N], const int8_t *const *x, const int32_t *x_sum, int n_x, int64_t n,
-                      int64_t ahead, i32x4 *out) {
-    (void)x_sum, (void)ahead;
+INLINE void dots_w8a8(const int8_t *const w[TILE_N], const cpu_xq *const *x, int n_x, int leaf, int64_t from, int64_t n,
+                      i32x4 *out) {
+    (void)leaf;
     for (int m = 0; m < n_x; m++) {
         for (int j = 0; j < TILE_N; j++) {
             int64_t i = 0;
@@ -286,7 +284,7 @@ INLINE void dots_w8a8(const int8_t *const w[TILE_N], const int8_t *const *x, con
             __m256i acc = _mm256_setzero_si256();
             for (; i + 32 <= n; i += 32) {
                 const __m256i a = _mm256_loadu_si256((const __m256i *)(w[j] + i));
-                const __m256i b = _mm256_loadu_si256((const __m256i *)(x[m] + i));
+                const __m256i b = _mm256_loadu_si256((const __m256i *)(x[m]->q + from + i));
                 const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
                 acc = _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
             }
@@ -295,7 +293,7 @@ INLINE void dots_w8a8(const int8_t *const w[TILE_N], const int8_t *const *x, con
             }
 #endif
             for (; i < n; i++) {
-                all += (int32_t)w[j][i] * x[m][i];
+                all += (int32_t)w[j][i] * x[m]->q[from + i];
             }
             out[m][j] = all;
         }
@@ -303,31 +301,35 @@ INLINE void dots_w8a8(const int8_t *const w[TILE_N], const int8_t *const *x, con
 }
 #endif
 
-INLINE void panel_w8a8(const cpu_matmul *a, const int8_t *const w[TILE_N], int64_t m0, int64_t n_x,
-                       f32x4 (*sum)[LS_LEAVES]) {
-    const int64_t ahead = 2 * (int64_t)TILE_N * a->w->cols;
+/* Scaled leaves, unlike the other panels': a row of x has its scales where it has its numbers. */
+INLINE void panel_w8a8(const cpu_matmul *a, const int64_t row[TILE_N], const int8_t *const w[TILE_N], int64_t m0,
+                       int64_t n_x, f32x4 (*sum)[LS_LEAVES]) {
+    f32x4 scale[LS_LEAVES];
     for (int leaf = 0; leaf < a->leaves.count; leaf++) {
-        const int64_t from = a->leaves.border[leaf], n = a->leaves.border[leaf + 1] - from;
-        const int8_t *const part[TILE_N] = {w[0] + from, w[1] + from, w[2] + from, w[3] + from};
-        for (int64_t m = 0; m < n_x; m += TILE_X8) {
-            const int count = (int)(n_x - m < TILE_X8 ? n_x - m : TILE_X8);
-            const int8_t *x[TILE_X8];
-            int32_t x_sum[TILE_X8];
+        scale[leaf] = leaf_scale(a, row, leaf);
+    }
+    for (int64_t m = 0; m < n_x; m += TILE_X8) {
+        const int count = (int)(n_x - m < TILE_X8 ? n_x - m : TILE_X8);
+        const cpu_xq *x[TILE_X8];
+        for (int i = 0; i < TILE_X8; i++) {
+            x[i] = xq_row(a->xq, a->w->cols, m0 + m + (i < count ? i : 0));
+        }
+        for (int leaf = 0; leaf < a->leaves.count; leaf++) {
+            const int64_t from = a->leaves.border[leaf], n = a->leaves.border[leaf + 1] - from;
+            const int8_t *const part[TILE_N] = {w[0] + from, w[1] + from, w[2] + from, w[3] + from};
             i32x4 dot[TILE_X8];
-            for (int i = 0; i < count; i++) {
-                const cpu_xq *row = xq_row(a->xq, a->w->cols, m0 + m + i);
-                x[i] = row->q + from;
-                x_sum[i] = row->sum[leaf];
-            }
-            if (count == TILE_X8) {
-                dots_w8a8(part, x, x_sum, TILE_X8, n, ahead, dot);
-            } else {
-                for (int i = 0; i < count; i++) {
-                    dots_w8a8(part, x + i, x_sum + i, 1, n, ahead, dot + i);
+            for (int64_t i = 0; i < n && m == 0; i += LINE) {
+                for (int k = 0; k < TILE_N; k++) {
+                    __builtin_prefetch(part[k] + i + 2 * (int64_t)TILE_N * a->w->cols, 0, 2);
                 }
             }
+            if (count > 1) {
+                dots_w8a8(part, x, TILE_X8, leaf, from, n, dot);
+            } else {
+                dots_w8a8(part, x, 1, leaf, from, n, dot);
+            }
             for (int i = 0; i < count; i++) {
-                sum[m + i][leaf] = __builtin_convertvector(dot[i], f32x4);
+                sum[m + i][leaf] = __builtin_convertvector(dot[i], f32x4) * (scale[leaf] * x[i]->scale[leaf]);
             }
         }
     }
