@@ -9,15 +9,16 @@ extern const cpu_isa cpu_isa_ref;
 extern const cpu_isa cpu_isa_avx2, cpu_isa_avx512;
 #endif
 
+/* Every machine with AVX2 has F16C. */
 static bool isa_runs(const cpu_isa *isa) {
 #if defined(__x86_64__)
     if (isa == &cpu_isa_avx512) {
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+               __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
     }
     if (isa == &cpu_isa_avx2) {
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     }
 #endif
     return isa == &cpu_isa_ref;
