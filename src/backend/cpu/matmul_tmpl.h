@@ -37,7 +37,7 @@ enum {
         int64_t i = 0;                                                                                                 \
         for (; i + STEP <= n; i += STEP) {                                                                             \
             for (int j = 0; j < TILE_N; j++) {                                                                         \
-                __builtin_prefetch(w[j] + i + ahead);                                                            \
+                __builtin_prefetch(w[j] + i + ahead);                                                                  \
             }                                                                                                          \
             for (int k = 0; k < STEP; k += LANES) {                                                                    \
                 madd_##suffix(lanes, w, x, i + k);                                                                     \
@@ -171,7 +171,7 @@ INLINE int64_t block_rows(const cpu_matmul *a, int64_t m0) {
     INLINE void panel_##suffix(const cpu_matmul *a, const int64_t row[TILE_N], const type *const w[TILE_N],            \
                                int64_t m0, int64_t n_x, f32x4(*sum)[LS_LEAVES]) {                                      \
         float wide[n_x > 1 ? TILE_N * PANEL_COLS : 1];                                                                 \
-        const int64_t ahead = (int64_t)TILE_N * a->w->cols;                                                        \
+        const int64_t ahead = (int64_t)TILE_N * a->w->cols;                                                            \
         for (int leaf = 0; leaf < a->leaves.count; leaf++) {                                                           \
             const int64_t from = a->leaves.border[leaf], n = a->leaves.border[leaf + 1] - from;                        \
             const int64_t stride = (n + LANES - 1) / LANES * LANES;                                                    \
@@ -320,7 +320,7 @@ INLINE void panel_w8a8(const cpu_matmul *a, const int64_t row[TILE_N], const int
             i32x4 dot[TILE_X8];
             for (int64_t i = 0; i < n && m == 0; i += LINE) {
                 for (int k = 0; k < TILE_N; k++) {
-                    __builtin_prefetch(part[k] + i + 2 * (int64_t)TILE_N * a->w->cols, 0, 2);
+                    __builtin_prefetch(part[k] + i + (int64_t)TILE_N * a->w->cols);
                 }
             }
             if (count > 1) {
