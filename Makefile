@@ -7,6 +7,7 @@
 ## make check SAN=address          the same under a sanitizer: address (with undefined), undefined, thread
 ## make kcheck K=op                the tests of one op's kernels: K=attn (all without K)
 ## make kbench K=op                the same with timings
+## make check-aarch64             the kernels' tests built for ARM and run by qemu, without our libraries
 ## make gpu-check                  the tests that need a GPU
 ## make bench                      all timings, written to bench/results/
 ## make fuzz                       fuzz each target for FUZZ_SECONDS=1200 (fuzz-short: 60)
@@ -30,7 +31,7 @@ MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
 endif
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all demo check kcheck kbench gpu-check gpu-bundle bench fuzz fuzz-short fuzz-run lint lint-build lint-tidy format docs bundle install uninstall clean help
+.PHONY: all demo check check-aarch64 aarch64-run kcheck kbench gpu-check gpu-bundle bench fuzz fuzz-short fuzz-run lint lint-build lint-tidy format docs bundle install uninstall clean help
 .PHONY: FORCE need-cmocka
 
 define newline
@@ -87,16 +88,16 @@ MISSING = $(strip $(if $(shell command -v $(firstword $(CC)) 2>&1),,$(CC)) \
 
 obj = $(patsubst %.c,$(BUILD)/%.o,$(1))
 
-# One template for the inner products, compiled once for each instruction set.
-DOT := src/backend/cpu/dot_tmpl.c
-DOT_ISAS := ref $(if $(filter x86_64%,$(shell $(CC) -dumpmachine 2>/dev/null)),avx2 avx512)
-DOT_FLAGS_ref := -O3
-DOT_FLAGS_avx2 := -O3 -mavx2 -mfma -mf16c
-DOT_FLAGS_avx512 := $(DOT_FLAGS_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512
-DOT_OBJ := $(if $(wildcard $(DOT)),$(DOT_ISAS:%=$(BUILD)/src/backend/cpu/dot_%.o))
+# One template for the inner loops, compiled once for each instruction set.
+TMPL := src/backend/cpu/isa_tmpl.c
+ISAS := ref $(if $(filter x86_64%,$(shell $(CC) -dumpmachine 2>/dev/null)),avx2 avx512)
+ISA_FLAGS_ref := -O3 -Wno-psabi
+ISA_FLAGS_avx2 := $(ISA_FLAGS_ref) -mavx2 -mfma -mf16c
+ISA_FLAGS_avx512 := $(ISA_FLAGS_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512
+ISA_OBJ := $(if $(wildcard $(TMPL)),$(ISAS:%=$(BUILD)/src/backend/cpu/isa_%.o))
 
-SRC := $(sort $(filter-out $(DOT) $(if $(NVCC),,src/backend/cuda/%.c src/engine/cuda_%.c),$(shell find src -name '*.c')))
-LIB_OBJ := $(call obj,$(filter-out src/cli/%,$(SRC))) $(DOT_OBJ)
+SRC := $(sort $(filter-out $(TMPL) $(if $(NVCC),,src/backend/cuda/%.c src/engine/cuda_%.c),$(shell find src -name '*.c')))
+LIB_OBJ := $(call obj,$(filter-out src/cli/%,$(SRC))) $(ISA_OBJ)
 CLI_OBJ := $(call obj,$(filter src/cli/%,$(SRC)))
 LIB := $(BUILD)/liblockstep.a
 APP := $(BUILD)/lockstep
@@ -128,7 +129,7 @@ all: $(APP)
 stamp = $(Q)mkdir -p $(@D); echo '$(subst ','\'',$(1))' | cmp -s - $@ || echo '$(subst ','\'',$(1))' >$@
 $(BUILD)/flags: FORCE
 	$(if $(MISSING),$(error $(MISSING) not found: run ./setup.sh))
-	$(call stamp,$(CC) $(FLAGS) / $(LINK) $(LIBS) / $(foreach i,$(DOT_ISAS),$(DOT_FLAGS_$i)))
+	$(call stamp,$(CC) $(FLAGS) / $(LINK) $(LIBS) / $(foreach i,$(ISAS),$(ISA_FLAGS_$i)))
 $(BUILD)/sources: FORCE
 	$(call stamp,$(LIB_OBJ) $(CLI_OBJ))
 
@@ -136,9 +137,9 @@ compile = $(Q)mkdir -p $(@D); $(CC) $(FLAGS) $(1) -MMD -MP -c $< -o $@
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	$(call say,CC,$<)
 	$(call compile)
-$(DOT_OBJ): $(BUILD)/src/backend/cpu/dot_%.o: $(DOT) $(BUILD)/flags
+$(ISA_OBJ): $(BUILD)/src/backend/cpu/isa_%.o: $(TMPL) $(BUILD)/flags
 	$(call say,CC,$< $*)
-	$(call compile,-DDOT_ISA=$* $(DOT_FLAGS_$*))
+	$(call compile,-DCPU_ISA=$* $(ISA_FLAGS_$*))
 $(BUILD)/tests/%.o: tests/%.c $(BUILD)/flags | need-cmocka
 	$(call say,CC,$<)
 	$(call compile,-Itests)
@@ -222,6 +223,22 @@ gpu-check: $(APP) $(CANARY) $(GPU_BIN)
 	@$(if $(NVCC),:,echo 'gpu-check: built without CUDA, because nvcc was not found'; exit 1)
 	@$(APP) generate -m demo -p Once -n 1 --device cuda --timeline none >/dev/null || { echo 'gpu-check: no GPU to run on'; exit 1; }
 	@LS_DEVICE=cuda LOCKSTEP_DEVICE=cuda $(RUN_TESTS) --jobs 1 --show $(GPU_BIN)
+
+# What needs no library: the kernels and what lies below them. test_ops takes minutes in qemu, so some ops stand for all.
+ARM_CC := aarch64-linux-gnu-gcc
+ARM_SRC := $(filter-out src/base/json.c,$(wildcard src/base/*.c)) $(wildcard src/backend/cpu/*.c src/rank/*.c)
+ARM_OBJ := $(call obj,$(filter-out $(TMPL),$(ARM_SRC))) $(ISA_OBJ) $(call obj,$(filter tests/kern/%,$(TEST_HELPERS)))
+ARM_OPS := qkv attn out
+check-aarch64:
+	@if command -v $(ARM_CC) >/dev/null && command -v qemu-aarch64 >/dev/null; \
+	then $(MAKE) --no-print-directory CC=$(ARM_CC) PKGS= CFLAGS='-O2 -g -Itests/nolibs' BUILD=build/aarch64 aarch64-run; \
+	else echo 'check-aarch64: skipped: needs $(ARM_CC) (gcc-aarch64-linux-gnu) and qemu-aarch64 (qemu-user)'; fi
+aarch64-run: $(BUILD)/arm_dot $(BUILD)/arm_ops
+	@qemu-aarch64 $(BUILD)/arm_dot
+	@for op in $(ARM_OPS); do LS_SAN=qemu LS_KERN=$$op qemu-aarch64 $(BUILD)/arm_ops || exit 1; done
+$(BUILD)/arm_%: $(BUILD)/tests/kern/test_%.o $(ARM_OBJ)
+	$(call say,LINK,$@)
+	$(Q)$(LINK) -static $^ -lm -o $@
 
 DEMO = generate -m demo -p "Once upon a time, there was a little dog named" -n 200 --temp 0
 demo: $(APP)

@@ -41,6 +41,9 @@ static ls_status check_params(const ls_engine_params *p, ls_error *err) {
     if ((unsigned)p->dtype > LS_F16 || (unsigned)p->kv_cache_dtype > LS_F16) {
         return error_set(err, LS_EINVAL, "--dtype, --kv-cache-dtype: must be auto, f32, bf16 or f16");
     }
+    if ((unsigned)p->quantization > LS_QUANTIZATION_W8A8) {
+        return error_set(err, LS_EINVAL, "--quantization: must be none, w8a16 or w8a8");
+    }
     return LS_OK;
 }
 
@@ -76,6 +79,7 @@ ls_status engine_config_resolve(engine_config *config, const ls_spec *spec, cons
     int cores = core_count() / config->n_ranks;
     config->n_threads = or_default(p->threads, cores > 0 ? cores : 1);
     config->dtype = p->dtype != LS_AUTO ? p->dtype : spec->dtype;
+    config->quantization = p->quantization;
     config->kv_dtype = p->kv_cache_dtype != LS_AUTO ? p->kv_cache_dtype : config->dtype;
     config->max_len = or_default(p->max_model_len_tokens, spec->max_position_tokens);
     if (config->max_len > spec->max_position_tokens) {
@@ -99,7 +103,7 @@ ls_status engine_config_resolve(engine_config *config, const ls_spec *spec, cons
 
 ls_status engine_programs_build(ls_program **program, const ls_spec *spec, const engine_config *config, ls_error *err) {
     for (int r = 0; r < config->n_ranks; r++) {
-        TRY(program_build(&program[r], spec, (ls_group){r, config->n_ranks}, config->dtype, err));
+        TRY(program_build(&program[r], spec, (ls_group){r, config->n_ranks}, config->dtype, config->quantization, err));
     }
     return LS_OK;
 }
@@ -198,23 +202,20 @@ static ls_status place_memory(ls_engine *engine, ls_error *err) {
 typedef struct load_job {
     ls_engine *engine;
     weight_source source;
-    atomic_int next[LS_MAX_RANKS]; /* weight that the rank's next free thread takes */
     atomic_bool failed;
     pthread_mutex_t lock; /* of error: the first failure is the one told */
     ls_error error;
 } load_job;
 
 static void load_rank(void *arg, int rank, const ls_team *team) {
-    (void)team;
     load_job *job = arg;
     const ls_program *program = job->engine->program[rank];
-    for (;;) {
-        int i = atomic_fetch_add(&job->next[rank], 1);
-        if (i >= program->n_weights || atomic_load(&job->failed)) {
-            return;
-        }
+    for (int i = 0; i < program->n_weights && !atomic_load(&job->failed); i++) {
+        const ls_weight *weight = &job->engine->rank[rank].weight[i];
         ls_error error = {0};
-        if (weight_load(program, &job->source, i, &job->engine->rank[rank].weight[i], &error) != LS_OK) {
+        int64_t first, last;
+        team_range(team, weight->rows, 1, &first, &last);
+        if (weight_load(program, &job->source, i, weight, first, last, &error) != LS_OK) {
             pthread_mutex_lock(&job->lock);
             if (!atomic_exchange(&job->failed, true)) {
                 job->error = error;
@@ -274,7 +275,7 @@ const ls_backend backend_cpu = {"cpu", cpu_open, cpu_reserve, cpu_load, cpu_run,
 
 static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, int ordinal, ls_error *err) {
     int64_t start = clock_ns();
-    engine->isa = cpu_isa_best();
+    TRY(cpu_isa_choose(&engine->isa, params->cpu_isa, err));
     TRY(engine_config_resolve(&engine->config, &engine->model->spec, params, err));
     const engine_config *config = &engine->config;
     TRY(engine_programs_build(engine->program, &engine->model->spec, config, err));

@@ -49,6 +49,10 @@ ls_status rank_memory_place(rank_memory *out, const engine_config *config, const
     const size_t d_head = (size_t)spec->d_head;
     const size_t f_loc = (size_t)shard_leaves(spec->d_ffn, program->group).count;
     const size_t v_loc = (size_t)shard_leaves(spec->n_vocab, program->group).count;
+    size_t k_max = (size_t)spec->d_model > f_loc ? (size_t)spec->d_model : f_loc; /* the longest row of a matmul */
+    k_max = heads_loc * d_head > k_max ? heads_loc * d_head : k_max;
+    const size_t xq_bytes =
+        !config->on_device && config->quantization == LS_QUANTIZATION_W8A8 ? xq_row_bytes((int64_t)k_max) : 0;
     /* The CPU keeps activations in f32 words (ops.h section 1), and sums up all leaves of a part itself. */
     const size_t act = config->on_device ? ls_dtype_bytes(config->dtype) : sizeof(float);
     const size_t nodes = config->on_device ? LS_LEAVES : 1;
@@ -74,6 +78,7 @@ ls_status rank_memory_place(rank_memory *out, const engine_config *config, const
         {BUF_QKV, MEM_ACTIVATIONS, m * (heads_loc + 2 * kv_loc) * d_head * sizeof(float)},
         {BUF_ATT, MEM_ACTIVATIONS, m * heads_loc * d_head * act},
         {BUF_ACT, MEM_ACTIVATIONS, m * f_loc * act},
+        {BUF_XQ, MEM_ACTIVATIONS, m * xq_bytes},
         {BUF_PART, MEM_EXCHANGE, 2 * nodes * m * (size_t)spec->d_model * sizeof(float)},
         {BUF_LOGITS, MEM_LOGITS, (size_t)config->n_out_max * v_loc * sizeof(float)},
         {BUF_SAMPLE, MEM_LOGITS, on_host * (size_t)config->n_out_max * sizeof(ls_sample_part)},
@@ -81,7 +86,9 @@ ls_status rank_memory_place(rank_memory *out, const engine_config *config, const
         {BUF_SLICE, MEM_LOGITS, on_host * (size_t)config->n_threads * sizeof(ls_sample_part)},
     };
     for (size_t i = 0; i < sizeof piece / sizeof *piece; i++) {
-        TRY(arena_take(arena, (int)piece[i].tag, piece[i].bytes, &bind->buf[piece[i].buf], err));
+        if (piece[i].bytes > 0) {
+            TRY(arena_take(arena, (int)piece[i].tag, piece[i].bytes, &bind->buf[piece[i].buf], err));
+        }
     }
     out->logits = bind->buf[BUF_LOGITS];
     out->offers = bind->buf[BUF_SAMPLE];

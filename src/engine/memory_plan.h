@@ -38,6 +38,7 @@ const char *memory_tag_name(memory_tag tag);
 typedef struct engine_config {
     int n_ranks, n_threads;
     ls_dtype dtype, kv_dtype;
+    ls_quantization quantization;
     int max_len; /* tokens of one sequence */
     int max_seqs;
     int m_max;     /* rows of a step */

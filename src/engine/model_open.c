@@ -33,7 +33,7 @@ static ls_status open_folder(ls_model *model, const ls_model_params *params, ls_
 static ls_status check_tensors(const ls_model *model, ls_error *err) {
     ls_program *program;
     weight_source source = {.checkpoint = model->checkpoint};
-    TRY(program_build(&program, &model->spec, (ls_group){0, 1}, model->spec.dtype, err));
+    TRY(program_build(&program, &model->spec, (ls_group){0, 1}, model->spec.dtype, LS_QUANTIZATION_NONE, err));
     ls_status st = weights_check(program, &source, err);
     program_destroy(&program);
     return st;
