@@ -116,9 +116,10 @@ TESTS := $(wildcard tests/unit/test_*.c tests/kern/test_*.c tests/e2e/test_*.c)
 # Other .c files in a test folder are linked into each test of that folder.
 TEST_HELPERS := $(filter-out $(TESTS),$(wildcard tests/unit/*.c tests/kern/*.c tests/e2e/*.c))
 TEST_BIN := $(TESTS:%.c=$(BUILD)/%)
-# What a GPU runs: its own tests, and those against transformers.
+# What a GPU runs: its own tests, and those against transformers; before them, programs that check it op by op.
 GPU_TESTS := $(if $(NVCC),$(wildcard tests/cuda/test_*.c) tests/e2e/test_golden.c tests/e2e/test_demo.c)
 GPU_BIN := $(GPU_TESTS:%.c=$(BUILD)/%)
+GPU_CHECKS := $(if $(NVCC),$(addprefix $(BUILD)/tests/cuda/,decode/decode_check prefill_check))
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 
 # ---- build ----
@@ -196,10 +197,14 @@ $(filter $(BUILD)/tests/$(1)/%,$(TEST_BIN)): %: %.o $(call obj,$(filter tests/$(
 endef
 $(foreach dir,unit kern e2e,$(if $(filter tests/$(dir)/%,$(TESTS)),$(eval $(call link_tests,$(dir)))))
 # With the helpers of the tests that run whole engines.
-CUDA_HELPERS := $(call obj,$(filter-out $(GPU_TESTS),$(wildcard tests/cuda/*.c)) $(filter tests/e2e/%,$(TEST_HELPERS)))
+CUDA_HELPERS := $(call obj,$(filter tests/e2e/%,$(TEST_HELPERS)))
 $(filter $(BUILD)/tests/cuda/%,$(GPU_BIN)): %: %.o $(CUDA_HELPERS) $(LIB)
 	$(call say,LINK,$@)
 	$(Q)$(LINK) $^ $(LIBS) -lcmocka -o $@
+$(BUILD)/tests/cuda/decode/decode_check: $(BUILD)/tests/cuda/decode/decode_device.o
+$(GPU_CHECKS): %: %.o $(LIB)
+	$(call say,LINK,$@)
+	$(Q)$(LINK) $(filter %.o,$^) $(LIB) $(LIBS) -o $@
 
 -include $(patsubst %.o,%.d,$(LIB_OBJ) $(CLI_OBJ) $(call obj,$(TESTS) $(TEST_HELPERS) tools/make_docs.c $(FUZZERS:%=tests/fuzz/fuzz_%.c))) \
 	$(EXAMPLE_BIN:=.d)
@@ -219,10 +224,10 @@ kcheck: $(CANARY) $(KERN_BIN)
 	@LS_KERN=$(K) $(RUN_TESTS) $(KERN_BIN)
 kbench: $(CANARY) $(KERN_BIN)
 	@LS_KERN=$(K) LS_KBENCH=1 $(RUN_TESTS) --jobs 1 --timeout 3600 --show $(KERN_BIN)
-gpu-check: $(APP) $(CANARY) $(GPU_BIN)
+gpu-check: $(APP) $(CANARY) $(GPU_BIN) $(GPU_CHECKS)
 	@$(if $(NVCC),:,echo 'gpu-check: built without CUDA, because nvcc was not found'; exit 1)
 	@$(APP) generate -m demo -p Once -n 1 --device cuda --timeline none >/dev/null || { echo 'gpu-check: no GPU to run on'; exit 1; }
-	@LS_DEVICE=cuda LOCKSTEP_DEVICE=cuda $(RUN_TESTS) --jobs 1 --show $(GPU_BIN)
+	@$(foreach c,$(GPU_CHECKS),$c &&) LS_DEVICE=cuda LOCKSTEP_DEVICE=cuda $(RUN_TESTS) --jobs 1 --show $(GPU_BIN)
 
 # What needs no library: the kernels and what lies below them. test_ops takes minutes in qemu, so some ops stand for all.
 ARM_CC := aarch64-linux-gnu-gcc
@@ -353,17 +358,19 @@ bundle: $(APP)
 
 # For a machine that has a GPU and nothing else: the program and the tests for GPUs, to be run in a copy of this tree.
 GPU_BUNDLE := $(BUILD)/gpu
-gpu-bundle: $(APP) $(CANARY) $(GPU_BIN)
+gpu-bundle: $(APP) $(CANARY) $(GPU_BIN) $(GPU_CHECKS)
 	@$(if $(NVCC),:,echo 'gpu-bundle: nvcc was not found'; exit 1)
 	@rm -rf $(GPU_BUNDLE) && mkdir -p $(GPU_BUNDLE)/lib
 	@$(bundled_link) $(CLI_OBJ) $(LIB) $(LIBS) -o $(GPU_BUNDLE)/lockstep
-	@$(foreach t,$(CANARY) $(GPU_BIN),$(bundled_link) $t.o $(if $(findstring /tests/unit/,$t),$(call obj,$(filter tests/unit/%,$(TEST_HELPERS))),$(CUDA_HELPERS)) \
-		$(LIB) $(LIBS) -lcmocka -o $(GPU_BUNDLE)/$(notdir $t) &&) :
+	@$(bundled_link) $(CANARY).o $(call obj,$(filter tests/unit/%,$(TEST_HELPERS))) $(LIB) $(LIBS) -lcmocka -o $(GPU_BUNDLE)/test_canary
+	@$(foreach t,$(GPU_BIN),$(bundled_link) $t.o $(CUDA_HELPERS) $(LIB) $(LIBS) -lcmocka -o $(GPU_BUNDLE)/$(notdir $t) &&) :
+	@$(foreach t,$(GPU_CHECKS),$(bundled_link) $t.o $(wildcard $(dir $t)decode_device.o) $(LIB) $(LIBS) -o $(GPU_BUNDLE)/$(notdir $t) &&) :
 	@cp -L $$($(call outside,$(addprefix $(GPU_BUNDLE)/,lockstep $(notdir $(CANARY) $(GPU_BIN))))) $(GPU_BUNDLE)/lib/
-	@printf '%s\n' '#!/bin/sh' '# In the root of the tree: runs the tests for GPUs.' 'here=$$(dirname "$$0")' \
-		'exec env LS_DEVICE=cuda LOCKSTEP_DEVICE=cuda LS_BIN="$$here/lockstep" tests/run --jobs 1 --show --canary "$$here/test_canary" $(GPU_BIN:$(BUILD)/tests/%=$$here/%)' \
-		| sed 's|$$here/[a-z0-9]*/|$$here/|g' >$(GPU_BUNDLE)/check && chmod +x $(GPU_BUNDLE)/check
-	@cd $(GPU_BUNDLE) && LS_CANARY=0 ./test_canary >/dev/null 2>&1 && ./lockstep --version
+	@{ echo '#!/bin/sh'; echo '# In the root of the tree: everything that a GPU must show.'; echo 'here=$$(dirname "$$0")'; echo failed=0; \
+		$(foreach t,$(notdir $(GPU_CHECKS)),echo '"$$here/$t" || failed=1';) \
+		echo 'LS_DEVICE=cuda LOCKSTEP_DEVICE=cuda LS_BIN="$$here/lockstep" tests/run --jobs 1 --show --canary "$$here/test_canary" \'; \
+		echo '    $(foreach t,$(notdir $(GPU_BIN)),"$$here/$t") || failed=1'; echo 'exit $$failed'; } >$(GPU_BUNDLE)/check
+	@chmod +x $(GPU_BUNDLE)/check && cd $(GPU_BUNDLE) && ./test_canary >/dev/null 2>&1 && ./lockstep --version
 	@echo "$(GPU_BUNDLE): $$(du -sm $(GPU_BUNDLE) | cut -f1) MiB"
 
 clean:
