@@ -1,6 +1,7 @@
 /* One step on a GPU: pack, launch, read back. See cuda_engine.h. */
 #include <stdlib.h>
 
+#include "base/clock.h"
 #include "engine/cuda_engine.h"
 
 /* ---- The step's input, packed ---- */
@@ -134,9 +135,12 @@ static ls_status capture(ls_engine *engine, int i, ls_error *err) {
 
 ls_status cuda_graphs_capture(ls_engine *engine, ls_error *err) {
     cuda_engine *cuda = engine_cuda(engine);
+    int64_t start = clock_ns();
     for (int i = 0; i < cuda->n_graphs; i++) {
         TRY(capture(engine, i, err));
     }
+    engine->n_graphs = cuda->n_graphs;
+    engine->graphs_us = (clock_ns() - start) / 1000;
     return cuda_rank_wait(&cuda->rank, "capturing graphs", CUDA_STEP_TIMEOUT_S, err);
 }
 
