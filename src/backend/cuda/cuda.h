@@ -63,7 +63,10 @@ typedef struct cuda_rank {
     CUfunction *decode_fn, *prefill_fn;
 } cuda_rank;
 
-enum { CUDA_COUNTERS = 1 << 16 };
+enum {
+    CUDA_COUNTERS = 1 << 16,
+    CUDA_SAMPLE_ROWS = 1 << 14 /* output rows of a step, at most: sample has a counter for each */
+};
 
 /* ---- decode.c: kern/decode_*.cu ---- */
 

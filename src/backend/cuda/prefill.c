@@ -340,9 +340,9 @@ static ls_status qkv(cuda_rank *rank, const op_qkv *a, int layer, const ls_step 
     return LS_OK;
 }
 
-/* The mma kernel for the head size and run dtype, or -1. */
+/* The mma kernel for the head size and dtype, or -1. */
 static int attn_mma_kernel(const cuda_rank *rank, int d_head) {
-    for (int i = 0; i < N_MMA_HEADS && rank->bind.dtype != LS_F32; i++) {
+    for (int i = 0; i < N_MMA_HEADS && rank->bind.dtype != LS_F32 && rank->bind.kv_dtype == rank->bind.dtype; i++) {
         if (mma_heads[i] == d_head && attn_shared_bytes(d_head) <= (unsigned)rank->facts.shared_bytes_per_block) {
             return (rank->bind.dtype == LS_BF16 ? FN_prefill_attn_bf16_64 : FN_prefill_attn_f16_64) + i;
         }
@@ -447,7 +447,11 @@ ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first,
         return row(rank, &o->row, BUF_ACT, step, err);
     case OP_HEAD:
         return head(rank, &o->head, first, step, err);
-    case OP_SAMPLE: /* a row a line of blocks there: any number of rows */
+    case OP_SAMPLE: /* decode's kernel takes any number of rows: a line of blocks for each */
+        if (step->n_out > CUDA_SAMPLE_ROWS) {
+            return error_set(err, LS_EUNSUPPORTED, "sampling on the GPU: %d rows, more than %d", step->n_out,
+                             CUDA_SAMPLE_ROWS);
+        }
         return step->n_out == 0 ? LS_OK : decode_launch(rank, op, n_ops, first, step->n_out, n_taken, err);
     default:
         return error_set(err, LS_EINTERNAL, "prefill: op %d is of no known kind", first);

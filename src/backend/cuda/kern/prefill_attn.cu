@@ -4,9 +4,8 @@
 // each K and V that is loaded; a decode row is a tile of its own. Grid: tiles of all sequences in turn, KV heads. Keys pass
 // in order; a pair's sums depend on its own sequence alone.
 //
-//   prefill_attn_<dtype>_<d>   64 pairs, a page of 64 keys at a time, mma.sync with f32 sums; KV of another dtype is rounded
-//                              to the run dtype as it is loaded
-//   prefill_attn_any           any dtype and head size, fma in f32: 32 pairs, 32 keys
+//   prefill_attn_<dtype>_<d>   64 pairs, a page of 64 keys at a time, mma.sync with f32 sums; KV in the run dtype
+//   prefill_attn_any           any dtypes and head size, fma in f32: 32 pairs, 32 keys
 #include "prefill.cuh"
 
 using namespace prefill;
@@ -65,27 +64,15 @@ static __device__ int64_t page_at(const prefill_attn_args &a, int page) {
 extern __shared__ __align__(128) uint8_t attn_shared[];
 
 // Keys [first, first + 64) of a page into rows of D + pad elements; zeros for keys outside [lo, last], which may be anything.
-template <class T, int D>
-static __device__ void load_page(uint16_t *to, const void *cache, int kv_dtype, int64_t at, int first, int lo,
-                                 int last) {
+template <int D>
+static __device__ void load_page(uint16_t *to, const void *cache, int64_t at, int first, int lo, int last) {
     constexpr int CHUNKS = D / 8;
 #pragma unroll 4
     for (int c = threadIdx.x; c < CUDA_PAGE_TOKENS * CHUNKS; c += PREFILL_ATTN_THREADS) {
         int key = c / CHUNKS, col = c % CHUNKS * 8;
         uint4 eight = make_uint4(0, 0, 0, 0);
         if (first + key >= lo && first + key <= last) {
-            const int64_t from = at + key * D + col;
-            if (kv_dtype == T::DTYPE) {
-                eight = *(const uint4 *)((const uint16_t *)cache + from);
-            } else {
-                uint32_t pair[4];
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    pair[e] =
-                        T::pack(load_as(kv_dtype, cache, from + 2 * e), load_as(kv_dtype, cache, from + 2 * e + 1));
-                }
-                eight = make_uint4(pair[0], pair[1], pair[2], pair[3]);
-            }
+            eight = *(const uint4 *)((const uint16_t *)cache + at + key * D + col);
         }
         *(uint4 *)(to + key * (D + PREFILL_ATTN_PAD) + col) = eight;
     }
@@ -122,8 +109,8 @@ template <class T, int D> static __device__ void attn_mma(const prefill_attn_arg
     for (int first = t.lo / KEYS * KEYS; first <= t.pos_last; first += KEYS) {
         const int64_t at = page_at(a, t.page[first / KEYS]);
         __syncthreads(); // all are done with the last page
-        load_page<T, D>(k, a.k_cache, a.kv_dtype, at, first, t.lo, t.pos_last);
-        load_page<T, D>(v, a.v_cache, a.kv_dtype, at, first, t.lo, t.pos_last);
+        load_page<D>(k, a.k_cache, at, first, t.lo, t.pos_last);
+        load_page<D>(v, a.v_cache, at, first, t.lo, t.pos_last);
         __syncthreads();
 
         float s[ST][4] = {};

@@ -1,0 +1,898 @@
+/*
+ * The prefill ops on a GPU against the reference ops, op by op: each op of a small layer starts from the same inputs on
+ * both sides, for all dtypes, odd sizes and lengths. Then timings of a layer of Qwen3-4B.
+ *
+ *   prefill_check [quick] [time]
+ *
+ * Device memory is all 0xFF bytes (NaN, -1) where nothing was written, with zones between buffers that must stay so. Each
+ * op runs twice and must give the same bits. One line for each failure; exits 1 if there was one.
+ */
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend/cpu/cpu.h"
+#include "backend/cuda/cublaslt.h"
+#include "backend/cuda/cuda.h"
+#include "base/clock.h"
+#include "base/numeric.h"
+
+enum { MAX_SEQS = 6, MAX_BUFFERS = 64, ZONE = 256, N_THREADS = 8, BAD_LINES = 60, MAX_ROWS = 2200 };
+
+typedef struct shape {
+    const char *name;
+    int d_model, n_heads, n_kv, d_head, window, f_total, vocab;
+    bool bias, qk_norm;
+    int n_ranks, rank;
+} shape;
+
+typedef struct seqs {
+    const char *name;
+    struct {
+        int n_past, n_rows;
+    } seq[MAX_SEQS];
+    bool fault; /* the second sequence's first row is an input row with an infinity */
+} seqs;
+
+typedef enum weight {
+    W_TABLE,
+    W_NORM,
+    W_Q,
+    W_K,
+    W_V,
+    W_Q_BIAS,
+    W_K_BIAS,
+    W_V_BIAS,
+    W_Q_NORM,
+    W_K_NORM,
+    W_OUT,
+    W_OUT_BIAS,
+    W_FFN_NORM,
+    W_GATE,
+    W_UP,
+    W_GATE_BIAS,
+    W_UP_BIAS,
+    W_DOWN,
+    W_HEAD_NORM,
+    W_HEAD,
+    W_COUNT
+} weight;
+
+typedef struct gpu {
+    cuda_driver *driver;
+    cuda_rank rank;
+    cublaslt *lt;
+    CUdeviceptr base;
+    size_t bytes, used;
+    int n_zones;
+    CUdeviceptr zone[MAX_BUFFERS];
+} gpu;
+
+typedef struct world {
+    const shape *shape;
+    const seqs *seqs;
+    ls_dtype dtype, kv_dtype;
+    bool int8, use_lt;
+    char text[200];
+    gpu *gpu;
+    int n_seqs, n_rows, m_max, n_pages, n_out, f_loc, n_positions, n_ops;
+    int64_t qkv_cols;
+    ls_weight cpu_weight[W_COUNT], gpu_weight[W_COUNT];
+    ls_bind cpu;
+    ls_op op[12];
+    ls_step step;
+    ls_step_seq seq[MAX_SEQS];
+    int32_t token[MAX_ROWS], pos[MAX_ROWS], seq_of[MAX_ROWS], out_row[MAX_ROWS];
+    float *input_rows;
+    float *rope;
+    int n_owned;
+    void *owned[256];
+} world;
+
+typedef struct tally {
+    int cases, ops, bad;
+    double worst[5]; /* by tolerance class, an ls_dtype */
+    char where[5][240];
+} tally;
+
+/* ---- Random numbers ---- */
+
+static uint64_t mix(uint64_t z) {
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+    z = (z ^ z >> 27) * 0x94d049bb133111eb;
+    return z ^ z >> 31;
+}
+
+/* About normal, mean 0, deviation 1. */
+static float normal(uint64_t seed, int64_t i) {
+    uint64_t bits = mix(seed + (uint64_t)(i + 1) * 0x9e3779b97f4a7c15);
+    float sum =
+        (float)(bits & 0xffff) + (float)(bits >> 16 & 0xffff) + (float)(bits >> 32 & 0xffff) + (float)(bits >> 48);
+    return (sum - 131070.0F) * (1.7320508F / 65536.0F);
+}
+
+/* ---- Memory ---- */
+
+static void die(const char *what, const ls_error *err) {
+    printf("FATAL %s: %s\n", what, err == NULL ? "" : err->text);
+    exit(2);
+}
+
+static void must(gpu *g, CUresult rc, const char *what) {
+    ls_error err = {0};
+    if (cuda_check(&g->rank, rc, what, &err) != LS_OK) {
+        die(what, &err);
+    }
+}
+
+static void *own(world *w, size_t bytes) {
+    void *p = malloc(bytes > 0 ? bytes : 1);
+    if (p == NULL || w->n_owned == (int)(sizeof w->owned / sizeof *w->owned)) {
+        die("memory", NULL);
+    }
+    memset(p, 0xff, bytes);
+    w->owned[w->n_owned++] = p;
+    return p;
+}
+
+/* A buffer of 0xFF with a zone behind it. */
+static CUdeviceptr device_take(gpu *g, size_t bytes) {
+    size_t room = (bytes + 255) / 256 * 256 + ZONE;
+    if (g->used + room > g->bytes || g->n_zones == MAX_BUFFERS) {
+        die("the test's device memory is full", NULL);
+    }
+    CUdeviceptr at = g->base + g->used;
+    must(g, g->driver->cuMemsetD8Async(at, 0xff, room, g->rank.stream), "memset");
+    g->used += room;
+    g->zone[g->n_zones++] = at + room - ZONE;
+    return at;
+}
+
+static void to_device(gpu *g, CUdeviceptr to, const void *from, size_t bytes) {
+    must(g, g->driver->cuStreamSynchronize(g->rank.stream), "a kernel");
+    must(g, g->driver->cuMemcpyHtoD(to, from, bytes), "copy");
+}
+
+static void from_device(gpu *g, void *to, CUdeviceptr from, size_t bytes) {
+    must(g, g->driver->cuStreamSynchronize(g->rank.stream), "a kernel");
+    must(g, g->driver->cuMemcpyDtoH(to, from, bytes), "copy");
+}
+
+static CUdeviceptr address(const void *p) {
+    return (CUdeviceptr)(uintptr_t)p;
+}
+
+static void *device_copy(world *w, const void *from, size_t bytes) {
+    CUdeviceptr at = device_take(w->gpu, bytes);
+    if (bytes > 0) {
+        to_device(w->gpu, at, from, bytes);
+    }
+    return (void *)(uintptr_t)at;
+}
+
+/* ---- Weights ---- */
+
+static void add_vector(world *w, weight which, int n, float mean, float deviation) {
+    float *v = own(w, (size_t)n * sizeof *v);
+    for (int i = 0; i < n; i++) {
+        v[i] = mean + deviation * normal(which, i);
+    }
+    w->cpu_weight[which] = (ls_weight){.format = LS_F32, .data = v, .rows = 1, .cols = n};
+    w->gpu_weight[which] = w->cpu_weight[which];
+    w->gpu_weight[which].data = device_copy(w, v, (size_t)n * sizeof *v);
+}
+
+/* int8: the GPU has q and scales, the CPU their products in f32. */
+static void add_int8(world *w, weight which, float *v, int rows, int cols, int k_total, int leaf_first, int n_leaves) {
+    int8_t *q = own(w, (size_t)rows * (size_t)cols);
+    float *scale = own(w, (size_t)rows * (size_t)n_leaves * sizeof *scale);
+    const int64_t base = leaf_border(k_total, leaf_first);
+    for (int64_t n = 0; n < rows; n++) {
+        for (int leaf = 0; leaf < n_leaves; leaf++) {
+            int64_t from = leaf_border(k_total, leaf_first + leaf) - base;
+            int64_t to = leaf_border(k_total, leaf_first + leaf + 1) - base;
+            float max = 0;
+            for (int64_t k = from; k < to; k++) {
+                max = fmaxf(max, fabsf(v[n * cols + k]));
+            }
+            float s = max / 127.0F;
+            scale[n * n_leaves + leaf] = s;
+            for (int64_t k = from; k < to; k++) {
+                float r = s == 0 ? 0 : rintf(v[n * cols + k] / s);
+                q[n * cols + k] = (int8_t)fmaxf(-127, fminf(127, r));
+                v[n * cols + k] = (float)q[n * cols + k] * s;
+            }
+        }
+    }
+    w->cpu_weight[which] = (ls_weight){.format = LS_F32, .data = v, .rows = rows, .cols = cols};
+    w->gpu_weight[which] = (ls_weight){.format = LS_INT8, .rows = rows, .cols = cols};
+    w->gpu_weight[which].data = device_copy(w, q, (size_t)rows * (size_t)cols);
+    w->gpu_weight[which].scale = device_copy(w, scale, (size_t)rows * (size_t)n_leaves * sizeof *scale);
+}
+
+static void add_matrix(world *w, weight which, int rows, int cols, float deviation, int k_total, int leaf_first,
+                       int n_leaves) {
+    const int64_t n = (int64_t)rows * cols;
+    float *v = own(w, (size_t)n * sizeof *v);
+    for (int64_t i = 0; i < n; i++) {
+        v[i] = deviation * normal(which + 100, i);
+    }
+    if (w->int8) {
+        add_int8(w, which, v, rows, cols, k_total, leaf_first, n_leaves);
+        return;
+    }
+    void *data = v;
+    if (w->dtype != LS_F32) {
+        data = own(w, (size_t)n * 2);
+        for (int64_t i = 0; i < n; i++) {
+            store_as(w->dtype, data, i, v[i]);
+        }
+    }
+    w->cpu_weight[which] = (ls_weight){.format = w->dtype, .data = data, .rows = rows, .cols = cols};
+    w->gpu_weight[which] = w->cpu_weight[which];
+    w->gpu_weight[which].data = device_copy(w, data, (size_t)n * ls_dtype_bytes(w->dtype));
+}
+
+static void make_weights(world *w) {
+    const shape *s = w->shape;
+    const int d = s->d_model, q = s->n_heads * s->d_head, kv = s->n_kv * s->d_head;
+    const float in = 1.0F / sqrtf((float)d);
+    const int leaves = LS_LEAVES / s->n_ranks;
+    add_matrix(w, W_TABLE, s->vocab, d, 1, d, 0, LS_LEAVES);
+    add_vector(w, W_NORM, d, 1, 0.3F);
+    add_matrix(w, W_Q, q, d, 2 * in, d, 0, LS_LEAVES);
+    add_matrix(w, W_K, kv, d, 2 * in, d, 0, LS_LEAVES);
+    add_matrix(w, W_V, kv, d, in, d, 0, LS_LEAVES);
+    if (s->bias) {
+        add_vector(w, W_Q_BIAS, q, 0, 0.5F);
+        add_vector(w, W_K_BIAS, kv, 0, 0.5F);
+        add_vector(w, W_V_BIAS, kv, 0, 0.5F);
+        add_vector(w, W_OUT_BIAS, d, 0, 0.5F);
+        add_vector(w, W_GATE_BIAS, w->f_loc, 0, 0.5F);
+        add_vector(w, W_UP_BIAS, w->f_loc, 0, 0.5F);
+    }
+    if (s->qk_norm) {
+        add_vector(w, W_Q_NORM, s->d_head, 1, 0.3F);
+        add_vector(w, W_K_NORM, s->d_head, 1, 0.3F);
+    }
+    add_matrix(w, W_OUT, d, q, 1.0F / sqrtf((float)q), q, 0, LS_LEAVES);
+    add_vector(w, W_FFN_NORM, d, 1, 0.3F);
+    add_matrix(w, W_GATE, w->f_loc, d, 2 * in, d, 0, LS_LEAVES);
+    add_matrix(w, W_UP, w->f_loc, d, 2 * in, d, 0, LS_LEAVES);
+    add_matrix(w, W_DOWN, d, w->f_loc, 1.0F / sqrtf((float)s->f_total), s->f_total, s->rank * leaves, leaves);
+    add_vector(w, W_HEAD_NORM, d, 1, 0.3F);
+    add_matrix(w, W_HEAD, s->vocab, d, 2 * in, d, 0, LS_LEAVES);
+}
+
+/* ---- The program and its step ---- */
+
+static void make_ops(world *w) {
+    const shape *s = w->shape;
+    const int b = s->bias ? 0 : -1000, n = s->qk_norm ? 0 : -1000; /* a large negative number: none */
+    const int leaves = LS_LEAVES / s->n_ranks, vocab_first = 10;
+    const ls_op program[] = {
+        {.kind = OP_EMBED, .layer = -1, .embed = {W_TABLE, vocab_first, s->vocab, 0}},
+        {.kind = OP_EXCHANGE, .layer = -1, .exchange = {.init = true, .bias = -1, .slot = 0}},
+        {.kind = OP_QKV,
+         .layer = 1,
+         .qkv = {W_NORM, W_Q, W_K, W_V, W_Q_BIAS + b, W_K_BIAS + b, W_V_BIAS + b, W_Q_NORM + n, W_K_NORM + n,
+                 s->n_heads, s->n_kv, s->d_head, 1e-6F}},
+        {.kind = OP_ATTN,
+         .layer = 1,
+         .attn = {s->n_heads, s->n_kv, s->d_head, s->window, 1.0F / sqrtf((float)s->d_head)}},
+        {.kind = OP_OUT, .layer = 1, .row = {W_OUT, s->n_heads * s->d_head, 0, LS_LEAVES, 1}},
+        {.kind = OP_EXCHANGE, .layer = 1, .exchange = {.init = false, .bias = W_OUT_BIAS + b, .slot = 1}},
+        {.kind = OP_FFN_IN,
+         .layer = 1,
+         .ffn_in = {W_FFN_NORM, W_GATE, W_UP, W_GATE_BIAS + b, W_UP_BIAS + b, w->f_loc, 1e-6F}},
+        {.kind = OP_FFN_OUT, .layer = 1, .row = {W_DOWN, s->f_total, s->rank * leaves, leaves, 0}},
+        {.kind = OP_EXCHANGE, .layer = 1, .exchange = {.init = false, .bias = -1, .slot = 0}},
+        {.kind = OP_HEAD, .layer = -1, .head = {W_HEAD_NORM, W_HEAD, vocab_first, s->vocab, 1e-6F}}};
+    w->n_ops = sizeof program / sizeof *program;
+    memcpy(w->op, program, sizeof program);
+}
+
+static void make_step(world *w) {
+    const shape *s = w->shape;
+    int32_t taken = 0;
+    for (w->n_seqs = 0; w->n_seqs < MAX_SEQS && w->seqs->seq[w->n_seqs].n_rows > 0; w->n_seqs++) {
+        const int past = w->seqs->seq[w->n_seqs].n_past, rows = w->seqs->seq[w->n_seqs].n_rows;
+        const int n_pages = (past + rows + LS_PAGE_TOKENS - 1) / LS_PAGE_TOKENS;
+        int32_t *page = own(w, (size_t)n_pages * sizeof *page);
+        for (int i = 0; i < n_pages; i++) {
+            page[i] = taken++;
+        }
+        w->seq[w->n_seqs] = (ls_step_seq){.first_row = w->n_rows, .n_rows = rows, .n_past = past, .page = page};
+        for (int i = 0; i < rows; i++, w->n_rows++) {
+            w->token[w->n_rows] = (int32_t)(mix((uint64_t)w->n_rows * 77 + 5) % (uint64_t)(s->vocab + 20));
+            w->pos[w->n_rows] = past + i;
+            w->seq_of[w->n_rows] = w->n_seqs;
+            if (i == rows - 1 || i % 97 == 5) {
+                w->out_row[w->n_out++] = w->n_rows;
+            }
+        }
+        w->n_positions = past + rows > w->n_positions ? past + rows : w->n_positions;
+    }
+    w->n_pages = taken + 2;
+    for (int i = 0; i < w->n_seqs; i++) { /* pages of all sequences lie in reverse order, behind one that nobody has */
+        for (int j = 0; j * LS_PAGE_TOKENS < w->seq[i].n_past + w->seq[i].n_rows; j++) {
+            ((int32_t *)w->seq[i].page)[j] = taken - w->seq[i].page[j];
+        }
+    }
+    w->input_rows = own(w, 2 * (size_t)s->d_model * sizeof(float));
+    for (int i = 0; i < 2 * s->d_model; i++) {
+        w->input_rows[i] = normal(999, i);
+    }
+    w->token[0] = -2;
+    if (w->seqs->fault) {
+        w->token[w->seq[1].first_row] = -1;
+        w->input_rows[3] = INFINITY;
+    }
+    w->step = (ls_step){.n_rows = w->n_rows,
+                        .n_pre = w->n_rows,
+                        .n_seqs = w->n_seqs,
+                        .n_out = w->n_out,
+                        .token = w->token,
+                        .pos = w->pos,
+                        .seq_of = w->seq_of,
+                        .seq = w->seq,
+                        .out_row = w->out_row,
+                        .input_rows = w->input_rows};
+}
+
+static int64_t append(uint8_t *to, size_t *used, const void *from, size_t bytes) {
+    size_t at = *used;
+    memcpy(to + at, from, bytes);
+    *used = (at + bytes + 15) / 16 * 16;
+    return (int64_t)at;
+}
+
+/* The step as kernels read it. */
+static void upload_step(world *w) {
+    cuda_step c = {.n_rows = w->n_rows, .n_pre = w->n_rows, .n_seqs = w->n_seqs, .n_out = w->n_out, .epoch = 1};
+    cuda_seq seq[MAX_SEQS];
+    int32_t page[4096];
+    int n_pages = 0;
+    for (int i = 0; i < w->n_seqs; i++) {
+        seq[i] = (cuda_seq){w->seq[i].first_row, w->seq[i].n_rows, w->seq[i].n_past, n_pages};
+        for (int j = 0; j * LS_PAGE_TOKENS < w->seq[i].n_past + w->seq[i].n_rows; j++) {
+            page[n_pages++] = w->seq[i].page[j];
+        }
+    }
+    size_t used = (sizeof c + 15) / 16 * 16, rows = (size_t)w->n_rows * sizeof(int32_t);
+    uint8_t *host = own(w, 65536 + 4 * rows + 2 * (size_t)w->shape->d_model * sizeof(float));
+    c.token = append(host, &used, w->token, rows);
+    c.pos = append(host, &used, w->pos, rows);
+    c.seq_of = append(host, &used, w->seq_of, rows);
+    c.out_row = append(host, &used, w->out_row, (size_t)w->n_out * sizeof(int32_t));
+    c.seq = append(host, &used, seq, (size_t)w->n_seqs * sizeof *seq);
+    c.page = append(host, &used, page, (size_t)n_pages * sizeof *page);
+    c.input_rows = append(host, &used, w->input_rows, 2 * (size_t)w->shape->d_model * sizeof(float));
+    memcpy(host, &c, sizeof c);
+    w->gpu->rank.step = address(device_copy(w, host, used));
+}
+
+/* ---- Both sides' buffers ---- */
+
+static void make_cpu(world *w) {
+    const shape *s = w->shape;
+    const size_t rows = (size_t)w->m_max, f = sizeof(float), d = (size_t)s->d_model;
+    const size_t cache = 2 * (size_t)(w->n_pages * s->n_kv * LS_PAGE_TOKENS * s->d_head); /* two layers */
+    w->cpu = (ls_bind){.group = {s->rank, s->n_ranks},
+                       .dtype = w->dtype,
+                       .kv_dtype = w->kv_dtype,
+                       .d_model = s->d_model,
+                       .m_max = w->m_max,
+                       .weight = w->cpu_weight,
+                       .n_pages = w->n_pages,
+                       .rope = w->rope,
+                       .isa = cpu_isa_best()};
+    w->cpu.buf[BUF_H] = own(w, rows * d * f);
+    w->cpu.buf[BUF_X] = own(w, rows * d * f);
+    w->cpu.buf[BUF_QKV] = own(w, rows * (size_t)w->qkv_cols * f);
+    w->cpu.buf[BUF_ATT] = own(w, rows * (size_t)(s->n_heads * s->d_head) * f);
+    w->cpu.buf[BUF_ACT] = own(w, rows * (size_t)w->f_loc * f);
+    w->cpu.buf[BUF_PART] = own(w, 2 * rows * d * f);
+    w->cpu.buf[BUF_LOGITS] = own(w, rows * (size_t)s->vocab * f);
+    w->cpu.k_cache = own(w, cache * ls_dtype_bytes(w->kv_dtype));
+    w->cpu.v_cache = own(w, cache * ls_dtype_bytes(w->kv_dtype));
+    w->cpu.fault = own(w, rows * sizeof(atomic_int));
+    memset(w->cpu.fault, 0, rows * sizeof(atomic_int));
+    for (int r = 0; r < s->n_ranks; r++) {
+        w->cpu.peer_part[r] = w->cpu.buf[BUF_PART];
+    }
+    for (int i = 0; i < w->n_seqs; i++) { /* what earlier steps left in the cache */
+        for (int pos = 0; pos < w->seq[i].n_past; pos++) {
+            for (int h = 0; h < s->n_kv; h++) {
+                int64_t page = (int64_t)w->n_pages + w->seq[i].page[pos / LS_PAGE_TOKENS];
+                int64_t at = ((page * s->n_kv + h) * LS_PAGE_TOKENS + pos % LS_PAGE_TOKENS) * s->d_head;
+                for (int e = 0; e < s->d_head; e++) {
+                    store_as(w->kv_dtype, w->cpu.k_cache, at + e, 1.5F * normal(501, at + e));
+                    store_as(w->kv_dtype, w->cpu.v_cache, at + e, normal(502, at + e));
+                }
+            }
+        }
+    }
+}
+
+static void make_gpu(world *w) {
+    const shape *s = w->shape;
+    cuda_rank *rank = &w->gpu->rank;
+    const size_t rows = (size_t)w->m_max, d = (size_t)s->d_model, act = ls_dtype_bytes(w->dtype);
+    const size_t cache = 2 * (size_t)(w->n_pages * s->n_kv * LS_PAGE_TOKENS * s->d_head) * ls_dtype_bytes(w->kv_dtype);
+    const size_t bytes[BUF_COUNT] = {[BUF_H] = rows * d * 4,
+                                     [BUF_X] = rows * d * act,
+                                     [BUF_QKV] = rows * (size_t)w->qkv_cols * 4,
+                                     [BUF_ATT] = rows * (size_t)(s->n_heads * s->d_head) * act,
+                                     [BUF_ACT] = rows * (size_t)w->f_loc * act,
+                                     [BUF_PART] = 2 * CUDA_NODES * rows * d * 4,
+                                     [BUF_LOGITS] = rows * (size_t)s->vocab * 4};
+    rank->bind = w->cpu;
+    rank->bind.weight = w->gpu_weight;
+    for (int i = 0; i < BUF_COUNT; i++) {
+        rank->bind.buf[i] = bytes[i] == 0 ? NULL : (void *)(uintptr_t)device_take(w->gpu, bytes[i]);
+    }
+    rank->bind.k_cache = device_copy(w, w->cpu.k_cache, cache);
+    rank->bind.v_cache = device_copy(w, w->cpu.v_cache, cache);
+    rank->bind.rope = device_copy(w, w->rope, (size_t)w->n_positions * (size_t)s->d_head * sizeof(float));
+    rank->bind.fault = device_copy(w, w->cpu.fault, rows * 4);
+    for (int r = 0; r < s->n_ranks; r++) {
+        rank->bind.peer_part[r] = rank->bind.buf[BUF_PART];
+    }
+    upload_step(w);
+    rank->workspace_bytes = prefill_workspace(w->op, w->n_ops, &rank->bind, 4096);
+    rank->workspace = device_take(w->gpu, rank->workspace_bytes);
+    ls_error err = {0};
+    if ((w->use_lt && cublaslt_open(&rank->cublaslt, &err) != LS_OK) ||
+        prefill_prepare(rank, w->op, w->n_ops, &err) != LS_OK) {
+        die(w->text, &err);
+    }
+}
+
+static void make_world(world *w) {
+    const shape *s = w->shape;
+    const int leaves = LS_LEAVES / s->n_ranks;
+    w->f_loc = (int)(leaf_border(s->f_total, (s->rank + 1) * leaves) - leaf_border(s->f_total, s->rank * leaves));
+    w->qkv_cols = (int64_t)(s->n_heads + 2 * s->n_kv) * s->d_head;
+    snprintf(w->text, sizeof w->text, "%s %s%s kv %s %s, %s", s->name, ls_dtype_name(w->dtype), w->int8 ? " w8" : "",
+             ls_dtype_name(w->kv_dtype), w->use_lt ? "cublaslt" : "own", w->seqs->name);
+    make_step(w);
+    w->m_max = w->n_rows + 3;
+    w->rope = own(w, (size_t)w->n_positions * (size_t)s->d_head * sizeof(float));
+    for (int pos = 0; pos < w->n_positions; pos++) {
+        for (int i = 0; i < s->d_head / 2; i++) {
+            double angle = pos * pow(10000, -2.0 * i / s->d_head);
+            w->rope[pos * s->d_head + 2 * i] = (float)cos(angle);
+            w->rope[pos * s->d_head + 2 * i + 1] = (float)sin(angle);
+        }
+    }
+    make_weights(w);
+    make_ops(w);
+    make_cpu(w);
+    make_gpu(w);
+}
+
+static void free_world(world *w) {
+    for (int i = 0; i < w->n_owned; i++) {
+        free(w->owned[i]);
+    }
+    cublaslt_close(&w->gpu->rank.cublaslt);
+    w->gpu->used = 0;
+    w->gpu->n_zones = 0;
+    free(w);
+}
+
+/* ---- The reference, on a team of threads ---- */
+
+typedef struct ref_job {
+    const world *w;
+    int index;
+    ls_team team;
+} ref_job;
+
+static void *ref_main(void *job_) {
+    const ref_job *job = job_;
+    cpu_ref_ops.fn[job->w->op[job->index].kind](&job->w->op[job->index], job->index, &job->w->cpu, &job->w->step,
+                                                &job->team);
+    return NULL;
+}
+
+static void run_ref(const world *w, int index) {
+    ref_job job[N_THREADS];
+    pthread_t thread[N_THREADS];
+    ls_barrier barrier;
+    barrier_init(&barrier, N_THREADS, N_THREADS);
+    for (int i = 0; i < N_THREADS; i++) {
+        job[i] = (ref_job){w, index, {i, N_THREADS, &barrier}};
+        if (i > 0 && pthread_create(&thread[i], NULL, ref_main, &job[i]) != 0) {
+            die("threads", NULL);
+        }
+    }
+    ref_main(&job[0]);
+    for (int i = 1; i < N_THREADS; i++) {
+        pthread_join(thread[i], NULL);
+    }
+}
+
+/* ---- Comparison ---- */
+
+/* What an op writes: rows of the CPU's floats (or KV cache elements), and where they lie on the GPU. */
+typedef struct view {
+    const char *name;
+    void *cpu;
+    CUdeviceptr gpu;
+    int rows, cols;
+    int64_t stride; /* elements between rows, both sides */
+    ls_dtype cpu_dtype, gpu_dtype;
+    bool is_cache;
+} view;
+
+static int views_of(const world *w, const ls_op *op, view v[3]) {
+    const shape *s = w->shape;
+    const ls_bind *c = &w->cpu, *g = &w->gpu->rank.bind;
+    const int d = s->d_model, rows = w->n_rows, q = s->n_heads * s->d_head;
+    int slot = op->kind == OP_EMBED ? op->embed.slot : op->kind == OP_OUT || op->kind == OP_FFN_OUT ? op->row.slot : 0;
+    const int64_t part = (int64_t)slot * w->m_max * d;
+    switch (op->kind) {
+    case OP_EMBED:
+    case OP_OUT:
+    case OP_FFN_OUT:
+        v[0] = (view){"part",
+                      (float *)c->buf[BUF_PART] + part,
+                      address((float *)g->buf[BUF_PART] + CUDA_NODES * part),
+                      rows,
+                      d,
+                      d,
+                      LS_F32,
+                      LS_F32,
+                      false};
+        return 1;
+    case OP_EXCHANGE:
+        v[0] = (view){"h", c->buf[BUF_H], address(g->buf[BUF_H]), rows, d, d, LS_F32, LS_F32, false};
+        return 1;
+    case OP_QKV: {
+        int slots = 2 * w->n_pages * s->n_kv * LS_PAGE_TOKENS;
+        v[0] = (view){"q", c->buf[BUF_QKV], address(g->buf[BUF_QKV]), rows, q, w->qkv_cols, LS_F32, w->dtype, false};
+        v[1] =
+            (view){"k", c->k_cache, address(g->k_cache), slots, s->d_head, s->d_head, w->kv_dtype, w->kv_dtype, true};
+        v[2] =
+            (view){"v", c->v_cache, address(g->v_cache), slots, s->d_head, s->d_head, w->kv_dtype, w->kv_dtype, true};
+        return 3;
+    }
+    case OP_ATTN:
+        v[0] = (view){"att", c->buf[BUF_ATT], address(g->buf[BUF_ATT]), rows, q, q, LS_F32, w->dtype, false};
+        return 1;
+    case OP_FFN_IN:
+        v[0] =
+            (view){"act", c->buf[BUF_ACT], address(g->buf[BUF_ACT]), rows, w->f_loc, w->f_loc, LS_F32, w->dtype, false};
+        return 1;
+    case OP_HEAD:
+        v[0] = (view){
+            "logits", c->buf[BUF_LOGITS], address(g->buf[BUF_LOGITS]), w->n_out, s->vocab, s->vocab, LS_F32, LS_F32,
+            false};
+        return 1;
+    default:
+        return 0;
+    }
+}
+
+static bool bad_line(tally *t, const world *w, int index, const char *name, const char *what) {
+    if (t->bad++ < BAD_LINES) {
+        printf("FAIL %s: op %d %s %s: %s\n", w->text, index, op_kind_name(w->op[index].kind), name, what);
+        fflush(stdout);
+    }
+    return false;
+}
+
+/* Row `row` belongs to the sequence that has failed. */
+static bool has_failed(const world *w, const view *v, const ls_op *op, int row) {
+    return w->seqs->fault && (v->is_cache || w->seq_of[op->kind == OP_HEAD ? w->out_row[row] : row] == 1);
+}
+
+static bool compare(tally *t, const world *w, int index, const view *v, const uint8_t *got) {
+    static const double allowed[] = {[LS_F32] = 1e-4, [LS_BF16] = 2e-2, [LS_F16] = 2e-3, [LS_INT8] = 5e-2};
+    const ls_op *op = &w->op[index];
+    /* With int8 the CPU has the products of q and scale in f32: what is left is the run dtype's error. */
+    const ls_dtype class = allowed[w->dtype] > allowed[v->gpu_dtype] ? w->dtype : v->gpu_dtype;
+    char what[160];
+    for (int row = 0; row < v->rows; row++) {
+        double apart = 0, largest = 0;
+        int where = -1;
+        if (has_failed(w, v, op, row)) {
+            continue;
+        }
+        for (int i = 0; i < v->cols; i++) {
+            double a = load_as(v->gpu_dtype, got, row * v->stride + i),
+                   b = load_as(v->cpu_dtype, v->cpu, row * v->stride + i);
+            if (isnan(a) && isnan(b)) {
+                continue; /* an unused slot of the cache, or a mistake that the next op's numbers show */
+            }
+            double difference = fabs(a - b);
+            largest = fmax(largest, fabs(b));
+            if (!(difference <= apart)) {
+                apart = difference;
+                where = i;
+            }
+            if (isnan(difference)) {
+                break;
+            }
+        }
+        double error = apart == 0 ? 0 : apart / largest;
+        if (error > t->worst[class]) {
+            t->worst[class] = error;
+            snprintf(t->where[class], sizeof t->where[class], "%s %s", w->text, v->name);
+        }
+        if (!(error <= allowed[class])) {
+            snprintf(what, sizeof what, "row %d of %d, element %d is %.7g, not %.7g: error %.2g", row, v->rows, where,
+                     (double)load_as(v->gpu_dtype, got, row * v->stride + where),
+                     (double)load_as(v->cpu_dtype, v->cpu, row * v->stride + where), error);
+            return bad_line(t, w, index, v->name, what);
+        }
+    }
+    return true;
+}
+
+static bool check_faults(tally *t, const world *w, int index) {
+    int32_t fault[MAX_ROWS + 3];
+    from_device(w->gpu, fault, address((void *)w->gpu->rank.bind.fault), (size_t)w->m_max * sizeof *fault);
+    for (int i = 0; i < w->m_max; i++) {
+        bool is_mine = i < w->n_rows && w->seqs->fault && w->seq_of[i] == 1;
+        if (is_mine ? i == w->seq[1].first_row && fault[i] != w->cpu.fault[i] : fault[i] != w->cpu.fault[i]) {
+            char what[80];
+            snprintf(what, sizeof what, "row %d has %d, not %d", i, fault[i], w->cpu.fault[i]);
+            return bad_line(t, w, index, "fault", what);
+        }
+    }
+    return true;
+}
+
+static size_t view_bytes(const view *v) {
+    return (size_t)v->rows * (size_t)v->stride * ls_dtype_bytes(v->gpu_dtype);
+}
+
+/* The CPU's result becomes the input of the next op. */
+static void synchronise(const world *w, const view *v, uint8_t *buffer) {
+    if (!v->is_cache) {
+        for (int row = 0; row < v->rows; row++) {
+            for (int i = 0; i < v->cols; i++) {
+                store_as(v->gpu_dtype, buffer, row * v->stride + i, load_as(v->cpu_dtype, v->cpu, row * v->stride + i));
+            }
+        }
+    }
+    to_device(w->gpu, v->gpu, v->is_cache ? v->cpu : buffer, view_bytes(v));
+}
+
+static void launch_op(world *w, int index) {
+    ls_error err = {0};
+    int taken = 0;
+    if (prefill_launch(&w->gpu->rank, w->op, w->n_ops, index, &w->step, &taken, &err) != LS_OK || taken != 1) {
+        die(w->text, &err);
+    }
+}
+
+static void check_op(tally *t, world *w, int index) {
+    view v[3];
+    uint8_t *first[3], *second[3];
+    const int n = views_of(w, &w->op[index], v);
+    bool again = w->op[index].kind != OP_EXCHANGE, good = true;
+    launch_op(w, index);
+    for (int i = 0; i < n; i++) {
+        first[i] = malloc(view_bytes(&v[i]) + 1);
+        second[i] = malloc(view_bytes(&v[i]) + 1);
+        from_device(w->gpu, first[i], v[i].gpu, view_bytes(&v[i]));
+    }
+    if (again) {
+        launch_op(w, index);
+    }
+    for (int i = 0; i < n; i++) {
+        from_device(w->gpu, second[i], v[i].gpu, view_bytes(&v[i]));
+        if (memcmp(first[i], second[i], view_bytes(&v[i])) != 0) {
+            good = bad_line(t, w, index, v[i].name, "the second run gave other bits");
+        }
+    }
+    run_ref(w, index);
+    for (int i = 0; i < n; i++) {
+        good = compare(t, w, index, &v[i], first[i]) && good;
+        synchronise(w, &v[i], second[i]);
+        free(first[i]);
+        free(second[i]);
+    }
+    check_faults(t, w, index);
+    t->ops++;
+}
+
+/* Where cuBLASLt should serve, it does. */
+static void check_library(tally *t, world *w) {
+    const ls_bind *bind = &w->gpu->rank.bind;
+    const ls_weight *out = &w->gpu_weight[W_OUT];
+    const cublaslt_shape wanted = {w->dtype, out->rows, out->cols, out->rows};
+    if (w->use_lt && out->rows % 8 == 0 && out->cols % 8 == 0 &&
+        !cublaslt_matmul(w->gpu->rank.cublaslt, wanted, w->n_rows, address(bind->buf[BUF_ATT]), address(out->data),
+                         address(bind->buf[BUF_PART]), w->gpu->rank.workspace, w->gpu->rank.stream)) {
+        bad_line(t, w, 4, "cuBLASLt", "it has no algorithm");
+    }
+}
+
+static void check_zones(tally *t, const world *w) {
+    uint8_t zone[ZONE];
+    for (int i = 0; i < w->gpu->n_zones; i++) {
+        from_device(w->gpu, zone, w->gpu->zone[i], ZONE);
+        for (int j = 0; j < ZONE; j++) {
+            if (zone[j] != 0xff) {
+                bad_line(t, w, 0, "zone", "something was written behind a buffer");
+                return;
+            }
+        }
+    }
+}
+
+static void check_case(gpu *g, tally *t, const shape *s, const seqs *q, ls_dtype dtype, ls_dtype kv, bool int8,
+                       bool lt) {
+    world *w = calloc(1, sizeof *w);
+    if (w == NULL) {
+        die("memory", NULL);
+    }
+    w->gpu = g;
+    w->shape = s;
+    w->seqs = q;
+    w->dtype = dtype;
+    w->kv_dtype = kv;
+    w->int8 = int8;
+    w->use_lt = lt;
+    make_world(w);
+    check_library(t, w);
+    for (int i = 0; i < w->n_ops; i++) {
+        check_op(t, w, i);
+    }
+    check_zones(t, w);
+    t->cases++;
+    free_world(w);
+}
+
+/* ---- Timings: one layer of Qwen3-4B, without a reference ---- */
+
+static double time_op(world *w, int index) {
+    gpu *g = w->gpu;
+    CUevent start, stop;
+    float ms = 0;
+    enum { TIMES = 10 };
+    must(g, g->driver->cuEventCreate(&start, CU_EVENT_DEFAULT), "event");
+    must(g, g->driver->cuEventCreate(&stop, CU_EVENT_DEFAULT), "event");
+    launch_op(w, index);
+    must(g, g->driver->cuEventRecord(start, g->rank.stream), "event");
+    for (int i = 0; i < TIMES; i++) {
+        launch_op(w, index);
+    }
+    must(g, g->driver->cuEventRecord(stop, g->rank.stream), "event");
+    must(g, g->driver->cuEventSynchronize(stop), "the kernels");
+    must(g, g->driver->cuEventElapsedTime(&ms, start, stop), "event");
+    must(g, g->driver->cuEventDestroy(start), "event");
+    must(g, g->driver->cuEventDestroy(stop), "event");
+    return (double)ms / TIMES;
+}
+
+static void time_layer(gpu *g, int n_rows, ls_dtype dtype, bool int8, bool lt) {
+    static const shape s = {"qwen3-4b", 2560, 32, 8, 128, 0, 9728, 1000, false, true, 1, 0};
+    const seqs q = {.name = "timing", .seq = {{0, n_rows}}};
+    world *w = calloc(1, sizeof *w);
+    if (w == NULL) {
+        die("memory", NULL);
+    }
+    *w = (world){.gpu = g, .shape = &s, .seqs = &q, .dtype = dtype, .kv_dtype = dtype, .int8 = int8, .use_lt = lt};
+    make_world(w);
+    const double m = n_rows, d = s.d_model, hd = (double)s.n_heads * s.d_head, kd = (double)s.n_kv * s.d_head,
+                 f = s.f_total;
+    const double flops[] = {
+        0, 0, 2 * m * d * (hd + 2 * kd), 2 * m * m * hd, 2 * m * d * hd, 0, 4 * m * d * f, 2 * m * d * f, 0};
+    double all_ms = 0, all_flops = 0;
+    printf("%d rows %s%s %s:", n_rows, ls_dtype_name(dtype), int8 ? " w8" : "", lt ? "cublaslt" : "own");
+    for (int i = 0; i < (int)(sizeof flops / sizeof *flops); i++) {
+        double ms = time_op(w, i);
+        all_ms += i < 2 ? 0 : ms;
+        all_flops += flops[i];
+        printf(" %s %.3f", op_kind_name(w->op[i].kind), ms);
+        if (flops[i] > 0) {
+            printf(" (%.0f T)", flops[i] / ms / 1e9);
+        }
+    }
+    printf("; layer %.3f ms, %.0f TFLOP/s\n", all_ms, all_flops / all_ms / 1e9);
+    fflush(stdout);
+    free_world(w);
+}
+
+/* ---- All ---- */
+
+static const shape shapes[] = {
+    {"odd D 97 d 16", 97, 6, 2, 16, 0, 75, 101, true, true, 1, 0},
+    {"d 64 window 40", 256, 8, 2, 64, 40, 320, 500, false, false, 1, 0},
+    {"d 80", 320, 4, 4, 80, 0, 200, 123, true, false, 1, 0},
+    {"d 96 rank 1 of 4", 192, 6, 2, 96, 100, 1000, 140, false, true, 4, 1},
+    {"d 128", 384, 8, 1, 128, 0, 512, 300, false, true, 1, 0},
+    {"d 256 window 70", 128, 2, 1, 256, 70, 96, 77, true, true, 1, 0},
+    {"d 40 rank 0 of 2", 136, 5, 1, 40, 0, 150, 64, true, false, 2, 0},
+};
+
+static const seqs lengths[] = {
+    {.name = "1", .seq = {{0, 1}}},
+    {.name = "2+15+16+17", .seq = {{0, 2}, {0, 15}, {0, 16}, {0, 17}}},
+    {.name = "100+1, 300+1, 63, 100+64", .seq = {{100, 1}, {300, 1}, {0, 63}, {100, 64}}},
+    {.name = "5, 9 (fault), 100+65, 3", .seq = {{0, 5}, {7, 9}, {100, 65}, {64, 3}}, .fault = true},
+    {.name = "100+300", .seq = {{100, 300}}},
+};
+
+static void check_all(gpu *g, tally *t, bool quick) {
+    static const ls_dtype dtypes[] = {LS_F32, LS_BF16, LS_F16};
+    static const shape layer = {"qwen3-4b", 2560, 32, 8, 128, 0, 9728, 1000, false, true, 1, 0};
+    static const seqs some = {.name = "200+1, 40+16", .seq = {{200, 1}, {40, 16}}};
+    int turn = 0;
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++) {
+            for (int i = 0; i < 3; i++) {
+                for (int way = g->lt == NULL; way < 3; way++, turn++) { /* cuBLASLt, own kernel, int8 */
+                    ls_dtype kv = turn % 3 == 2 ? dtypes[(i + 1 + turn / 3 % 2) % 3] : dtypes[i];
+                    if (!quick || turn % 5 == 0) {
+                        check_case(g, t, &shapes[s], &lengths[l], dtypes[i], kv, way == 2, way == 0);
+                    }
+                }
+            }
+        }
+    }
+    for (int i = 0; i < 3 && !quick; i++) {
+        for (int way = g->lt == NULL; way < 3; way++) {
+            check_case(g, t, &layer, &some, dtypes[i], dtypes[i], way == 2, way == 0);
+        }
+    }
+}
+
+static void open_gpu(gpu *g) {
+    ls_error err = {0};
+    if (cuda_driver_open(&g->driver, &err) != LS_OK || cuda_rank_open(&g->rank, g->driver, 0, false, &err) != LS_OK) {
+        die("opening the GPU", &err);
+    }
+    if (cublaslt_open(&g->lt, &err) != LS_OK) {
+        printf("NOTE no cuBLASLt, its cases are left out: %s\n", err.text);
+    }
+    g->bytes = (size_t)3 << 30;
+    must(g, g->driver->cuMemAlloc(&g->base, g->bytes), "memory");
+}
+
+int main(int argc, char **argv) {
+    bool quick = false, timing = false;
+    for (int i = 1; i < argc; i++) {
+        quick = quick || strcmp(argv[i], "quick") == 0;
+        timing = timing || strcmp(argv[i], "time") == 0;
+    }
+    gpu *g = calloc(1, sizeof *g);
+    if (g == NULL) {
+        die("memory", NULL);
+    }
+    tally t = {0};
+    open_gpu(g);
+    int64_t start = clock_ns();
+    check_all(g, &t, quick);
+    printf("prefill_check: %s: %d cases, %d ops, %d failures; worst error f32 %.1e, bf16 %.1e, f16 %.1e; %.1f s\n",
+           g->rank.facts.name, t.cases, t.ops, t.bad, t.worst[LS_F32], t.worst[LS_BF16], t.worst[LS_F16],
+           (double)(clock_ns() - start) / 1e9);
+    for (int i = LS_F32; i <= LS_F16; i++) {
+        printf("  worst of %s: %s\n", ls_dtype_name((ls_dtype)i), t.where[i]);
+    }
+    fflush(stdout);
+    if (timing) {
+        if (g->lt != NULL) {
+            time_layer(g, 2048, LS_BF16, false, true);
+            time_layer(g, 26, LS_BF16, false, true);
+            time_layer(g, 2048, LS_F32, false, true);
+        }
+        time_layer(g, 2048, LS_BF16, false, false);
+        time_layer(g, 26, LS_BF16, false, false);
+        time_layer(g, 2048, LS_BF16, true, false);
+        time_layer(g, 26, LS_BF16, true, false);
+    }
+    must(g, g->driver->cuMemFree(g->base), "memory");
+    cublaslt_close(&g->lt);
+    cuda_rank_close(&g->rank);
+    cuda_driver_close(&g->driver);
+    free(g);
+    return t.bad > 0;
+}
