@@ -147,7 +147,7 @@ template <int DTYPE> static float emulate_half(uint32_t bits) {
 #define __global__
 #define __device__
 #define __forceinline__ inline
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 #define __grid_constant__
 
 alignas(16) thread_local float sums[1 << 14];
