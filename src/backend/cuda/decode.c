@@ -72,8 +72,24 @@ static const float *vector(const cuda_rank *rank, int i) {
 
 static ls_status launch(cuda_rank *rank, int kernel, unsigned x, unsigned y, unsigned z, unsigned block, size_t shared,
                         void *args, ls_error *err) {
-    return cuda_launch(rank, rank->decode_fn[kernel], decode_kernel_names[kernel], x, y, z, block, (unsigned)shared,
-                       (void *[]){args}, err);
+    if (!rank->overlap) {
+        return cuda_launch(rank, rank->decode_fn[kernel], decode_kernel_names[kernel], x, y, z, block, (unsigned)shared,
+                           (void *[]){args}, err);
+    }
+    CUlaunchAttribute overlap = {.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                                 .value.programmaticStreamSerializationAllowed = 1};
+    const CUlaunchConfig config = {.gridDimX = x,
+                                   .gridDimY = y,
+                                   .gridDimZ = z,
+                                   .blockDimX = block,
+                                   .blockDimY = 1,
+                                   .blockDimZ = 1,
+                                   .sharedMemBytes = (unsigned)shared,
+                                   .hStream = rank->stream,
+                                   .attrs = &overlap,
+                                   .numAttrs = 1};
+    return cuda_check(rank, rank->driver->cuLaunchKernelEx(&config, rank->decode_fn[kernel], (void *[]){args}, NULL),
+                      decode_kernel_names[kernel], err);
 }
 
 /* Borders of `count` leaves of n from leaf `first` on, counted from the first one's. */

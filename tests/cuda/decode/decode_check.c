@@ -820,6 +820,14 @@ static void check_all(device *dev, bool small_only) {
     if (small_only) {
         return;
     }
+    if (device_overlap(dev, true)) {
+        printf("again, with kernels that overlap:\n");
+        for (size_t i = 0; i < sizeof small_models / sizeof *small_models; i++) {
+            check_model(dev, &small_models[i], dtypes[i % 3], i % 2 != 0, LS_BF16);
+        }
+        check_model(dev, &qwen3_4b, LS_BF16, false, LS_BF16);
+        device_overlap(dev, false);
+    }
     for (size_t j = 0; j < 3; j++) {
         check_model(dev, &qwen3_4b, dtypes[j], false, dtypes[j]);
     }

@@ -109,6 +109,12 @@ cuda_rank *device_rank(device *dev, const ls_bind *bind, size_t workspace_bytes)
     return rank;
 }
 
+bool device_overlap(device *dev, bool on) {
+    const bool can = dev->rank.facts.cc_major >= 9 && getenv("LS_KERNELS") == NULL;
+    dev->rank.overlap = on && can;
+    return !on || can;
+}
+
 static int by_value(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return x < y ? -1 : x > y;
@@ -385,12 +391,16 @@ static void time_step(timing *t, int m, int context, double limit) {
     }
     timed_step(t, m, context);
     t->only = OP_KINDS;
+    device_overlap(t->dev, false);
+    const double apart = device_time(t->dev, enqueue_ops, t);
+    device_overlap(t->dev, true);
     const double us = device_time(t->dev, enqueue_ops, t);
+    device_overlap(t->dev, false);
     const double kv =
         2.0 * m * (context + 1) * t->m->n_layers * t->m->kv * t->m->d_head * (double)ls_dtype_bytes(t->dtype);
     const double rate = (t->weight_bytes + kv) / us * 1e-3;
-    printf("%s %s M=%d ctx %d: step %.0f us, %.0f GB/s, %.1f %% of the limit;", t->m->name, ls_dtype_name(t->format), m,
-           context, us, rate, 100 * rate / limit);
+    printf("%s %s M=%d ctx %d: step %.0f us (apart %.0f), %.0f GB/s, %.1f %% of the limit;", t->m->name,
+           ls_dtype_name(t->format), m, context, us, apart, rate, 100 * rate / limit);
     for (int kind = 0; kind < OP_KINDS; kind++) {
         t->only = kind;
         const double one = device_time(t->dev, enqueue_ops, t) / t->kind_count[kind];
@@ -435,7 +445,7 @@ static void time_model(device *dev, const timed_model *m, ls_dtype dtype, bool i
     free(t);
 }
 
-/* Microseconds of a step; of one launch of each kind of op, with the GB/s of its weights (attn: of its KV). */
+/* Microseconds of a step with kernels overlapping, and apart; of one launch, apart, of each kind of op, with the GB/s of its weights (attn: of its KV). */
 void time_all(device *dev) {
     time_model(dev, &models[0], LS_BF16, false, true);
     time_model(dev, &models[1], LS_BF16, false, true);

@@ -83,8 +83,7 @@ static void __syncwarp() {
     char all[32], none = 0;
     emulate_all_gather(&none, 1, all);
 }
-static void __threadfence() {
-}
+static void __threadfence() {}
 template <typename T> static T __shfl_xor_sync(unsigned, T value, int lanes) {
     T all[32];
     emulate_all_gather(&value, sizeof value, all);
@@ -148,7 +147,7 @@ template <int DTYPE> static float emulate_half(uint32_t bits) {
 #define __global__
 #define __device__
 #define __forceinline__ inline
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 #define __grid_constant__
 
 alignas(16) thread_local float sums[1 << 14];
@@ -224,10 +223,10 @@ struct kernel {
 #define ATTNS(name)                                                                                                    \
     KERNEL(decode_attn_##name##_64, decode_attn_args)                                                                  \
     KERNEL(decode_attn_##name##_128, decode_attn_args) KERNEL(decode_attn_##name##_256, decode_attn_args)
-static const kernel kernels[] = {
-    KERNEL(decode_embed, decode_embed_args) KERNEL(decode_exchange, decode_exchange_args)
-        KERNEL(decode_sample, decode_sample_args) MATMULS(f32) MATMULS(bf16) MATMULS(f16) MATMULS(int8_f32)
-            MATMULS(int8_bf16) MATMULS(int8_f16) ATTNS(f32) ATTNS(bf16) ATTNS(f16)};
+static const kernel kernels[] = {KERNEL(decode_embed, decode_embed_args) KERNEL(decode_exchange, decode_exchange_args)
+                                     KERNEL(decode_sample, decode_sample_args) MATMULS(f32) MATMULS(bf16) MATMULS(f16)
+                                         MATMULS(int8_f32) MATMULS(int8_bf16) MATMULS(int8_f16) ATTNS(f32) ATTNS(bf16)
+                                             ATTNS(f16)};
 
 extern "C" const void *emulate_kernel(const char *name) {
     for (const kernel &k : kernels) {

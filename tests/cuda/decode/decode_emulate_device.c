@@ -103,6 +103,11 @@ cuda_rank *device_rank(device *dev, const ls_bind *bind, size_t workspace_bytes)
     return &dev->rank;
 }
 
+bool device_overlap(device *dev, bool on) {
+    (void)dev;
+    return !on;
+}
+
 double device_time(device *dev, void (*enqueue)(void *context), void *context) {
     (void)dev, (void)enqueue, (void)context;
     return 0;

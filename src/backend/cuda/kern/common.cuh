@@ -59,7 +59,16 @@ DEVICE float round_to(int dtype, float value) {
                                : value;
 }
 
-/* Two elements in one word, the first in its low half. */
+/* Two elements in one word, the first in its low half. bf16 or f16. */
+DEVICE uint32_t pair_of(int dtype, float first, float second) {
+    if (dtype == KERN_BF16) {
+        __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+        return *reinterpret_cast<uint32_t *>(&pair);
+    }
+    __half2 pair = __floats2half2_rn(first, second);
+    return *reinterpret_cast<uint32_t *>(&pair);
+}
+
 template <int DTYPE> DEVICE float2 widen(uint32_t pair) {
     if (DTYPE == KERN_BF16) {
         return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));

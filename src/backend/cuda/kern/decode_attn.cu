@@ -92,9 +92,9 @@ template <int LANES> DEVICE float sum_of_four(const float (&v)[4], int lane) {
 }
 
 template <int KV, int LANES> struct attention {
-    static constexpr int GROUPS = 32 / LANES;         /* tokens that a warp takes at a time */
-    static constexpr int PASS = WARPS * GROUPS;       /* ... and all warps */
-    static constexpr int WIDTH = 8 * LANES;           /* room for a head */
+    static constexpr int GROUPS = 32 / LANES;   /* tokens that a warp takes at a time */
+    static constexpr int PASS = WARPS * GROUPS; /* ... and all warps */
+    static constexpr int WIDTH = 8 * LANES;     /* room for a head */
     static constexpr int KV_BYTES = KV == KERN_F32 ? 4 : 2;
 
     struct shared {
@@ -115,9 +115,9 @@ DEVICE void prepare(const decode_attn_args &a, typename attention<KV, LANES>::sh
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const float *row = a.qkv + (int64_t)m * (a.n_heads + 2 * a.n_kv) * a.d;
     const float *rope = a.rope + (int64_t)position * a.d;
-    const int64_t slot =
-        (((int64_t)page[position / CUDA_PAGE_TOKENS] * a.n_kv + kv_head) * CUDA_PAGE_TOKENS + position % CUDA_PAGE_TOKENS) *
-        a.d;
+    const int64_t slot = (((int64_t)page[position / CUDA_PAGE_TOKENS] * a.n_kv + kv_head) * CUDA_PAGE_TOKENS +
+                          position % CUDA_PAGE_TOKENS) *
+                         a.d;
     if (warp < HEADS) {
         const float *y = row + (first_head + warp) * a.d;
         if (warp < n_heads && a.raw) {
@@ -149,14 +149,25 @@ DEVICE void prepare(const decode_attn_args &a, typename attention<KV, LANES>::sh
 /* Row of K or V of token j of the split. */
 template <int KV, int LANES>
 DEVICE const char *kv_row(const decode_attn_args &a, const void *cache, const int32_t *page, int j, int kv_head) {
-    const int64_t row = ((int64_t)page[j / CUDA_PAGE_TOKENS] * a.n_kv + kv_head) * CUDA_PAGE_TOKENS + j % CUDA_PAGE_TOKENS;
+    const int64_t row =
+        ((int64_t)page[j / CUDA_PAGE_TOKENS] * a.n_kv + kv_head) * CUDA_PAGE_TOKENS + j % CUDA_PAGE_TOKENS;
     return static_cast<const char *>(cache) + row * a.d * attention<KV, LANES>::KV_BYTES;
 }
 
-/* Tokens [from, to) of one split, counted from its first: max, sum and the warps' o in shared memory. */
+/* Asks for K and V of tokens [first, last), absolute positions, to come to L2. */
 template <int KV, int LANES>
-DEVICE void attend(const decode_attn_args &a, typename attention<KV, LANES>::shared &s, int from, int to, int kv_head,
-                   int n_heads) {
+DEVICE void call_for_split(const decode_attn_args &a, const int32_t *page, int first, int last, int kv_head) {
+    const int lines = (a.d * attention<KV, LANES>::KV_BYTES + 127) / 128;
+    for (int i = threadIdx.x; i < (last - first) * lines; i += blockDim.x) {
+        const int j = first + i / lines;
+        prefetch_to_l2(kv_row<KV, LANES>(a, a.k_cache, page, j, kv_head) + i % lines * 128);
+        prefetch_to_l2(kv_row<KV, LANES>(a, a.v_cache, page, j, kv_head) + i % lines * 128);
+    }
+}
+
+/* Scores of tokens [from, to) of one split, counted from its first; -infinity before `from`. Ends in a barrier. */
+template <int KV, int LANES>
+DEVICE void score(const decode_attn_args &a, typename attention<KV, LANES>::shared &s, int from, int to, int kv_head) {
     using shape = attention<KV, LANES>;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, in_group = lane % LANES;
     const int first_token = warp * shape::GROUPS + lane / LANES;
@@ -199,9 +210,12 @@ DEVICE void attend(const decode_attn_args &a, typename attention<KV, LANES>::sha
         }
     }
     __syncthreads();
+}
 
+/* Scores become their exponentials, up to the split's end; max and sum. A warp a head. Ends in a barrier. */
+template <int KV, int LANES> DEVICE void soften(typename attention<KV, LANES>::shared &s, int to, int n_heads) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (warp < n_heads) {
-        /* Passes come in batches, so that scores are there up to a multiple of PASS beyond `to`. */
         float e[CUDA_SPLIT_TOKENS / 32], max = -INFINITY, sum = 0.0F;
 #pragma unroll
         for (int i = 0; i < CUDA_SPLIT_TOKENS / 32; i++) {
@@ -222,6 +236,17 @@ DEVICE void attend(const decode_attn_args &a, typename attention<KV, LANES>::sha
         }
     }
     __syncthreads();
+}
+
+/* Each warp's part of o, in shared memory. Ends in a barrier. */
+template <int KV, int LANES>
+DEVICE void weigh(const decode_attn_args &a, typename attention<KV, LANES>::shared &s, int from, int to, int kv_head,
+                  int n_heads) {
+    using shape = attention<KV, LANES>;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, in_group = lane % LANES;
+    const int first_token = warp * shape::GROUPS + lane / LANES;
+    const int n_passes = (to + shape::PASS - 1) / shape::PASS;
+    const bool has_elements = in_group * 8 < a.d;
 
     eight o[HEADS];
 #pragma unroll
@@ -270,7 +295,8 @@ DEVICE void attend(const decode_attn_args &a, typename attention<KV, LANES>::sha
 }
 
 /* The splits' results of one row and block of heads, in index order. */
-DEVICE void combine(const decode_attn_args &a, const float *partial, int stride, int n_splits, int n_heads, int64_t to) {
+DEVICE void combine(const decode_attn_args &a, const float *partial, int stride, int n_splits, int n_heads,
+                    int64_t to) {
     for (int at = threadIdx.x; at < n_heads * a.d; at += blockDim.x) {
         const int h = at / a.d;
         float max = __ldcg(partial + n_heads * a.d + h), sum = __ldcg(partial + n_heads * (a.d + 1) + h),
@@ -294,7 +320,6 @@ template <int KV, int LANES> DEVICE void attn(const decode_attn_args &a) {
     __shared__ typename shape::shared s;
     const int m = blockIdx.z;
     let_next_kernel_start();
-    wait_for_earlier_kernels();
     if (m >= a.step->n_rows) {
         return;
     }
@@ -310,6 +335,9 @@ template <int KV, int LANES> DEVICE void attn(const decode_attn_args &a) {
     }
     const cuda_seq *seq = step_array<cuda_seq>(a.step, a.step->seq) + step_array<int32_t>(a.step, a.step->seq_of)[m];
     const int32_t *page = step_array<int32_t>(a.step, a.step->page) + seq->page_first;
+    const int first_base = (first_split + (int)blockIdx.x) * CUDA_SPLIT_TOKENS;
+    call_for_split<KV, LANES>(a, page, max(lo, first_base), min(position, first_base + CUDA_SPLIT_TOKENS), kv_head);
+    wait_for_earlier_kernels();
     const bool appends = a.raw && (n_splits - 1) % gridDim.x == blockIdx.x;
     prepare<KV, LANES>(a, s, m, position, page, kv_head, first_head, n_heads, appends);
 
@@ -324,7 +352,9 @@ template <int KV, int LANES> DEVICE void attn(const decode_attn_args &a) {
             s.page[threadIdx.x] = page[base / CUDA_PAGE_TOKENS + threadIdx.x];
         }
         __syncthreads();
-        attend<KV, LANES>(a, s, from, end, kv_head, n_heads);
+        score<KV, LANES>(a, s, from, end, kv_head);
+        soften<KV, LANES>(s, end, n_heads);
+        weigh<KV, LANES>(a, s, from, end, kv_head, n_heads);
         for (int at = threadIdx.x; at < n_heads * a.d; at += blockDim.x) {
             const int h = at / a.d, i = at % a.d;
             float o = s.o[0][h][i];

@@ -16,14 +16,14 @@
 
 enum { UNROLL = 4 };
 
-/* ACT: dtype of x, and of W unless INT8. COLUMNS: 8 or 16 rows of x. */
-template <int ACT, bool INT8, int COLUMNS, bool ODD> struct tile {
+/* Where a lane finds its units. ACT: dtype of x, and of W unless INT8. COLUMNS: 8 or 16 rows of x. */
+template <int ACT, bool INT8, int COLUMNS, bool ODD> struct units {
     static constexpr bool IS_F32 = ACT == KERN_F32;
     static constexpr int TILES = COLUMNS / 8;
     static constexpr int W_BYTES = INT8 ? 1 : IS_F32 ? 4 : 2;
     static constexpr int X_BYTES = IS_F32 ? 4 : 2;
-    static constexpr int UNIT = 16 / W_BYTES;         /* elements of a unit */
-    static constexpr int CHUNK = 4 * UNIT;            /* elements of a row that a warp takes at a time */
+    static constexpr int UNIT = 16 / W_BYTES;           /* elements of a unit */
+    static constexpr int CHUNK = 4 * UNIT;              /* elements of a row that a warp takes at a time */
     static constexpr int X_LOADS = UNIT * X_BYTES / 16; /* 16-byte loads of x for a unit */
 
     const char *low, *high; /* rows g and g + 8 of W */
@@ -31,7 +31,6 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct tile {
     int k, n_rows; /* stride of x; its rows */
     int unit_k;    /* first element of this lane's unit in chunk 0 */
     int end;       /* of the leaf */
-    float acc[IS_F32 ? 2 * COLUMNS : 4 * TILES];
 
     DEVICE_MEMBER void load_w(uint4 *to_low, uint4 *to_high, int chunk) const {
         const int at = unit_k + chunk * CHUNK;
@@ -65,6 +64,17 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct tile {
             load_x_row(to[i], i * 8 + g, unit_k + chunk * CHUNK);
         }
     }
+};
+
+/* A warp's sums over its leaf. */
+template <int ACT, bool INT8, int COLUMNS, bool ODD> struct tile : units<ACT, INT8, COLUMNS, ODD> {
+    using base = units<ACT, INT8, COLUMNS, ODD>;
+    using base::IS_F32;
+    using base::TILES;
+    using base::UNIT;
+    using base::X_LOADS;
+
+    float acc[IS_F32 ? 2 * COLUMNS : 4 * TILES];
 
     DEVICE_MEMBER void add_pair(int i, uint4 l, uint4 h, uint4 b) {
         mma<ACT>(*reinterpret_cast<float(*)[4]>(&acc[4 * i]), l.x, h.x, l.y, h.y, b.x, b.y);
@@ -97,7 +107,7 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct tile {
 
     /* f32: this lane's unit of all rows of x, for its two rows of W. */
     DEVICE_MEMBER void add_f32(const uint4 &l, const uint4 &h, int chunk) {
-        const int at = unit_k + chunk * CHUNK;
+        const int at = this->unit_k + chunk * base::CHUNK;
         float lw[UNIT], hw[UNIT];
         if (INT8) {
             const uint32_t lword[4] = {l.x, l.y, l.z, l.w}, hword[4] = {h.x, h.y, h.z, h.w};
@@ -124,9 +134,9 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct tile {
         }
 #pragma unroll
         for (int m = 0; m < COLUMNS; m++) {
-            if (m < n_rows) {
+            if (m < this->n_rows) {
                 uint4 b[X_LOADS];
-                load_x_row(b, m, at);
+                this->load_x_row(b, m, at);
 #pragma unroll
                 for (int i = 0; i < UNIT; i++) {
                     const uint4 &four = b[i / 4];
@@ -140,34 +150,36 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct tile {
             }
         }
     }
+};
 
-    /* This warp's leaf: sums[m][row of the tile]. */
-    DEVICE_MEMBER void leave(float *sums, int g, int t, float scale_low, float scale_high) {
-        if (IS_F32) {
+/* This warp's leaf: sums[m][row of the tile]. */
+template <int ACT, bool INT8, int COLUMNS, bool ODD>
+DEVICE void leave(tile<ACT, INT8, COLUMNS, ODD> &s, float *sums, int g, int t, float scale_low, float scale_high) {
+    auto &acc = s.acc;
+    if (s.IS_F32) {
 #pragma unroll
-            for (int i = 0; i < 2 * COLUMNS; i++) {
-                acc[i] += __shfl_xor_sync(0xffffffffu, acc[i], 1);
-                acc[i] += __shfl_xor_sync(0xffffffffu, acc[i], 2);
-            }
+        for (int i = 0; i < 2 * COLUMNS; i++) {
+            acc[i] += __shfl_xor_sync(0xffffffffu, acc[i], 1);
+            acc[i] += __shfl_xor_sync(0xffffffffu, acc[i], 2);
+        }
 #pragma unroll
-            for (int m = 0; m < COLUMNS; m++) {
-                if (m % 4 == t) {
-                    sums[m * DECODE_TILE + g] = INT8 ? acc[m] * scale_low : acc[m];
-                    sums[m * DECODE_TILE + g + 8] = INT8 ? acc[COLUMNS + m] * scale_high : acc[COLUMNS + m];
-                }
-            }
-        } else {
-#pragma unroll
-            for (int i = 0; i < TILES; i++) {
-                float *to = sums + (i * 8 + 2 * t) * DECODE_TILE + g;
-                to[0] = INT8 ? acc[4 * i] * scale_low : acc[4 * i];
-                to[DECODE_TILE] = INT8 ? acc[4 * i + 1] * scale_low : acc[4 * i + 1];
-                to[8] = INT8 ? acc[4 * i + 2] * scale_high : acc[4 * i + 2];
-                to[DECODE_TILE + 8] = INT8 ? acc[4 * i + 3] * scale_high : acc[4 * i + 3];
+        for (int m = 0; m < COLUMNS; m++) {
+            if (m % 4 == t) {
+                sums[m * DECODE_TILE + g] = INT8 ? acc[m] * scale_low : acc[m];
+                sums[m * DECODE_TILE + g + 8] = INT8 ? acc[COLUMNS + m] * scale_high : acc[COLUMNS + m];
             }
         }
+    } else {
+#pragma unroll
+        for (int i = 0; i < s.TILES; i++) {
+            float *to = sums + (i * 8 + 2 * t) * DECODE_TILE + g;
+            to[0] = INT8 ? acc[4 * i] * scale_low : acc[4 * i];
+            to[DECODE_TILE] = INT8 ? acc[4 * i + 1] * scale_low : acc[4 * i + 1];
+            to[8] = INT8 ? acc[4 * i + 2] * scale_high : acc[4 * i + 2];
+            to[DECODE_TILE + 8] = INT8 ? acc[4 * i + 3] * scale_high : acc[4 * i + 3];
+        }
     }
-};
+}
 
 /* Adds the leaves of this block and passes the outputs on. first_row: of the tile, in its matrix. */
 template <int ACT, int COLUMNS>
@@ -207,7 +219,7 @@ DEVICE void finish(const decode_matmul_args &a, const decode_matrix &w, const fl
 /* Shared memory: warps * COLUMNS * 16 floats. A warp is a leaf. */
 template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const decode_matmul_args &a) {
     using tile_t = tile<ACT, INT8, COLUMNS, ODD>;
-    extern __shared__ float sums[];
+    extern __shared__ __align__(16) float sums[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int leaf = blockIdx.y * (blockDim.x / 32) + warp;
     let_next_kernel_start();
@@ -266,9 +278,9 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const de
         scale_of_low = w.scale[(int64_t)row_low * a.n_leaves + leaf];
         scale_of_high = scale_high[(int64_t)row_high * a.n_leaves + leaf];
     }
-    wait_for_earlier_kernels();
     const int n_rows = min(COLUMNS, a.kind == DECODE_HEAD ? a.step->n_out : a.step->n_rows);
     s.n_rows = n_rows;
+    wait_for_earlier_kernels();
     if (!tile_t::IS_F32) {
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
@@ -289,20 +301,20 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const de
             }
         }
     }
-    s.leave(sums + warp * COLUMNS * DECODE_TILE, g, t, scale_of_low, scale_of_high);
+    leave(s, sums + warp * COLUMNS * DECODE_TILE, g, t, scale_of_low, scale_of_high);
     __syncthreads();
     finish<ACT, COLUMNS>(a, w, sums, first_row, n_rows);
 }
 
 /* Names: dtype of x, of W where it differs; the most rows; odd: any k. */
-#define DEFINE_MATMUL(name, act, int8, columns, odd)                                                                   \
-    extern "C" __global__ void __launch_bounds__(256) name(const __grid_constant__ decode_matmul_args a) {             \
+#define DEFINE_MATMUL(name, act, int8, columns, odd, blocks)                                                           \
+    extern "C" __global__ void __launch_bounds__(256, blocks) name(const __grid_constant__ decode_matmul_args a) {     \
         matmul<act, int8, columns, odd>(a);                                                                            \
     }
 #define DEFINE_MATMULS(name, act, int8)                                                                                \
-    DEFINE_MATMUL(decode_matmul_##name##_8, act, int8, 8, false)                                                       \
-    DEFINE_MATMUL(decode_matmul_##name##_16, act, int8, 16, false)                                                     \
-    DEFINE_MATMUL(decode_matmul_##name##_odd, act, int8, 16, true)
+    DEFINE_MATMUL(decode_matmul_##name##_8, act, int8, 8, false, 2)                                                    \
+    DEFINE_MATMUL(decode_matmul_##name##_16, act, int8, 16, false, 2)                                                  \
+    DEFINE_MATMUL(decode_matmul_##name##_odd, act, int8, 16, true, 1)
 
 DEFINE_MATMULS(f32, KERN_F32, false)
 DEFINE_MATMULS(bf16, KERN_BF16, false)

@@ -50,9 +50,7 @@ DEVICE float block_sum(float value, float *room) {
     return warp_sum(lane < (int)(blockDim.x / 32) ? room[lane] : 0.0F);
 }
 
-template <int WIDTH> struct floats {
-    float v[WIDTH];
-};
+template <int WIDTH> struct floats { float v[WIDTH]; };
 
 template <int WIDTH> DEVICE floats<WIDTH> load_floats(const float *p) {
     floats<WIDTH> out;
@@ -123,19 +121,45 @@ template <int WIDTH> DEVICE float exchange_row(const decode_exchange_args &a, in
     return squares;
 }
 
+/* Row `to` of x. Each thread reads what it kept itself. */
+template <int WIDTH> DEVICE void norm_row(const decode_exchange_args &a, int to, const float *kept, float scale) {
+    for (int i = threadIdx.x * WIDTH; i < a.d; i += blockDim.x * WIDTH) {
+        const int64_t at = (int64_t)to * a.d + i;
+        floats<WIDTH> x = load_floats<WIDTH>(a.norm + i);
+#pragma unroll
+        for (int e = 0; e < WIDTH; e++) {
+            x.v[e] = kept[i + e] * scale * x.v[e];
+        }
+        if (WIDTH == 4 && a.dtype != KERN_F32) {
+            static_cast<uint2 *>(a.x)[at / 4] =
+                make_uint2(pair_of(a.dtype, x.v[0], x.v[1 % WIDTH]), pair_of(a.dtype, x.v[2 % WIDTH], x.v[3 % WIDTH]));
+        } else if (WIDTH == 4) {
+            store_floats<WIDTH>(static_cast<float *>(a.x) + at, x);
+        } else {
+            store_as(a.dtype, a.x, at, x.v[0]);
+        }
+    }
+}
+
+/* Asks for a vector of weights to come to L2. */
+DEVICE void call_for(const float *vector, int n) {
+    for (int i = threadIdx.x * 32; vector != NULL && i < n; i += blockDim.x * 32) {
+        prefetch_to_l2(vector + i);
+    }
+}
+
 /* Shared memory: d floats. */
 extern "C" __global__ void __launch_bounds__(1024) decode_exchange(const __grid_constant__ decode_exchange_args a) {
-    extern __shared__ float kept[];
+    extern __shared__ __align__(16) float kept[];
     __shared__ float room[32];
     const int m = blockIdx.x;
     let_next_kernel_start();
-    wait_for_earlier_kernels();
     if (m >= a.step->n_rows) {
         return;
     }
-    const bool wide = a.d % 4 == 0;
-    const float squares = wide ? exchange_row<4>(a, m, kept) : exchange_row<1>(a, m, kept);
-    int to = m;
+    call_for(a.norm, a.d);
+    call_for(a.bias, a.d);
+    int to = m; /* row of x */
     if (a.out_rows) {
         const int32_t *out_row = step_array<int32_t>(a.step, a.step->out_row);
         to = -1;
@@ -143,15 +167,16 @@ extern "C" __global__ void __launch_bounds__(1024) decode_exchange(const __grid_
             to = out_row[i] == m ? i : to;
         }
     }
+    wait_for_earlier_kernels();
+    const bool wide = a.d % 4 == 0;
+    const float squares = wide ? exchange_row<4>(a, m, kept) : exchange_row<1>(a, m, kept);
     if (a.norm == NULL || to < 0) {
         return;
     }
     const float scale = 1.0F / sqrtf(block_sum(squares, room) / (float)a.d + a.eps);
-    /* Each thread reads what it kept itself. */
-    const int width = wide ? 4 : 1;
-    for (int i = threadIdx.x * width; i < a.d; i += blockDim.x * width) {
-        for (int e = 0; e < width; e++) {
-            store_as(a.dtype, a.x, (int64_t)to * a.d + i + e, kept[i + e] * scale * a.norm[i + e]);
-        }
+    if (wide) {
+        norm_row<4>(a, to, kept, scale);
+    } else {
+        norm_row<1>(a, to, kept, scale);
     }
 }

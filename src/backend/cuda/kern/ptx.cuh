@@ -12,8 +12,8 @@
 
 /* ---- Programmatic dependent launch: no-ops unless the launch asks for it ---- */
 
-/* Before anything is read that an earlier kernel writes, and before anything is written. Weights and the step may be read
- * before. */
+/* Before anything is read that an earlier kernel writes, and before anything is written. Weights, the step and what earlier
+ * steps wrote may be read before. Some block of every kernel must wait, so that a kernel ends after those before it. */
 DEVICE void wait_for_earlier_kernels() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -28,7 +28,12 @@ DEVICE void let_next_kernel_start() {
 
 /* ---- Loads ---- */
 
-/* 16 bytes of a weight, which nothing writes and which is read once: not into L1. Zeros where !wanted. */
+DEVICE void prefetch_to_l2(const void *address) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
+/* 16 bytes of a weight, which is read once: not into L1. Zeros where !wanted. (Not ld.global.nc, which ptxas would move
+ * behind wait_for_earlier_kernels.) */
 DEVICE uint4 load_weight(const void *address, bool wanted) {
     uint4 v;
     asm volatile("{\n"
@@ -38,7 +43,7 @@ DEVICE uint4 load_weight(const void *address, bool wanted) {
                  "mov.b32 %1, 0;\n"
                  "mov.b32 %2, 0;\n"
                  "mov.b32 %3, 0;\n"
-                 "@p ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+                 "@p ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\n"
                  "}\n"
                  : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
                  : "l"(address), "r"((int)wanted));
@@ -68,10 +73,11 @@ DEVICE uint4 load_shared_by_rows(const void *address, bool wanted) {
 template <int DTYPE>
 DEVICE void mma(float (&acc)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
     if (DTYPE == KERN_BF16) {
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                     "{%0, %1, %2, %3};"
-                     : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
-                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "{%0, %1, %2, %3};"
+            : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
     } else {
         asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
                      "{%0, %1, %2, %3};"

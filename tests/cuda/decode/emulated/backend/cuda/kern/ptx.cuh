@@ -9,10 +9,13 @@
 #define DEVICE static inline
 #define DEVICE_MEMBER inline
 
-DEVICE void wait_for_earlier_kernels() {
-}
+DEVICE void wait_for_earlier_kernels() {}
 
-DEVICE void let_next_kernel_start() {
+DEVICE void let_next_kernel_start() {}
+
+DEVICE void prefetch_to_l2(const void *address) {
+    volatile char touched = *static_cast<const char *>(address);
+    (void)touched;
 }
 
 DEVICE uint4 load_weight(const void *address, bool wanted) {
