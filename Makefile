@@ -13,6 +13,7 @@
 ## make lint                       the rules that a program can check
 ## make format                     clang-format all C files
 ## make bundle                     build/bundle/, a folder that runs on machines without our libraries
+## make gpu-bundle                 build/gpu/, the same with the tests for GPUs: carry it with the tree, run build/gpu/check
 ## make docs                       write docs/commands.md and docs/options.md anew from the options table
 ## make install                    to PREFIX=/usr/local, below DESTDIR; bindir, libdir, includedir, datadir as usual
 ## make uninstall                  remove what install put there (same PREFIX and DESTDIR)
@@ -20,7 +21,7 @@
 ##
 ## V=1 shows commands, WERROR=1 turns warnings into errors; CC, CFLAGS and LDFLAGS are honoured.
 ## Where nvcc is found, GPU kernels for the chips in ARCHS="sm_80 sm_89 sm_90a sm_100a sm_120 compute_80" are built in (the
-## last one is PTX, for all other chips); ARCHS=sm_90a builds faster, CUDA=0 builds none.
+## last one is PTX, for all other chips); ARCHS=sm_90a builds faster, CUDA=0 builds none, LINEINFO=1 is for profilers.
 
 MAKEFLAGS += --no-builtin-rules
 # All cores, unless -j was given or something is removed at the same time.
@@ -29,7 +30,7 @@ MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
 endif
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all demo check kcheck kbench gpu-check bench fuzz fuzz-short fuzz-run lint lint-build lint-tidy format docs bundle install uninstall clean help
+.PHONY: all demo check kcheck kbench gpu-check gpu-bundle bench fuzz fuzz-short fuzz-run lint lint-build lint-tidy format docs bundle install uninstall clean help
 .PHONY: FORCE need-cmocka
 
 define newline
@@ -113,6 +114,9 @@ TESTS := $(wildcard tests/unit/test_*.c tests/kern/test_*.c tests/e2e/test_*.c)
 # Other .c files in a test folder are linked into each test of that folder.
 TEST_HELPERS := $(filter-out $(TESTS),$(wildcard tests/unit/*.c tests/kern/*.c tests/e2e/*.c))
 TEST_BIN := $(TESTS:%.c=$(BUILD)/%)
+# What a GPU runs: its own tests, and those against transformers.
+GPU_TESTS := $(if $(NVCC),$(wildcard tests/cuda/test_*.c) tests/e2e/test_golden.c tests/e2e/test_demo.c)
+GPU_BIN := $(GPU_TESTS:%.c=$(BUILD)/%)
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 
 # ---- build ----
@@ -142,13 +146,15 @@ need-cmocka:
 
 # Kernels: an image for each .cu and chip, embedded by images.c.
 KERN := $(if $(NVCC),$(sort $(wildcard src/backend/cuda/kern/*.cu)))
-NVCC_FLAGS := -std=c++17 -O3 -lineinfo -Isrc -Xptxas -warn-lmem-usage,-warn-spills $(if $(filter 1,$(WERROR)),-Werror all-warnings)
+NVCC_FLAGS := -std=c++17 -O3 $(if $(LINEINFO),-lineinfo) -Isrc -Xptxas -warn-spills
 image = $(KERN_BUILD)/$(basename $(notdir $(1))).$(2)$(if $(filter compute_%,$(2)),.ptx,.cubin)
 IMAGES := $(foreach k,$(KERN),$(foreach a,$(ARCHS),$(call image,$k,$a)))
 $(KERN_BUILD)/flags: FORCE
-	$(call stamp,$(NVCC) $(filter-out -Werror all-warnings,$(NVCC_FLAGS)))
+	$(call stamp,$(NVCC) $(NVCC_FLAGS))
 $(KERN_BUILD)/images.inc: FORCE
 	$(call stamp,$(foreach k,$(KERN),$(foreach a,$(ARCHS),$(call image_line,$(basename $(notdir $k)),$a))))
+$(KERN_BUILD)/archs.inc: FORCE
+	$(call stamp,"$(ARCHS)")
 image_line = IMAGE($(1)_$(2), "$(1)", "$(lastword $(subst _, ,$(2)))", $(if $(filter compute_%,$(2)),true,false), "$(abspath $(call image,$(1),$(2)))")
 define kern_rule
 $(call image,$(1),$(2)): $(1) $(KERN_BUILD)/flags
@@ -157,7 +163,7 @@ $(call image,$(1),$(2)): $(1) $(KERN_BUILD)/flags
 endef
 $(foreach k,$(KERN),$(foreach a,$(ARCHS),$(eval $(call kern_rule,$k,$a))))
 -include $(IMAGES:=.d)
-$(BUILD)/src/backend/cuda/images.o: $(KERN_BUILD)/images.inc $(IMAGES)
+$(BUILD)/src/backend/cuda/images.o: $(KERN_BUILD)/images.inc $(KERN_BUILD)/archs.inc $(IMAGES)
 
 $(LIB): $(LIB_OBJ) $(BUILD)/sources
 	$(call say,AR,$@)
@@ -187,6 +193,11 @@ $(filter $(BUILD)/tests/$(1)/%,$(TEST_BIN)): %: %.o $(call obj,$(filter tests/$(
 	$(Q)$(LINK) $$^ $(LIBS) -lcmocka -o $$@
 endef
 $(foreach dir,unit kern e2e,$(if $(filter tests/$(dir)/%,$(TESTS)),$(eval $(call link_tests,$(dir)))))
+# With the helpers of the tests that run whole engines.
+CUDA_HELPERS := $(call obj,$(filter-out $(GPU_TESTS),$(wildcard tests/cuda/*.c)) $(filter tests/e2e/%,$(TEST_HELPERS)))
+$(filter $(BUILD)/tests/cuda/%,$(GPU_BIN)): %: %.o $(CUDA_HELPERS) $(LIB)
+	$(call say,LINK,$@)
+	$(Q)$(LINK) $^ $(LIBS) -lcmocka -o $@
 
 -include $(patsubst %.o,%.d,$(LIB_OBJ) $(CLI_OBJ) $(call obj,$(TESTS) $(TEST_HELPERS) tools/make_docs.c $(FUZZERS:%=tests/fuzz/fuzz_%.c))) \
 	$(EXAMPLE_BIN:=.d)
@@ -194,7 +205,7 @@ $(foreach dir,unit kern e2e,$(if $(filter tests/$(dir)/%,$(TESTS)),$(eval $(call
 # ---- tests ----
 
 CANARY := $(BUILD)/tests/unit/test_canary
-RUN_TESTS = LS_BIN=$(APP) LS_SAN=$(firstword $(subst $(comma), ,$(SANITIZE))) $(NO_ASLR) tests/run --canary $(CANARY)
+RUN_TESTS = LOCKSTEP_DEVICE=$${LOCKSTEP_DEVICE:-cpu} LS_BIN=$(APP) LS_SAN=$(firstword $(subst $(comma), ,$(SANITIZE))) $(NO_ASLR) tests/run --canary $(CANARY)
 CHOSEN := $(if $(ONLY),$(foreach t,$(TEST_BIN),$(if $(findstring $(ONLY),$t),$t)),$(TEST_BIN))
 KERN_BIN := $(filter $(BUILD)/tests/kern/%,$(TEST_BIN))
 
@@ -206,8 +217,10 @@ kcheck: $(CANARY) $(KERN_BIN)
 	@LS_KERN=$(K) $(RUN_TESTS) $(KERN_BIN)
 kbench: $(CANARY) $(KERN_BIN)
 	@LS_KERN=$(K) LS_KBENCH=1 $(RUN_TESTS) --jobs 1 --timeout 3600 --show $(KERN_BIN)
-gpu-check:
-	@echo 'gpu-check: this tree has no CUDA back end yet; there is nothing that a GPU could run'; exit 1
+gpu-check: $(APP) $(CANARY) $(GPU_BIN)
+	@$(if $(NVCC),:,echo 'gpu-check: built without CUDA, because nvcc was not found'; exit 1)
+	@$(APP) generate -m demo -p Once -n 1 --device cuda --timeline none >/dev/null || { echo 'gpu-check: no GPU to run on'; exit 1; }
+	@LS_DEVICE=cuda LOCKSTEP_DEVICE=cuda $(RUN_TESTS) --jobs 1 --show $(GPU_BIN)
 
 DEMO = generate -m demo -p "Once upon a time, there was a little dog named" -n 200 --temp 0
 demo: $(APP)
@@ -308,6 +321,8 @@ uninstall:
 # belongs to the kernel and loader of the machine.
 GLIBC := linux-vdso|ld-linux|libc|libm|libpthread|libdl|librt|libresolv|libutil
 BUNDLE := $(BUILD)/bundle
+bundled_link = $(LINK) -s -Wl,--disable-new-dtags -Wl,-rpath,'$$ORIGIN/lib'
+outside = ldd $(1) | awk '$$3 ~ /^\// { print $$3 }' | grep -Ev '/($(GLIBC))[.-]' | sort -u
 bundle: $(APP)
 	@rm -rf $(BUNDLE) && mkdir -p $(BUNDLE)/lib
 	@$(LINK) -Wl,--disable-new-dtags -Wl,-rpath,'$$ORIGIN/lib' $(CLI_OBJ) $(LIB) $(LIBS) -o $(BUNDLE)/lockstep
@@ -317,6 +332,21 @@ bundle: $(APP)
 		then echo 'bundle: these libraries lie outside'; exit 1; fi
 	@cd $(BUNDLE) && env -i ./lockstep $(subst -n 200,-n 8,$(DEMO)) >../bundle.log 2>&1 || { cat ../bundle.log; exit 1; }
 	@echo "$(BUNDLE): $$(du -sh $(BUNDLE) | cut -f1), runs"
+
+# For a machine that has a GPU and nothing else: the program and the tests for GPUs, to be run in a copy of this tree.
+GPU_BUNDLE := $(BUILD)/gpu
+gpu-bundle: $(APP) $(CANARY) $(GPU_BIN)
+	@$(if $(NVCC),:,echo 'gpu-bundle: nvcc was not found'; exit 1)
+	@rm -rf $(GPU_BUNDLE) && mkdir -p $(GPU_BUNDLE)/lib
+	@$(bundled_link) $(CLI_OBJ) $(LIB) $(LIBS) -o $(GPU_BUNDLE)/lockstep
+	@$(foreach t,$(CANARY) $(GPU_BIN),$(bundled_link) $t.o $(if $(findstring /tests/unit/,$t),$(call obj,$(filter tests/unit/%,$(TEST_HELPERS))),$(CUDA_HELPERS)) \
+		$(LIB) $(LIBS) -lcmocka -o $(GPU_BUNDLE)/$(notdir $t) &&) :
+	@cp -L $$($(call outside,$(addprefix $(GPU_BUNDLE)/,lockstep $(notdir $(CANARY) $(GPU_BIN))))) $(GPU_BUNDLE)/lib/
+	@printf '%s\n' '#!/bin/sh' '# In the root of the tree: runs the tests for GPUs.' 'here=$$(dirname "$$0")' \
+		'exec env LS_DEVICE=cuda LOCKSTEP_DEVICE=cuda LS_BIN="$$here/lockstep" tests/run --jobs 1 --show --canary "$$here/test_canary" $(GPU_BIN:$(BUILD)/tests/%=$$here/%)' \
+		| sed 's|$$here/[a-z0-9]*/|$$here/|g' >$(GPU_BUNDLE)/check && chmod +x $(GPU_BUNDLE)/check
+	@cd $(GPU_BUNDLE) && LS_CANARY=0 ./test_canary >/dev/null 2>&1 && ./lockstep --version
+	@echo "$(GPU_BUNDLE): $$(du -sm $(GPU_BUNDLE) | cut -f1) MiB"
 
 clean:
 	rm -rf $(BUILD)

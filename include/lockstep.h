@@ -87,6 +87,9 @@ typedef void (*ls_log_fn)(void *user, ls_log_level level, const char *text);
 
 LS_API uint32_t ls_abi_version(void); /* LS_ABI_VERSION of the library that runs */
 LS_API const char *ls_version(void);  /* LS_VERSION of the library that runs */
+/* Chips that it has GPU kernels for, "sm_90a compute_80" (the latter: what the driver compiles for others); empty for a
+ * library that was built without CUDA. */
+LS_API const char *ls_cuda_archs(void);
 
 /* ---- Model -------------------------------------------------------------------------------------------------------- */
 
@@ -153,7 +156,14 @@ typedef struct ls_engine_params {
     int64_t kv_cache_memory_bytes; /* all ranks; default: room for max_num_seqs sequences of full length, but at most
                                        * 4 GiB, or one sequence of the max_model_len_tokens that was asked for */
     ls_quantization quantization;  /* of the matrices; default: none */
-    const char *cpu_isa; /* "ref", "avx2" or "avx512": the same bits at other speeds; default: the best here */
+    const char *cpu_isa;     /* "ref", "avx2" or "avx512": the same bits at other speeds; default: the best here */
+    const char *device;      /* "cpu", "cuda", "cuda:N" (the Nth GPU that the driver shows), or "auto", the default:
+                                    * a GPU if there is one that the engine fits on, else the CPU */
+    const char *kernels;     /* of a GPU: "auto" (default), or "generic": those for chips that are not known */
+    const char *graph_sizes; /* of a GPU: numbers of rows with commas between ("1,2,4,8,16", the default) for which
+                                    * decode steps are captured as graphs; "none" launches every kernel anew */
+    double gpu_memory_utilization; /* share of a GPU's memory that the engine may fill with pages; default 0.9 */
+    bool profile;                  /* time the kernels of every step, see ls_engine_get_profile; slows them down */
 } ls_engine_params;
 #define LS_ENGINE_PARAMS_INIT                                                                                          \
     { .struct_size = sizeof(ls_engine_params) }
@@ -396,12 +406,26 @@ typedef struct ls_timeline {
     double read_bytes_per_s;  /* the ranks' threads reading their own weights, best of several passes */
     double limit_us_per_step; /* (weights + KV) / read_bytes_per_s */
     double limit_ratio;       /* limit_us_per_step over the measured step; 1 is the limit; 0 without decode steps */
+    const char *device;       /* "CPU" or the GPU's name; lives as long as the engine */
 } ls_timeline;
 #define LS_TIMELINE_INIT                                                                                               \
     { .struct_size = sizeof(ls_timeline) }
 
 /* Measures the read bandwidth the first time it is called (0.1 to 2 s), between steps. */
 LS_API ls_status ls_engine_get_timeline(ls_engine *engine, ls_timeline *out, ls_error *err);
+
+/* All launches of one kind that the engine has made so far. */
+typedef struct ls_profile_line {
+    char ops[56]; /* the ops that a launch did, "exchange+qkv" */
+    bool decode;  /* in steps without prompt rows */
+    int64_t launches;
+    double total_us;
+    double bytes; /* of weights and KV that they had to read */
+} ls_profile_line;
+
+/* At most n_max lines in the order of the program. *n is 0 without ls_engine_params.profile and on the CPU, where nothing
+ * is timed. */
+LS_API ls_status ls_engine_get_profile(ls_engine *engine, ls_profile_line *out, size_t n_max, size_t *n, ls_error *err);
 
 #ifdef __cplusplus
 }

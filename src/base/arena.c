@@ -19,8 +19,12 @@ ls_status arena_init(ls_arena *arena, size_t bytes, ls_error *err) {
     return LS_OK;
 }
 
+void arena_init_at(ls_arena *arena, void *base, size_t bytes) {
+    *arena = (ls_arena){.base = base, .bytes = arena_round(bytes), .borrowed = true};
+}
+
 void arena_deinit(ls_arena *arena) {
-    if (arena->base != NULL) {
+    if (arena->base != NULL && !arena->borrowed) {
         munmap(arena->base, arena->bytes);
     }
     *arena = (ls_arena){0};

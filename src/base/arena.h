@@ -18,6 +18,7 @@ typedef struct ls_arena {
     uint8_t *base;
     size_t bytes, used;
     size_t by_tag[ARENA_TAGS];
+    bool borrowed; /* the memory is somebody else's: arena_deinit leaves it */
 } ls_arena;
 
 static inline size_t arena_round(size_t bytes) {
@@ -25,7 +26,10 @@ static inline size_t arena_round(size_t bytes) {
 }
 
 ls_status arena_init(ls_arena *arena, size_t bytes, ls_error *err); /* LS_ENOMEM names the size */
-void arena_deinit(ls_arena *arena);                                 /* accepts a zeroed arena */
+/* Cuts up memory that somebody else reserved: of a device, which is never touched here, or pinned. `base` is aligned to
+ * ARENA_ALIGN and outlives the arena. */
+void arena_init_at(ls_arena *arena, void *base, size_t bytes);
+void arena_deinit(ls_arena *arena); /* accepts a zeroed arena */
 
 /* Hints that the first `bytes` will all be touched, so that large pages pay: fewer faults and TLB misses. */
 void arena_large_pages(const ls_arena *arena, size_t bytes);

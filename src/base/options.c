@@ -134,6 +134,10 @@ const option_def option_table[OPTION_COUNT] = {
          "With --json: log probability of each token of the answer, and the N most likely ones in its place"},
     [OPT_PROMPT_LOGPROBS] = {OPT_PROMPT_LOGPROBS, COMMAND_GENERATE, GROUP_SAMPLING, OPTION_INT, "prompt-logprobs", NULL,
                              0, "N", NULL, 0, 20, NULL, "With --json: the same for the tokens of the prompt"},
+    [OPT_DEVICE] =
+        {OPT_DEVICE, COMMANDS_RUN, GROUP_ENGINE, OPTION_TEXT, "device", NULL, 0, "DEVICE", "auto", 0, 0, NULL,
+         "What runs the model: cpu, cuda, cuda:N for one of several GPUs, or auto: a GPU if there is one that "
+         "the model fits on, else the CPU"},
     [OPT_TENSOR_PARALLEL_SIZE] = {OPT_TENSOR_PARALLEL_SIZE, COMMANDS_PLAN, GROUP_ENGINE, OPTION_INT,
                                   "tensor-parallel-size", "tp", 0, "R", "1", 1, 8, NULL,
                                   "Ranks that share the model: 1, 2, 4 or 8"},
@@ -161,7 +165,7 @@ const option_def option_table[OPTION_COUNT] = {
         {OPT_KV_CACHE_MEMORY_BYTES, COMMANDS_PLAN, GROUP_ENGINE, OPTION_INT, "kv-cache-memory-bytes", NULL, 0, "BYTES",
          NULL, 1, 1e15, NULL,
          "Size of the KV cache, all ranks together (default: all sequences at full length, at most 4Gi)"},
-    [OPT_GPU_MEMORY_UTILIZATION] = {OPT_GPU_MEMORY_UTILIZATION, COMMAND_PLAN, GROUP_ENGINE, OPTION_REAL,
+    [OPT_GPU_MEMORY_UTILIZATION] = {OPT_GPU_MEMORY_UTILIZATION, COMMANDS_PLAN, GROUP_ENGINE, OPTION_REAL,
                                     "gpu-memory-utilization", NULL, 0, "SHARE", "0.9", 0.01, 1, NULL,
                                     "Share of a device's total memory that may be used, less what others use of it"},
     [OPT_DEVICE_MEMORY_BYTES] =
@@ -172,12 +176,25 @@ const option_def option_table[OPTION_COUNT] = {
                      COMMAND_GENERATE | COMMAND_CHAT | COMMAND_PERPLEXITY | COMMAND_VERIFY | COMMAND_DOCTOR,
                      GROUP_ENGINE, OPTION_CHOICE, "cpu-isa", NULL, 0, "ISA", "auto", 0, 0, "auto|ref|avx2|avx512",
                      "Instruction set of the CPU's kernels; auto is the best this machine has; all give the same bits"},
+    [OPT_KERNELS] =
+        {OPT_KERNELS, COMMANDS_RUN, GROUP_ENGINE, OPTION_CHOICE, "kernels", NULL, 0, "SET", "auto", 0, 0,
+         "auto|generic",
+         "Kernels of a GPU: auto takes those made for the chip; generic those for chips that are not known, "
+         "which the driver compiles at start"},
+    [OPT_GRAPH_SIZES] = {OPT_GRAPH_SIZES, COMMANDS_RUN, GROUP_ENGINE, OPTION_TEXT, "graph-sizes", NULL, 0, "SIZES",
+                         "1,2,4,8,16", 0, 0, NULL,
+                         "On a GPU, decode steps of up to so many rows are captured as graphs at the start: rising "
+                         "numbers out of 1,2,4,8,16, or none"},
     [OPT_AGAINST] = {OPT_AGAINST, COMMAND_VERIFY, GROUP_ENGINE, OPTION_TEXT, "against", NULL, 0, "SETTINGS",
                      "dtype=f32,cpu-isa=ref", 0, 0, NULL,
                      "The engine to compare with: options as name=value with commas between them; what is not named is "
                      "as given for the first"},
     [OPT_TIMELINE] = {OPT_TIMELINE, COMMAND_GENERATE, GROUP_OUTPUT, OPTION_CHOICE, "timeline", NULL, 0, "FORM", "text",
                       0, 0, "text|json|none", "Form of the timeline on standard error"},
+    [OPT_PROFILE] = {OPT_PROFILE, COMMAND_GENERATE, GROUP_OUTPUT, OPTION_FLAG, "profile", NULL, 0, NULL, NULL, 0, 0,
+                     NULL,
+                     "On a GPU, time every kernel and print a table on standard error; without graphs, so steps are "
+                     "slower"},
     [OPT_TRACE] = {OPT_TRACE, COMMAND_GENERATE, GROUP_OUTPUT, OPTION_TEXT, "trace", NULL, 0, "FILE", NULL, 0, 0, NULL,
                    "Write what each rank did when, for chrome://tracing or ui.perfetto.dev"},
     [OPT_JSON] = {OPT_JSON,

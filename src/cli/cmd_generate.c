@@ -133,6 +133,8 @@ static ls_status print_result(generate *g, size_t i, bool *failed, ls_error *err
     return LS_OK;
 }
 
+enum { PROFILE_LINES = 48 };
+
 static ls_status print_all(generate *g, bool *failed, ls_error *err) {
     for (size_t i = 0; i < g->n_prompts; i++) {
         TRY(print_result(g, i, failed, err));
@@ -146,6 +148,10 @@ static ls_status print_all(generate *g, bool *failed, ls_error *err) {
         return print_json(last, err);
     }
     timeline_print(stderr, &timeline);
+    ls_profile_line line[PROFILE_LINES];
+    size_t n_lines;
+    TRY(ls_engine_get_profile(g->engine, line, PROFILE_LINES, &n_lines, err));
+    profile_print(stderr, line, n_lines, timeline.read_bytes_per_s);
     if (!g->options.value[OPT_SEED].set) {
         fprintf(stderr, "seed     %" PRIu64 "\n", g->seed);
     }

@@ -67,6 +67,7 @@ static int run(int argc, char **argv) {
     }
     if (strcmp(argv[1], "--version") == 0) {
         printf("lockstep %s\n", ls_version());
+        printf("GPU kernels: %s\n", ls_cuda_archs()[0] != '\0' ? ls_cuda_archs() : "none, built without CUDA");
         return EXIT_GOOD;
     }
     return run_command(argc - 1, argv + 1);

@@ -86,6 +86,11 @@ ls_engine_params cli_engine_params(const ls_options *options) {
     params.max_num_seqs = (int)v[OPT_MAX_NUM_SEQS].integer;
     params.max_num_batched_tokens = (int)v[OPT_MAX_NUM_BATCHED_TOKENS].integer;
     params.kv_cache_memory_bytes = v[OPT_KV_CACHE_MEMORY_BYTES].integer;
+    params.device = v[OPT_DEVICE].text;
+    params.kernels = v[OPT_KERNELS].text;
+    params.graph_sizes = v[OPT_GRAPH_SIZES].text;
+    params.gpu_memory_utilization = v[OPT_GPU_MEMORY_UTILIZATION].real;
+    params.profile = v[OPT_PROFILE].integer != 0;
     params.cpu_isa = strcmp(v[OPT_CPU_ISA].text, "auto") == 0 ? NULL : v[OPT_CPU_ISA].text;
     return params;
 }

@@ -1,6 +1,8 @@
 /* See timeline.h. */
 #include "cli/timeline.h"
 
+#include <string.h>
+
 static double rate(int64_t count, int64_t us) {
     return us > 0 ? (double)count * 1e6 / (double)us : 0;
 }
@@ -13,13 +15,14 @@ void timeline_print(FILE *out, const ls_timeline *t) {
     int64_t step_bytes = t->weight_bytes_per_step + t->kv_bytes_per_step;
     double step_ms = per_step_ms(t->decode_us, t->decode_steps);
     double exchange_ms = per_step_ms(t->exchange_us, t->decode_steps);
+    const bool on_cpu = strcmp(t->device, "CPU") == 0;
     fprintf(out, "\nload     %9.1f ms  config, tokenizer, tensors mapped\n", (double)t->load_us / 1000);
     fprintf(out, "plan     %9.1f ms  %.1f MB: weights %.1f, KV cache %.1f, other %.1f\n", (double)t->plan_us / 1000,
             (double)(t->weights_memory_bytes + t->kv_memory_bytes + t->other_memory_bytes) / 1e6,
             (double)t->weights_memory_bytes / 1e6, (double)t->kv_memory_bytes / 1e6,
             (double)t->other_memory_bytes / 1e6);
-    fprintf(out, "shard    %9.1f ms  %d %s x %d %s, %s, %.2f GB/s\n", (double)t->shard_us / 1000, t->n_ranks,
-            t->n_ranks == 1 ? "rank" : "ranks", t->n_threads, t->n_threads == 1 ? "thread" : "threads",
+    fprintf(out, "shard    %9.1f ms  %d %s x %d %s, %s, %s, %.2f GB/s\n", (double)t->shard_us / 1000, t->n_ranks,
+            t->n_ranks == 1 ? "rank" : "ranks", t->n_threads, t->n_threads == 1 ? "thread" : "threads", t->device,
             ls_dtype_name(t->dtype), rate(t->weights_memory_bytes, t->shard_us) / 1e9);
     fprintf(out, "prefill  %9.1f ms  %lld tokens, %.1f tokens/s\n", (double)t->prefill_us / 1000,
             (long long)t->prefill_tokens, rate(t->prefill_tokens, t->prefill_us));
@@ -31,8 +34,8 @@ void timeline_print(FILE *out, const ls_timeline *t) {
     fprintf(out, "read     %9.2f MB  a step: weights %.2f, KV %.2f; %.2f GB/s\n", (double)step_bytes / 1e6,
             (double)t->weight_bytes_per_step / 1e6, (double)t->kv_bytes_per_step / 1e6,
             (double)step_bytes / (step_ms * 1e6));
-    fprintf(out, "limit    %9.3f ms  a step: these threads read the same weights at %.2f GB/s (%s)\n",
-            t->limit_us_per_step / 1000, t->read_bytes_per_s / 1e9, t->isa);
+    fprintf(out, "limit    %9.3f ms  a step: %s read the same weights at %.2f GB/s (%s)\n", t->limit_us_per_step / 1000,
+            on_cpu ? "these threads" : "its own loads", t->read_bytes_per_s / 1e9, on_cpu ? t->isa : t->device);
     fprintf(out, "ratio    %9.1f %%   of the limit\n", t->limit_ratio * 100);
     fprintf(out, "exchange %9.3f ms  a step, %d of them, %.1f %% of its time\n", exchange_ms, t->exchanges_per_step,
             step_ms > 0 ? exchange_ms / step_ms * 100 : 0);
@@ -40,10 +43,11 @@ void timeline_print(FILE *out, const ls_timeline *t) {
 
 json_t *timeline_json(const ls_timeline *t) {
     return json_pack(
-        "{s:i, s:i, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:I, s:I, s:i, s:I, s:I, "
+        "{s:s, s:i, s:i, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:I, s:I, s:i, s:I, "
+        "s:I, "
         "s:I, s:I, s:f, s:f, s:f}",
-        "ranks", t->n_ranks, "threads_per_rank", t->n_threads, "dtype", ls_dtype_name(t->dtype), "kv_cache_dtype",
-        ls_dtype_name(t->kv_cache_dtype), "isa", t->isa, "load_us", (json_int_t)t->load_us, "plan_us",
+        "device", t->device, "ranks", t->n_ranks, "threads_per_rank", t->n_threads, "dtype", ls_dtype_name(t->dtype),
+        "kv_cache_dtype", ls_dtype_name(t->kv_cache_dtype), "isa", t->isa, "load_us", (json_int_t)t->load_us, "plan_us",
         (json_int_t)t->plan_us, "shard_us", (json_int_t)t->shard_us, "prefill_us", (json_int_t)t->prefill_us,
         "decode_us", (json_int_t)t->decode_us, "prefill_tokens", (json_int_t)t->prefill_tokens, "decode_tokens",
         (json_int_t)t->decode_tokens, "prefill_steps", (json_int_t)t->prefill_steps, "decode_steps",
@@ -54,4 +58,27 @@ json_t *timeline_json(const ls_timeline *t) {
         "kv_memory_bytes", (json_int_t)t->kv_memory_bytes, "other_memory_bytes", (json_int_t)t->other_memory_bytes,
         "read_gb_per_s", t->read_bytes_per_s / 1e9, "limit_ms_per_step", t->limit_us_per_step / 1000, "limit_ratio",
         t->limit_ratio);
+}
+
+void profile_print(FILE *out, const ls_profile_line *line, size_t n, double limit_bytes_per_s) {
+    for (int decode = 1; decode >= 0; decode--) {
+        double all_us = 0;
+        for (size_t i = 0; i < n; i++) {
+            all_us += line[i].decode == decode ? line[i].total_us : 0;
+        }
+        if (all_us <= 0) {
+            continue;
+        }
+        fprintf(out, "\n%-8s %28s %10s %10s %7s %10s %9s %8s\n", decode ? "decode" : "prefill", "ops", "launches",
+                "us each", "share", "MB each", "GB/s", "limit");
+        for (size_t i = 0; i < n; i++) {
+            const ls_profile_line *l = &line[i];
+            if (l->decode == decode) {
+                double each = (double)l->launches, gb_per_s = l->bytes / (l->total_us * 1e3);
+                fprintf(out, "%-8s %28s %10lld %10.2f %6.1f%% %10.3f %9.1f %7.1f%%\n", "", l->ops,
+                        (long long)l->launches, l->total_us / each, l->total_us / all_us * 100, l->bytes / each / 1e6,
+                        gb_per_s, limit_bytes_per_s > 0 ? gb_per_s * 1e11 / limit_bytes_per_s : 0);
+            }
+        }
+    }
 }

@@ -6,11 +6,15 @@
  * allocates nothing. ls_engine_close undoes it in reverse and takes a half-built engine.
  */
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "engine/engine.h"
+#ifdef LS_CUDA
+#include "backend/cuda/images.h"
+#endif
 
 /* ---- Configuration ---- */
 
@@ -63,7 +67,7 @@ static ls_status count_pages(engine_config *config, const ls_spec *spec, const l
     return LS_OK;
 }
 
-static ls_status resolve_config(engine_config *config, const ls_spec *spec, const ls_engine_params *p, ls_error *err) {
+ls_status engine_config_resolve(engine_config *config, const ls_spec *spec, const ls_engine_params *p, ls_error *err) {
     enum { MAX_SEQS = 16, BATCHED_TOKENS = 512, SPARE_OUTPUTS = 64 };
     TRY(check_params(p, err));
     config->n_ranks = or_default(p->tensor_parallel_size, 1);
@@ -109,7 +113,7 @@ static ls_status compare_with_machine(const ls_memory_plan *plan, ls_error *err)
                      (double)plan->total / 1e9, weights / 1e9, kv / 1e9, (double)have / 1e9);
 }
 
-static size_t sum_tags(const size_t *by_tag) {
+size_t memory_tags_sum(const size_t by_tag[MEM_TAGS]) {
     size_t sum = 0;
     for (int i = 0; i < MEM_TAGS; i++) {
         sum += by_tag[i];
@@ -118,50 +122,64 @@ static size_t sum_tags(const size_t *by_tag) {
 }
 
 /* cos and sin of every position, as transformers' RotaryEmbedding: angles in f32, then times the attention factor. */
-static void fill_rope(const ls_engine *engine) {
+static void fill_rope(void *arg, int rank, const ls_team *team) {
+    const ls_engine *engine = arg;
     const ls_spec *spec = &engine->model->spec;
     int half = spec->d_head / 2;
     float inv_freq[LS_MAX_HEAD / 2];
     float factor;
+    int64_t first, last;
+    team_range(team, rank == 0 ? engine->config.max_len : 0, 16, &first, &last);
     rope_frequencies(&spec->rope, spec->d_head, spec->max_position_tokens, inv_freq, &factor);
-    for (int pos = 0; pos < engine->config.max_len; pos++) {
+    for (int64_t pos = first; pos < last; pos++) {
         for (int i = 0; i < half; i++) {
             float angle = (float)pos * inv_freq[i];
-            float *cos_sin = engine->host.rope + ((int64_t)pos * half + i) * 2;
+            float *cos_sin = engine->host.rope + (pos * half + i) * 2;
             cos_sin[0] = (float)cos((double)angle) * factor;
             cos_sin[1] = (float)sin((double)angle) * factor;
         }
     }
 }
 
+ls_status cpu_reserve(ls_engine *engine, const ls_memory_plan *plan, ls_error *err) {
+    TRY(compare_with_machine(plan, err));
+    TRY(arena_init(&engine->host_arena, memory_tags_sum(plan->host), err));
+    for (int r = 0; r < engine->config.n_ranks; r++) {
+        TRY(arena_init(&engine->rank_arena[r], memory_tags_sum(plan->rank[r]), err));
+    }
+    return LS_OK;
+}
+
 static ls_status place_memory(ls_engine *engine, ls_error *err) {
     const engine_config *config = &engine->config;
     ls_memory_plan plan;
     TRY(memory_plan_make(&plan, config, (const ls_program *const *)engine->program, err));
-    TRY(compare_with_machine(&plan, err));
-    TRY(arena_init(&engine->host_arena, sum_tags(plan.host), err));
+    TRY(engine->backend->reserve(engine, &plan, err));
     TRY(host_memory_place(&engine->host, &engine->batch, &engine->pages, &engine->running, config, &engine->model->spec,
                           &engine->host_arena, err));
     for (int r = 0; r < config->n_ranks; r++) {
         rank_memory *rank = &engine->rank[r];
-        TRY(arena_init(&engine->rank_arena[r], sum_tags(plan.rank[r]), err));
         rank->weight = calloc((size_t)engine->program[r]->n_weights, sizeof *rank->weight);
         if (rank->weight == NULL) {
             return error_set(err, LS_ENOMEM, "engine: out of memory");
         }
         TRY(rank_memory_place(rank, config, engine->program[r], &engine->rank_arena[r], err));
+        rank->bind.isa = engine->isa;
+        if (config->on_device) {
+            rank->logits = engine->host.logits;
+            rank->offers = engine->host.offers;
+            continue;
+        }
         /* Weights come first in the arena. The KV cache is left out: a short context touches little of it. */
         arena_large_pages(&engine->rank_arena[r], engine->rank_arena[r].by_tag[MEM_WEIGHTS]);
         rank->bind.rope = engine->host.rope;
         rank->bind.fault = engine->host.fault[r];
-        rank->bind.isa = engine->isa;
     }
     for (int r = 0; r < config->n_ranks; r++) {
         for (int peer = 0; peer < config->n_ranks; peer++) {
             engine->rank[r].bind.peer_part[peer] = engine->rank[peer].bind.buf[BUF_PART];
         }
     }
-    fill_rope(engine);
     return LS_OK;
 }
 
@@ -196,7 +214,7 @@ static void load_rank(void *arg, int rank, const ls_team *team) {
     }
 }
 
-static ls_status load_weights(ls_engine *engine, ls_error *err) {
+ls_status cpu_load(ls_engine *engine, ls_error *err) {
     const ls_model *model = engine->model;
     load_job job = {.engine = engine,
                     .source = {model->checkpoint, model->dummy_seed, model->spec.dtype},
@@ -227,49 +245,133 @@ static size_t longest_piece(const ls_tokenizer *tokenizer) {
     return 3 * (longest + DETOKENIZER_MAX_HELD) + STOP_MAX_BYTES;
 }
 
-static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, ls_error *err) {
+static ls_status cpu_open(ls_engine *engine, const ls_engine_params *params, int ordinal, ls_error *err) {
+    (void)engine, (void)params, (void)ordinal, (void)err;
+    return LS_OK;
+}
+
+static void cpu_close(ls_engine *engine) {
+    (void)engine;
+}
+
+static size_t cpu_profile(const ls_engine *engine, const ls_profile_line **out) {
+    (void)engine;
+    *out = NULL;
+    return 0;
+}
+
+const ls_backend backend_cpu = {"cpu", cpu_open, cpu_reserve, cpu_load, cpu_run, cpu_read_rate, cpu_profile, cpu_close};
+
+static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, int ordinal, ls_error *err) {
     int64_t start = clock_ns();
     engine->isa = cpu_isa_best();
-    TRY(resolve_config(&engine->config, &engine->model->spec, params, err));
+    TRY(engine_config_resolve(&engine->config, &engine->model->spec, params, err));
     const engine_config *config = &engine->config;
     for (int r = 0; r < config->n_ranks; r++) {
         TRY(program_build(&engine->program[r], &engine->model->spec, (ls_group){r, config->n_ranks}, config->dtype,
                           err));
     }
+    TRY(engine->backend->open(engine, params, ordinal, err));
     TRY(place_memory(engine, err));
     plan_cache_init(&engine->plans, &cpu_ref_ops, (const ls_program *const *)engine->program);
     TRY(rank_group_create(&engine->group, config->n_ranks, config->n_threads, err));
     TRY(exchange_threads_create(&engine->exchange, engine->group, err));
+    rank_group_run(engine->group, fill_rope, engine);
     TRY(text_buffer_reserve(&engine->piece, longest_piece(engine->model->tokenizer), err));
     TRY(text_buffer_reserve(&engine->scratch, longest_piece(engine->model->tokenizer), err));
     int64_t planned = clock_ns();
-    TRY(load_weights(engine, err));
+    TRY(engine->backend->load(engine, err));
     engine->plan_us = (planned - start) / 1000;
     engine->shard_us = (clock_ns() - planned) / 1000;
     return LS_OK;
 }
 
-ls_status ls_engine_open(ls_model *model, const ls_engine_params *params, ls_engine **out, ls_error *err) {
-    TRY(check_struct_size("ls_engine_params", params->struct_size, sizeof *params, err));
-    ls_engine_params known = {0};
-    memcpy(&known, params, params->struct_size);
+static ls_status open_on(const ls_backend *backend, ls_model *model, const ls_engine_params *params, int ordinal,
+                         ls_engine **out, ls_error *err) {
     ls_engine *engine = calloc(1, sizeof *engine);
     ls_status st = LS_OK;
     if (engine == NULL) {
         return error_set(err, LS_ENOMEM, "engine: out of memory");
     }
     engine->model = model;
+    engine->backend = backend;
     engine->waiting_end = &engine->waiting;
     if (driver_init(engine, err) != LS_OK) {
         free(engine);
         return LS_ENOMEM;
     }
-    TRY_GOTO(open_steps(engine, &known, err), fail);
+    TRY_GOTO(open_steps(engine, params, ordinal, err), fail);
     *out = engine;
     return LS_OK;
 fail:
     ls_engine_close(&engine);
     return st;
+}
+
+ls_status device_choice_read(device_choice *out, const char *text, ls_error *err) {
+    int n = 0;
+    device_choice choice = {.may_be_cuda = true, .may_be_cpu = true};
+    if (text == NULL || strcmp(text, "auto") == 0) {
+        *out = choice;
+        return LS_OK;
+    }
+    choice.may_be_cuda = strncmp(text, "cuda", 4) == 0;
+    choice.may_be_cpu = strcmp(text, "cpu") == 0;
+    bool numbered = choice.may_be_cuda && sscanf(text, "cuda:%3d%n", &choice.ordinal, &n) == 1 && text[n] == '\0' &&
+                    choice.ordinal >= 0;
+    if (!choice.may_be_cpu && !numbered && strcmp(text, "cuda") != 0) {
+        return error_set(err, LS_EINVAL, "--device %s: must be auto, cpu, cuda or cuda:N", text);
+    }
+    *out = choice;
+    return LS_OK;
+}
+
+#ifdef LS_CUDA
+const char *ls_cuda_archs(void) {
+    return cuda_archs;
+}
+
+/* What keeps an engine off the GPU without being wrong on the CPU. */
+static bool may_fall_back(ls_status st) {
+    return st == LS_ENOTFOUND || st == LS_EUNSUPPORTED || st == LS_ENOMEM;
+}
+
+static ls_status open_on_gpu(ls_model *model, const ls_engine_params *params, const device_choice *choice,
+                             ls_engine **out, ls_error *err) {
+    ls_error why = {0};
+    ls_status st = open_on(&backend_cuda, model, params, choice->ordinal, out, &why);
+    if (st != LS_OK && choice->may_be_cpu && may_fall_back(st)) {
+        log_line(&model->log, LS_LOG_INFO, "running on the CPU: %s", why.text);
+        return LS_IDLE;
+    }
+    if (st != LS_OK && err != NULL) {
+        *err = why;
+    }
+    return st;
+}
+#else
+const char *ls_cuda_archs(void) {
+    return "";
+}
+
+static ls_status open_on_gpu(ls_model *model, const ls_engine_params *params, const device_choice *choice,
+                             ls_engine **out, ls_error *err) {
+    (void)model, (void)params, (void)out;
+    return choice->may_be_cpu ? LS_IDLE
+                              : error_set(err, LS_EUNSUPPORTED,
+                                          "--device cuda: this program was built without CUDA; build it where make "
+                                          "finds nvcc");
+}
+#endif
+
+ls_status ls_engine_open(ls_model *model, const ls_engine_params *params, ls_engine **out, ls_error *err) {
+    TRY(check_struct_size("ls_engine_params", params->struct_size, sizeof *params, err));
+    ls_engine_params known = {0};
+    device_choice choice;
+    memcpy(&known, params, params->struct_size);
+    TRY(device_choice_read(&choice, known.device, err));
+    ls_status st = choice.may_be_cuda ? open_on_gpu(model, &known, &choice, out, err) : LS_IDLE;
+    return st == LS_IDLE ? open_on(&backend_cpu, model, &known, 0, out, err) : st;
 }
 
 void ls_engine_close(ls_engine **out) {
@@ -289,6 +391,7 @@ void ls_engine_close(ls_engine **out) {
         engine->exchange->destroy(engine->exchange);
     }
     rank_group_destroy(&engine->group);
+    engine->backend->close(engine);
     for (int r = 0; r < LS_MAX_RANKS; r++) {
         free(engine->rank[r].weight);
         arena_deinit(&engine->rank_arena[r]);

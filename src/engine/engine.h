@@ -16,6 +16,7 @@
 
 #include "base/log.h"
 #include "engine/answer.h"
+#include "engine/backend.h"
 #include "engine/logit_edits.h"
 #include "engine/memory_plan.h"
 #include "engine/pages.h"
@@ -110,6 +111,9 @@ typedef struct engine_driver {
 struct ls_engine {
     const ls_model *model;
     engine_config config;
+    const ls_backend *backend;
+    void *device;         /* the back end's own, or NULL */
+    char device_name[96]; /* of the GPU; empty on the CPU */
     const cpu_isa *isa;
     rank_group *group;
     ls_exchange *exchange;
@@ -141,6 +145,16 @@ struct ls_engine {
 
 /* model_open.c: what crosses the border says its size. Inputs may not be larger than what we know; outputs may. */
 ls_status check_struct_size(const char *name, size_t given, size_t known, ls_error *err);
+
+/* What backend_cpu is made of: engine.c (the first two), step.c, timeline.c. */
+ls_status cpu_reserve(ls_engine *engine, const ls_memory_plan *plan, ls_error *err);
+ls_status cpu_load(ls_engine *engine, ls_error *err);
+ls_status cpu_run(ls_engine *engine, int64_t *exchange_ns, ls_error *err);
+double cpu_read_rate(ls_engine *engine);
+size_t memory_tags_sum(const size_t by_tag[MEM_TAGS]);
+/* engine.c: every default resolved; what a page takes decides how many there are. */
+ls_status engine_config_resolve(engine_config *config, const ls_spec *spec, const ls_engine_params *params,
+                                ls_error *err);
 
 /* scheduler.c: fills engine->batch from the running and waiting requests. */
 void schedule(ls_engine *engine);

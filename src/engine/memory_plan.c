@@ -1,6 +1,7 @@
 /* See memory_plan.h. */
 #include "engine/memory_plan.h"
 
+#include "backend/cuda/kern/step.h"
 #include "engine/engine.h"
 
 const char *memory_tag_name(memory_tag tag) {
@@ -18,6 +19,26 @@ int64_t kv_page_bytes(const engine_config *config, const ls_spec *spec) {
            (int64_t)ls_dtype_bytes(config->kv_dtype);
 }
 
+size_t step_image_bytes(const engine_config *config) {
+    const size_t m = (size_t)config->m_max, n_out = (size_t)config->n_out_max, n_seqs = (size_t)config->max_seqs;
+    const size_t pieces = 8; /* each may begin on a border of 16 bytes */
+    return sizeof(cuda_step) + pieces * 16 + (3 * m + n_out + (size_t)config->n_pages) * sizeof(int32_t) +
+           n_seqs * sizeof(cuda_seq) + n_out * sizeof(cuda_draw);
+}
+
+/* What only ranks on devices have. */
+static ls_status place_on_device(rank_memory *out, const engine_config *config, const ls_spec *spec, ls_arena *arena,
+                                 ls_error *err) {
+    enum { COUNTERS = 1 << 16 }; /* = CUDA_COUNTERS */
+    size_t rope_bytes = (size_t)config->max_len * (size_t)spec->d_head * sizeof *out->bind.rope;
+    TRY(arena_take(arena, MEM_ROPE, rope_bytes, &out->bind.rope, err));
+    TRY(arena_take(arena, MEM_STEP, step_image_bytes(config), &out->step, err));
+    TRY(arena_take(arena, MEM_STEP, COUNTERS * sizeof(uint32_t), &out->counters, err));
+    TRY(arena_take(arena, MEM_STEP, result_words(config) * sizeof *out->result, &out->result, err));
+    out->bind.fault = (atomic_int *)(out->result + result_faults(config));
+    return arena_take(arena, MEM_ACTIVATIONS, config->workspace_bytes, &out->workspace, err);
+}
+
 ls_status rank_memory_place(rank_memory *out, const engine_config *config, const ls_program *program, ls_arena *arena,
                             ls_error *err) {
     const ls_spec *spec = program->spec;
@@ -28,7 +49,10 @@ ls_status rank_memory_place(rank_memory *out, const engine_config *config, const
     const size_t d_head = (size_t)spec->d_head;
     const size_t f_loc = (size_t)shard_leaves(spec->d_ffn, program->group).count;
     const size_t v_loc = (size_t)shard_leaves(spec->n_vocab, program->group).count;
-    const size_t act = sizeof(float); /* the CPU keeps activations in f32 words: ops.h section 1 */
+    /* The CPU keeps activations in f32 words (ops.h section 1), and sums up all leaves of a part itself. */
+    const size_t act = config->on_device ? ls_dtype_bytes(config->dtype) : sizeof(float);
+    const size_t nodes = config->on_device ? LS_LEAVES : 1;
+    const size_t on_host = config->on_device ? 0 : 1;
     const size_t kv_bytes_rank = (size_t)(kv_page_bytes(config, spec) / config->n_ranks / 2) * (size_t)config->n_pages;
     bind->group = program->group;
     bind->dtype = config->dtype;
@@ -50,16 +74,31 @@ ls_status rank_memory_place(rank_memory *out, const engine_config *config, const
         {BUF_QKV, MEM_ACTIVATIONS, m * (heads_loc + 2 * kv_loc) * d_head * sizeof(float)},
         {BUF_ATT, MEM_ACTIVATIONS, m * heads_loc * d_head * act},
         {BUF_ACT, MEM_ACTIVATIONS, m * f_loc * act},
-        {BUF_PART, MEM_EXCHANGE, 2 * m * (size_t)spec->d_model * sizeof(float)},
+        {BUF_PART, MEM_EXCHANGE, 2 * nodes * m * (size_t)spec->d_model * sizeof(float)},
         {BUF_LOGITS, MEM_LOGITS, (size_t)config->n_out_max * v_loc * sizeof(float)},
-        {BUF_SAMPLE, MEM_LOGITS, (size_t)config->n_out_max * sizeof(ls_sample_part)},
-        {BUF_EDITED, MEM_LOGITS, (size_t)config->n_threads * v_loc * sizeof(float)},
-        {BUF_SLICE, MEM_LOGITS, (size_t)config->n_threads * sizeof(ls_sample_part)},
+        {BUF_SAMPLE, MEM_LOGITS, on_host * (size_t)config->n_out_max * sizeof(ls_sample_part)},
+        {BUF_EDITED, MEM_LOGITS, on_host * (size_t)config->n_threads * v_loc * sizeof(float)},
+        {BUF_SLICE, MEM_LOGITS, on_host * (size_t)config->n_threads * sizeof(ls_sample_part)},
     };
     for (size_t i = 0; i < sizeof piece / sizeof *piece; i++) {
         TRY(arena_take(arena, (int)piece[i].tag, piece[i].bytes, &bind->buf[piece[i].buf], err));
     }
-    return LS_OK;
+    out->logits = bind->buf[BUF_LOGITS];
+    out->offers = bind->buf[BUF_SAMPLE];
+    return config->on_device ? place_on_device(out, config, spec, arena, err) : LS_OK;
+}
+
+/* The host's side of ranks on devices. */
+static ls_status place_beside_device(host_memory *out, const engine_config *config, size_t v, ls_arena *arena,
+                                     ls_error *err) {
+    const size_t n_out = (size_t)config->n_out_max, n_threads = (size_t)config->n_threads;
+    TRY(arena_take(arena, MEM_STEP, step_image_bytes(config), &out->step, err));
+    TRY(arena_take(arena, MEM_STEP, result_words(config) * sizeof *out->result, &out->result, err));
+    out->fault[0] = (atomic_int *)(out->result + result_faults(config));
+    TRY(arena_take(arena, MEM_LOGITS, n_out * v * sizeof *out->logits, &out->logits, err));
+    TRY(arena_take(arena, MEM_LOGITS, n_out * sizeof *out->offers, &out->offers, err));
+    TRY(arena_take(arena, MEM_LOGITS, n_threads * v * sizeof(float), &out->edited, err));
+    return arena_take(arena, MEM_LOGITS, n_threads * sizeof(ls_sample_part), &out->slices, err);
 }
 
 ls_status host_memory_place(host_memory *out, struct step_batch *batch, page_pool *pages, void *running,
@@ -76,8 +115,11 @@ ls_status host_memory_place(host_memory *out, struct step_batch *batch, page_poo
     TRY(arena_take(arena, MEM_STEP, n_out * sizeof *batch->out_row, &batch->out_row, err));
     TRY(arena_take(arena, MEM_STEP, n_out * sizeof *batch->sample, &batch->sample, err));
     TRY(arena_take(arena, MEM_STEP, n_out * sizeof *batch->output, &batch->output, err));
-    for (int r = 0; r < config->n_ranks; r++) {
+    for (int r = 0; r < config->n_ranks && !config->on_device; r++) {
         TRY(arena_take(arena, MEM_STEP, m * sizeof *out->fault[r], &out->fault[r], err));
+    }
+    if (config->on_device) {
+        TRY(place_beside_device(out, config, v, arena, err));
     }
     TRY(page_pool_init(pages, config->n_pages, arena, MEM_SCHEDULER, err));
     TRY(arena_take(arena, MEM_SCHEDULER, n_seqs * sizeof(ls_request *), running, err));

@@ -6,6 +6,10 @@
  *
  *     rank arena:  [weights][KV cache][activations][parts][logits and offers]        one for each rank
  *     host arena:  [RoPE table][step input][scheduler, pages, sampler scratch]      shared by the ranks
+ *
+ * Ranks on devices (config.on_device) have their arena there, with a copy of the RoPE table and of the step's input and
+ * with scratch for kernels; offers and the logits that the host looks at are in the host's, which is pinned. Activations
+ * are in the run dtype there, and BUF_PART has room for all leaves (backend/cuda/cuda.h).
  */
 #ifndef LS_ENGINE_MEMORY_PLAN_H
 #define LS_ENGINE_MEMORY_PLAN_H
@@ -37,12 +41,20 @@ typedef struct engine_config {
     int m_max;     /* rows of a step */
     int n_out_max; /* output rows of a step */
     int n_pages;
+    bool on_device;         /* ranks have memory that the host cannot look into */
+    size_t workspace_bytes; /* scratch of the kernels of a device */
 } engine_config;
 
 /* One rank's memory, carved. */
 typedef struct rank_memory {
     ls_weight *weight; /* [n_weights], in the host's memory: see weights_place */
     ls_bind bind;
+    /* What the host reads after a step: the rank's own buffers, or copies in the host's arena. */
+    const float *logits;          /* [n_out_max][V_loc] */
+    const ls_sample_part *offers; /* [n_out_max] */
+    /* Ranks on devices, addresses there: */
+    void *step, *counters, *workspace;
+    int32_t *result; /* [result_words]: tokens drawn on the device, then faults */
 } rank_memory;
 
 struct step_batch;
@@ -53,7 +65,23 @@ typedef struct host_memory {
     atomic_int *fault[LS_MAX_RANKS];
     float *row;              /* [V] one row of logits, gathered */
     ls_candidate *candidate; /* [V] sampler scratch */
+    /* With ranks on devices, rank 0's: */
+    void *step;      /* [step_image_bytes] the step as it is copied there */
+    int32_t *result; /* [result_words] */
+    float *logits;   /* [n_out_max][V] rows that were asked for */
+    ls_sample_part *offers;
+    void *edited, *slices; /* BUF_EDITED, BUF_SLICE of the host's sampler */
 } host_memory;
+
+/* Room for a step's input on a device; see backend/cuda/kern/step.h. */
+size_t step_image_bytes(const engine_config *config);
+/* A step's results: a drawn token for each output row, up to a border of 16 words, then a fault for each row. */
+static inline size_t result_faults(const engine_config *config) {
+    return ((size_t)config->n_out_max + 15) / 16 * 16;
+}
+static inline size_t result_words(const engine_config *config) {
+    return result_faults(config) + (size_t)config->m_max;
+}
 
 /* Per-rank and total bytes by tag. */
 typedef struct ls_memory_plan {

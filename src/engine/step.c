@@ -4,6 +4,7 @@
  */
 #include <stdio.h>
 
+#include "backend/sample_math.h"
 #include "base/clock.h"
 #include "engine/engine.h"
 
@@ -25,20 +26,27 @@ static void run_rank(void *arg, int rank, const ls_team *team) {
     }
 }
 
-/* The forward pass, without the lock. */
-static ls_status run(ls_engine *engine, ls_error *err) {
+ls_status cpu_run(ls_engine *engine, int64_t *exchange_ns, ls_error *err) {
     step_job job = {.engine = engine};
     TRY(plan_get_or_build(&engine->plans, (plan_key){PLAN_WALK, 0}, &job.plan, err));
+    rank_group_run(engine->group, run_rank, &job);
+    *exchange_ns += job.exchange_ns;
+    return atomic_load(&job.aborted) ? error_set(err, LS_EABORTED, "step aborted: another rank failed") : LS_OK;
+}
+
+/* The forward pass, without the lock. */
+static ls_status run(ls_engine *engine, ls_error *err) {
+    int64_t exchange_ns = 0;
     engine->in_step = true;
     pthread_mutex_unlock(&engine->lock);
     int64_t start = clock_ns();
-    rank_group_run(engine->group, run_rank, &job);
+    ls_status st = engine->backend->run(engine, &exchange_ns, err);
     int64_t step_ns = clock_ns() - start;
     pthread_mutex_lock(&engine->lock);
     engine->in_step = false;
     pthread_cond_broadcast(&engine->step_over);
-    stats_add_step(engine, step_ns, job.exchange_ns);
-    return atomic_load(&job.aborted) ? error_set(err, LS_EABORTED, "step aborted: another rank failed") : LS_OK;
+    stats_add_step(engine, step_ns, exchange_ns);
+    return st;
 }
 
 /* ---- sample ---- */
@@ -46,10 +54,9 @@ static ls_status run(ls_engine *engine, ls_error *err) {
 static sampler_row output_row(const ls_engine *engine, int i_out) {
     sampler_row row = {.n_ranks = engine->config.n_ranks};
     for (int r = 0; r < row.n_ranks; r++) {
-        const ls_bind *bind = &engine->rank[r].bind;
-        shard_range vocab = shard_leaves(engine->model->spec.n_vocab, bind->group);
-        row.part[r] = (const ls_sample_part *)bind->buf[BUF_SAMPLE] + i_out;
-        row.logits[r] = (const float *)bind->buf[BUF_LOGITS] + (int64_t)i_out * vocab.count;
+        shard_range vocab = shard_leaves(engine->model->spec.n_vocab, engine->rank[r].bind.group);
+        row.part[r] = engine->rank[r].offers + i_out;
+        row.logits[r] = engine->rank[r].logits + (int64_t)i_out * vocab.count;
         row.vocab_first[r] = (int)vocab.first;
         row.vocab_count[r] = (int)vocab.count;
     }
@@ -153,6 +160,12 @@ static void choose(ls_engine *engine, const step_output *output, int i_out, cons
         logprobs_store(request, row, request->n_tokens, token);
     }
     publish_token(request, token);
+}
+
+bool output_needs_logits(const step_output *output, const ls_sample_params *how) {
+    const ls_request_params *params = &output->request->params;
+    bool from_all = !sample_is_filtered(how) && how->n_edits == 0 && how->allowed == NULL;
+    return !from_all || how->n_top >= 0 || params->on_logits != NULL || (params->hash_logits && output->chooses);
 }
 
 static void publish_output(ls_engine *engine, int i_out) {

@@ -61,7 +61,7 @@ static void read_rank(void *arg, int rank, const ls_team *team) {
     atomic_fetch_add(&job->sink, all);
 }
 
-static void measure_read(ls_engine *engine) {
+double cpu_read_rate(ls_engine *engine) {
     enum { PASSES = 5 };
     const int64_t enough_bytes = (int64_t)1 << 28; /* of one timed pass: the start of a job must not show */
     int64_t bytes = 0;
@@ -76,12 +76,12 @@ static void measure_read(ls_engine *engine) {
         int64_t ns = clock_ns() - start;
         best_ns = ns < best_ns ? ns : best_ns;
     }
-    engine->read_bytes_per_s = (double)bytes * job.n_times * 1e9 / (double)best_ns;
+    return (double)bytes * job.n_times * 1e9 / (double)best_ns;
 }
 
 static void get_timeline(ls_engine *engine, ls_timeline *out) {
     if (engine->read_bytes_per_s == 0) {
-        measure_read(engine);
+        engine->read_bytes_per_s = engine->backend->read_rate(engine);
     }
     const engine_config *config = &engine->config;
     const engine_stats *stats = &engine->stats;
@@ -92,6 +92,7 @@ static void get_timeline(ls_engine *engine, ls_timeline *out) {
         .dtype = config->dtype,
         .kv_cache_dtype = config->kv_dtype,
         .isa = engine->isa->name,
+        .device = engine->device_name[0] != '\0' ? engine->device_name : "CPU",
         .load_us = engine->model->load_us,
         .plan_us = engine->plan_us,
         .shard_us = engine->shard_us,
@@ -116,10 +117,25 @@ static void get_timeline(ls_engine *engine, ls_timeline *out) {
     if (stats->decode_steps > 0) {
         line.kv_bytes_per_step = stats->decode_kv_bytes / stats->decode_steps;
         line.limit_us_per_step =
-            (double)(line.weight_bytes_per_step + line.kv_bytes_per_step) * 1e6 / line.read_bytes_per_s;
+            line.read_bytes_per_s <= 0
+                ? 0
+                : (double)(line.weight_bytes_per_step + line.kv_bytes_per_step) * 1e6 / line.read_bytes_per_s;
         line.limit_ratio = line.limit_us_per_step * 1000 * (double)stats->decode_steps / (double)stats->decode_ns;
     }
     memcpy(out, &line, out->struct_size < sizeof line ? out->struct_size : sizeof line);
+}
+
+ls_status ls_engine_get_profile(ls_engine *engine, ls_profile_line *out, size_t n_max, size_t *n, ls_error *err) {
+    (void)err;
+    const ls_profile_line *line;
+    engine_lock_idle(engine);
+    size_t n_lines = engine->backend->profile(engine, &line);
+    *n = n_lines < n_max ? n_lines : n_max;
+    for (size_t i = 0; i < *n; i++) {
+        out[i] = line[i];
+    }
+    pthread_mutex_unlock(&engine->lock);
+    return LS_OK;
 }
 
 ls_status ls_engine_get_timeline(ls_engine *engine, ls_timeline *out, ls_error *err) {

@@ -99,22 +99,21 @@ static int64_t convert(ls_dtype format, uint8_t *out, tensor_dtype dtype, const 
     return bad;
 }
 
-static ls_status load_tensor(const weight_slot *slot, const weight_source *source, const ls_weight *weight,
-                             ls_error *err) {
+static ls_status load_tensor(const weight_slot *slot, const weight_source *source, int64_t first_row, int64_t last_row,
+                             uint8_t *data, ls_error *err) {
     const ls_tensor *tensor;
     TRY(find_tensor(slot, source, &tensor, err));
     const int64_t element_bytes = tensor->dtype == TENSOR_F32 ? 4 : 2;
-    for (int64_t row = 0; row < slot->row.count; row++) {
+    for (int64_t row = first_row; row < last_row; row++) {
         int64_t first = (slot->row.first + row) * slot->cols + slot->col.first;
-        uint8_t *out = (uint8_t *)weight->data + (size_t)(row * slot->col.count) * ls_dtype_bytes(weight->format);
-        int64_t bad =
-            convert(weight->format, out, tensor->dtype, tensor->data + first * element_bytes, slot->col.count);
+        uint8_t *out = data + (size_t)((row - first_row) * slot->col.count) * ls_dtype_bytes(slot->format);
+        int64_t bad = convert(slot->format, out, tensor->dtype, tensor->data + first * element_bytes, slot->col.count);
         if (bad >= 0) {
             float value = element(tensor->dtype, tensor->data, first + bad);
             char why[64] = "";
             if (isfinite(value)) {
-                snprintf(why, sizeof why, ", too large for %s: use --dtype %s", ls_dtype_name(weight->format),
-                         weight->format == LS_F16 ? "bf16 or f32" : "f32");
+                snprintf(why, sizeof why, ", too large for %s: use --dtype %s", ls_dtype_name(slot->format),
+                         slot->format == LS_F16 ? "bf16 or f32" : "f32");
             }
             return error_set(err, LS_ENUMERIC, "%s: %s: element %lld is %g%s", tensor->file, slot->name,
                              (long long)(first + bad), (double)value, why);
@@ -148,26 +147,40 @@ static bool ends_with(const char *text, const char *end) {
     return n >= n_end && strcmp(text + n - n_end, end) == 0;
 }
 
-static void load_dummy(const weight_slot *slot, const weight_source *source, const ls_weight *weight) {
-    uint64_t hash = hash_name(slot->name, source->dummy_seed);
+dummy_formula weight_dummy(const weight_slot *slot, uint64_t seed) {
     bool norm = slot->n_dims == 1 && ends_with(slot->name, "norm.weight");
-    float offset = norm ? 1.0F : 0.0F;
-    float scale = slot->n_dims == 2 ? sqrtf(3.0F / (float)slot->cols) : norm ? 0.1F : 0.5F;
-    for (int64_t row = 0; row < slot->row.count; row++) {
+    return (dummy_formula){.hash = hash_name(slot->name, seed),
+                           .offset = norm ? 1.0F : 0.0F,
+                           .scale = slot->n_dims == 2 ? sqrtf(3.0F / (float)slot->cols)
+                                    : norm            ? 0.1F
+                                                      : 0.5F};
+}
+
+static void load_dummy(const weight_slot *slot, const weight_source *source, int64_t first_row, int64_t last_row,
+                       void *data) {
+    dummy_formula formula = weight_dummy(slot, source->dummy_seed);
+    for (int64_t row = first_row; row < last_row; row++) {
         int64_t first = (slot->row.first + row) * slot->cols + slot->col.first;
         for (int64_t i = 0; i < slot->col.count; i++) {
-            float value = round_to(source->dummy_dtype, offset + scale * dummy_unit(hash, first + i));
-            store_as(weight->format, (void *)weight->data, row * slot->col.count + i, value);
+            float value = formula.offset + formula.scale * dummy_unit(formula.hash, first + i);
+            store_as(slot->format, data, (row - first_row) * slot->col.count + i, round_to(source->dummy_dtype, value));
         }
     }
 }
 
-ls_status weight_load(const ls_program *program, const weight_source *source, int i_weight, const ls_weight *weight,
-                      ls_error *err) {
+ls_status weight_load_rows(const ls_program *program, const weight_source *source, int i_weight, int64_t first_row,
+                           int64_t last_row, void *data, float *scale, ls_error *err) {
+    (void)scale;
     const weight_slot *slot = &program->weight[i_weight];
     if (source->checkpoint != NULL) {
-        return load_tensor(slot, source, weight, err);
+        return load_tensor(slot, source, first_row, last_row, data, err);
     }
-    load_dummy(slot, source, weight);
+    load_dummy(slot, source, first_row, last_row, data);
     return LS_OK;
+}
+
+ls_status weight_load(const ls_program *program, const weight_source *source, int i_weight, const ls_weight *weight,
+                      ls_error *err) {
+    int64_t n_rows = program->weight[i_weight].row.count;
+    return weight_load_rows(program, source, i_weight, 0, n_rows, (void *)weight->data, (float *)weight->scale, err);
 }

@@ -31,6 +31,18 @@ ls_status weights_check(const ls_program *program, const weight_source *source, 
 /* Places the weights in the arena, unfilled. weight[program->n_weights] is the caller's; NULL while counting. */
 ls_status weights_place(const ls_program *program, ls_arena *arena, int tag, ls_weight *weight, ls_error *err);
 
+/* The dummy formula of a weight: element i is offset + scale * v(hash, i). */
+typedef struct dummy_formula {
+    uint64_t hash;
+    float offset, scale;
+} dummy_formula;
+dummy_formula weight_dummy(const weight_slot *slot, uint64_t seed);
+
+/* Rows [first_row, last_row) of this rank's part of weight i into data, without gaps; int8: their scales into scale. For
+ * back ends that copy them on. Called from different threads at once. */
+ls_status weight_load_rows(const ls_program *program, const weight_source *source, int i_weight, int64_t first_row,
+                           int64_t last_row, void *data, float *scale, ls_error *err);
+
 /* Fills weight i. Called for different i from different threads at once. */
 ls_status weight_load(const ls_program *program, const weight_source *source, int i_weight, const ls_weight *weight,
                       ls_error *err);

@@ -342,7 +342,10 @@ double row_gap(const float *a, int n) {
 ls_engine *engine_open(ls_model *model, const ls_engine_params *params) {
     ls_engine *engine = NULL;
     ls_error err = {0};
-    ASSERT_OK(ls_engine_open(model, params, &engine, &err), &err);
+    ls_engine_params on_device = *params;
+    const char *device = getenv("LS_DEVICE");
+    on_device.device = params->device != NULL ? params->device : device != NULL ? device : "cpu";
+    ASSERT_OK(ls_engine_open(model, &on_device, &engine, &err), &err);
     return engine;
 }
 
@@ -378,7 +381,7 @@ static void submit(ls_engine *engine, job *j) {
     params.seed = j->seed;
     params.ignore_eos = !j->stop_at_eos;
     params.prompt_logits = j->prompt_logits;
-    params.hash_logits = true;
+    params.hash_logits = !j->no_hash;
     params.on_text = on_text;
     params.on_logits = j->logits != NULL ? on_logits : NULL;
     params.user = j;

@@ -101,6 +101,7 @@ double row_gap(const float *a, int n);
 
 /* ---- Running ---- */
 
+/* On the device that LS_DEVICE names, else on the CPU, unless the parameters name one. */
 ls_engine *engine_open(ls_model *model, const ls_engine_params *params);
 
 /* A request and all that came of it. Zeroed inputs mean: greedy, no tokens, submitted before the first step. */
@@ -114,6 +115,7 @@ typedef struct job {
     double top_p; /* 0: off */
     uint64_t seed;
     bool stop_at_eos, prompt_logits;
+    bool no_hash;   /* nor anything else that needs logits on the host */
     int join_step;  /* submitted before the step of this number */
     int leave_step; /* freed before the step of this number; 0: never */
     float *logits;  /* [n_rows][V] collected by position, or NULL */

@@ -53,10 +53,9 @@ typedef struct cuda_rank {
     void *host_step;   /* pinned copy of it */
     size_t step_bytes; /* room of both */
     CUdeviceptr
-        counters; /* u32 [CUDA_COUNTERS], zero at the start; "last block" counters, each left at zero by its users */
+        counters;      /* u32 [CUDA_COUNTERS], zero at the start: "last block" counters, left at zero by their users */
     CUdeviceptr drawn; /* int32 [n_out_max] tokens drawn on the device, -1 where the host draws */
-    CUdeviceptr
-        workspace; /* attention's partial results, cuBLASLt's scratch; sizes by decode_workspace, prefill_workspace */
+    CUdeviceptr workspace; /* attention's partial results, cuBLASLt's scratch: decode_workspace, prefill_workspace */
     size_t workspace_bytes;
     struct cublaslt *cublaslt; /* NULL: not there; prefill then runs its own matmul kernel */
     CUfunction *decode_fn, *prefill_fn;
@@ -64,7 +63,7 @@ typedef struct cuda_rank {
 
 enum {
     CUDA_COUNTERS = 1 << 16,
-    CUDA_SAMPLE_ROWS = 1 << 14 /* output rows of a step, at most: sample has a counter for each */
+    CUDA_SAMPLE_ROWS = 1 << 13 /* output rows of a step, at most: sample has a counter for each */
 };
 
 /* ---- decode.c: kern/decode_*.cu ---- */

@@ -75,29 +75,14 @@ static const cuda_image *best_image(const cuda_facts *facts, const char *file, b
     return best;
 }
 
-/* The chips of a file's images, which are those of all files. */
-static void list_archs(char *out, size_t out_bytes) {
-    size_t n = 0;
-    out[0] = '\0';
-    for (int i = 0; i < n_cuda_images && n < out_bytes; i++) {
-        if (strcmp(cuda_images[i].file, cuda_images[0].file) == 0) {
-            n += (size_t)snprintf(out + n, out_bytes - n, "%s%s_%s", n > 0 ? " " : "",
-                                  cuda_images[i].is_ptx ? "compute" : "sm", cuda_images[i].arch);
-        }
-    }
-}
-
 static ls_status load_image(cuda_rank *rank, const char *file, bool generic, ls_error *err) {
     const cuda_facts *facts = &rank->facts;
     const cuda_image *image = best_image(facts, file, generic);
     if (image == NULL) {
-        char archs[128];
-        list_archs(archs, sizeof archs);
         return error_set(err, LS_EUNSUPPORTED,
                          "%s is sm_%d%d; this program has %skernels for %s: build it with make ARCHS=\"%s%ssm_%d%d\"",
                          facts->name, facts->cc_major, facts->cc_minor, generic ? "no generic ones among its " : "",
-                         archs[0] != '\0' ? archs : "no chip", archs, archs[0] != '\0' ? " " : "", facts->cc_major,
-                         facts->cc_minor);
+                         cuda_archs, cuda_archs, cuda_archs[0] != '\0' ? " " : "", facts->cc_major, facts->cc_minor);
     }
     char what[64];
     snprintf(what, sizeof what, "loading kernels %s.%s_%s", file, image->is_ptx ? "compute" : "sm", image->arch);

@@ -47,7 +47,7 @@ enum {
     PLAIN_SHARED_BYTES = 48 << 10, /* more must be asked for */
     BLOCKS_PER_SM = 2,             /* what row matmuls and attention spread over */
     MAX_ATTN_SLOTS = 32,
-    SAMPLE_COUNTERS = CUDA_SAMPLE_ROWS /* the last of rank->counters */
+    SAMPLE_COUNTERS = CUDA_SAMPLE_ROWS /* the last of rank->counters: one for each output row, prefill's too */
 };
 
 static int at_most(int a, int b) {
@@ -131,7 +131,8 @@ static ls_status launch_exchange(cuda_rank *rank, const ls_op *op, int index, in
         args.n_nodes = bind->group.size * n_nodes;
         for (int i = 0; i < args.n_nodes; i++) {
             const int64_t node = (int64_t)a->slot * CUDA_NODES + i % n_nodes;
-            args.node[i] = bind->peer_part[i / n_nodes] + node * bind->m_max * d;
+            const float *part = bind->group.size > 1 ? bind->peer_part[i / n_nodes] : bind->buf[BUF_PART];
+            args.node[i] = part + node * bind->m_max * d;
         }
         args.init = a->init;
         args.bias = vector(rank, a->bias);

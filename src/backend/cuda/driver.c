@@ -34,7 +34,7 @@ ls_status cuda_driver_open(cuda_driver **out, ls_error *err) {
     if (driver == NULL) {
         return error_set(err, LS_ENOMEM, "CUDA driver: out of memory");
     }
-    driver->library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    driver->library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE); /* it has threads */
     if (driver->library == NULL) {
         TRY_GOTO(error_set(err, LS_ENOTFOUND, "no NVIDIA driver on this machine: %s", dlerror()), fail);
     }

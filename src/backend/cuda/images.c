@@ -18,6 +18,9 @@ const cuda_image cuda_images[] = {
 };
 #undef IMAGE
 
+const char cuda_archs[] =
+#include "archs.inc"
+    ;
 const int n_cuda_images = (int)(sizeof cuda_images / sizeof *cuda_images);
 
 int cuda_image_fit(const cuda_image *image, int cc_major, int cc_minor) {

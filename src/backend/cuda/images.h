@@ -18,6 +18,7 @@ typedef struct cuda_image {
 
 extern const cuda_image cuda_images[];
 extern const int n_cuda_images;
+extern const char cuda_archs[]; /* "sm_90a compute_80" */
 
 /* How well an image fits a chip: 0 not at all, then PTX, then a cubin of the same generation, then the chip's own. */
 int cuda_image_fit(const cuda_image *image, int cc_major, int cc_minor);

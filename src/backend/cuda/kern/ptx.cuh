@@ -1,0 +1,83 @@
+/*
+ * All that is written in PTX: loads with hints, mma, programmatic dependent launch. tests/cuda has plain C++ in its place, to
+ * run kernels where there is no GPU.
+ */
+#ifndef LS_BACKEND_CUDA_PTX_CUH
+#define LS_BACKEND_CUDA_PTX_CUH
+
+#include "backend/cuda/kern/decode_args.h"
+
+#define DEVICE static __device__ __forceinline__
+#define DEVICE_MEMBER __device__ __forceinline__
+
+/* ---- Programmatic dependent launch: no-ops unless the launch asks for it ---- */
+
+/* Before anything is read that an earlier kernel writes, and before anything is written. Weights and the step may be read
+ * before. */
+DEVICE void wait_for_earlier_kernels() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+DEVICE void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+/* ---- Loads ---- */
+
+/* 16 bytes of a weight, which nothing writes and which is read once: not into L1. Zeros where !wanted. */
+DEVICE uint4 load_weight(const void *address, bool wanted) {
+    uint4 v;
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.b32 p, %5, 0;\n"
+                 "mov.b32 %0, 0;\n"
+                 "mov.b32 %1, 0;\n"
+                 "mov.b32 %2, 0;\n"
+                 "mov.b32 %3, 0;\n"
+                 "@p ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+                 "}\n"
+                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+                 : "l"(address), "r"((int)wanted));
+    return v;
+}
+
+/* 16 bytes that an earlier kernel wrote, or this block before a barrier. */
+DEVICE uint4 load_shared_by_rows(const void *address, bool wanted) {
+    uint4 v;
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.b32 p, %5, 0;\n"
+                 "mov.b32 %0, 0;\n"
+                 "mov.b32 %1, 0;\n"
+                 "mov.b32 %2, 0;\n"
+                 "mov.b32 %3, 0;\n"
+                 "@p ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+                 "}\n"
+                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+                 : "l"(address), "r"((int)wanted)
+                 : "memory");
+    return v;
+}
+
+/* ---- mma.m16n8k16: acc[16][8] += a[16][16] b[16][8], f32 sums ---- */
+
+template <int DTYPE>
+DEVICE void mma(float (&acc)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+    if (DTYPE == KERN_BF16) {
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                     "{%0, %1, %2, %3};"
+                     : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    } else {
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                     "{%0, %1, %2, %3};"
+                     : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    }
+}
+
+#endif

@@ -1,0 +1,49 @@
+/*
+ * What an engine asks of a back end: memory for its ranks, weights in it, steps run there, and what a step leaves for the
+ * host to read (rank_memory's logits and offers, host_memory's faults). One table for each; everything above it is the
+ * same for all.
+ *
+ * Order of calls: open, reserve, load, then run and read_rate, close. close takes an engine that got half way.
+ */
+#ifndef LS_ENGINE_BACKEND_H
+#define LS_ENGINE_BACKEND_H
+
+#include "engine/memory_plan.h"
+
+typedef struct ls_backend {
+    const char *name; /* "cpu", "cuda" */
+    /* The device behind it, if it has one; completes engine->config. Programs are built. */
+    ls_status (*open)(ls_engine *engine, const ls_engine_params *params, int ordinal, ls_error *err);
+    /* Makes the host's and the ranks' arenas, of the plan's sizes and zeroed. LS_ENOMEM says need and have. */
+    ls_status (*reserve)(ls_engine *engine, const ls_memory_plan *plan, ls_error *err);
+    /* Fills the carved memory: weights, RoPE table. After it steps can run and nothing is allocated. */
+    ls_status (*load)(ls_engine *engine, ls_error *err);
+    /* Runs engine->batch.step on all ranks, without the engine's lock. Adds the time of rank 0's exchanges. An error is
+     * the end of the engine. */
+    ls_status (*run)(ls_engine *engine, int64_t *exchange_ns, ls_error *err);
+    /* Bytes a second at which the ranks can read their weights at most; 0 if that failed. */
+    double (*read_rate)(ls_engine *engine);
+    /* What params.profile asked for, lines of the engine's lifetime; none where nothing is timed. */
+    size_t (*profile)(const ls_engine *engine, const ls_profile_line **out);
+    void (*close)(ls_engine *engine);
+} ls_backend;
+
+extern const ls_backend backend_cpu;
+#ifdef LS_CUDA
+extern const ls_backend backend_cuda;
+#endif
+
+/* What --device says. */
+typedef struct device_choice {
+    bool may_be_cuda, may_be_cpu;
+    int ordinal;
+} device_choice;
+
+ls_status device_choice_read(device_choice *out, const char *text, ls_error *err);
+
+/* What the host does with a row of logits: false where the drawn token is all that is asked for, and it is drawn from the
+ * whole row as it came. */
+struct step_output;
+bool output_needs_logits(const struct step_output *output, const ls_sample_params *how);
+
+#endif

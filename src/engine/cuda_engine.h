@@ -1,0 +1,68 @@
+/*
+ * Engines whose rank is a GPU: what stands between the engine and backend/cuda. One rank so far.
+ *
+ *   cuda_engine.c    opens the device, fits the KV cache to it, reserves memory, measures it
+ *   cuda_load.c      weights: files -> pinned buffers of many threads -> device; dummy ones are made there
+ *   cuda_step.c      packs a step, runs it (a graph for decode, plain launches for the rest), reads its results
+ *   cuda_profile.c   times every launch
+ *
+ * The host's arena is pinned: steps are packed in it and results arrive in it. Rows whose logits somebody wants to see, or
+ * whose drawing needs more than the best of the whole row, come back as logits, and the CPU's `sample` makes the offer
+ * from them; for the others only the drawn token comes back.
+ */
+#ifndef LS_ENGINE_CUDA_ENGINE_H
+#define LS_ENGINE_CUDA_ENGINE_H
+
+#include "backend/cuda/cublaslt.h"
+#include "backend/cuda/cuda.h"
+#include "engine/engine.h"
+
+enum { CUDA_GRAPHS = 5, CUDA_STEP_TIMEOUT_S = 60 };
+
+enum { PROFILE_LINES = 48 };
+
+typedef struct cuda_profile {
+    CUevent *event; /* [n_ops + 1] */
+    int *first;     /* [n_ops + 1]: op with which launch i began */
+    int n_events, n_launches;
+    int n_lines;
+    ls_profile_line line[PROFILE_LINES];
+} cuda_profile;
+
+typedef struct cuda_engine {
+    cuda_driver *driver;
+    cuda_rank rank;
+    CUdeviceptr memory; /* the rank's arena */
+    void *pinned;       /* the host's */
+    CUfunction read_all, load_dummy;
+    int n_graphs;
+    int graph_rows[CUDA_GRAPHS]; /* rising: most rows of graph i */
+    CUgraphExec graph[CUDA_GRAPHS];
+    pthread_t opens_lt; /* opens cuBLASLt, a library of 500 MB, while weights are loaded */
+    bool is_opening_lt;
+    cublaslt *lt;   /* when that has ended; NULL: not there */
+    ls_error no_lt; /* why */
+    uint32_t epoch;
+    cuda_profile *profile; /* NULL: not asked for */
+} cuda_engine;
+
+static inline cuda_engine *engine_cuda(const ls_engine *engine) {
+    return engine->device;
+}
+
+/* cuda_load.c */
+ls_status cuda_load_weights(ls_engine *engine, ls_error *err);
+
+/* cuda_step.c */
+ls_status cuda_graphs_read(cuda_engine *cuda, const char *sizes, int max_seqs, ls_error *err);
+ls_status cuda_graphs_capture(ls_engine *engine, ls_error *err);
+ls_status cuda_run(ls_engine *engine, int64_t *exchange_ns, ls_error *err);
+
+/* cuda_profile.c: begin, a mark before each launch, end when the stream is idle again. No-ops where it is off. */
+ls_status cuda_profile_open(cuda_engine *cuda, int n_ops, ls_error *err);
+void cuda_profile_close(cuda_engine *cuda);
+void cuda_profile_begin(cuda_engine *cuda);
+ls_status cuda_profile_mark(cuda_engine *cuda, int op, ls_error *err);
+ls_status cuda_profile_end(ls_engine *engine, ls_error *err);
+
+#endif

@@ -1,0 +1,276 @@
+/* One step on a GPU: pack, launch, read back. See cuda_engine.h. */
+#include <stdlib.h>
+
+#include "engine/cuda_engine.h"
+
+/* ---- The step's input, packed ---- */
+
+/* Room for n bytes in the image, on a border of 16; *offset is from the image's start, as cuda_step wants it. */
+static void *take(uint8_t *image, size_t *used, size_t n, int64_t *offset) {
+    *used = (*used + 15) / 16 * 16;
+    *offset = (int64_t)*used;
+    *used += n;
+    return image + *offset;
+}
+
+static void pack_sequences(const ls_step *step, uint8_t *image, size_t *used) {
+    cuda_step *head = (cuda_step *)image;
+    cuda_seq *seq = take(image, used, (size_t)step->n_seqs * sizeof *seq, &head->seq);
+    int32_t *page = take(image, used, 0, &head->page);
+    int32_t n_pages = 0, most_splits = 0;
+    for (int i = 0; i < step->n_seqs; i++) {
+        const ls_step_seq *from = &step->seq[i];
+        int n_tokens = from->n_past + from->n_rows, n = pages_for(n_tokens);
+        int n_splits = (n_tokens + LS_SPLIT_TOKENS - 1) / LS_SPLIT_TOKENS;
+        seq[i] = (cuda_seq){from->first_row, from->n_rows, from->n_past, n_pages};
+        memcpy(page + n_pages, from->page, (size_t)n * sizeof *page);
+        n_pages += n;
+        most_splits = n_splits > most_splits ? n_splits : most_splits;
+    }
+    head->n_splits = most_splits;
+    *used += (size_t)n_pages * sizeof *page;
+}
+
+static void pack_draws(const step_batch *batch, uint8_t *image, size_t *used) {
+    const ls_step *step = &batch->step;
+    cuda_draw *draw = take(image, used, (size_t)step->n_out * sizeof *draw, &((cuda_step *)image)->draw);
+    for (int i = 0; i < step->n_out; i++) {
+        const ls_sample_params *how = &step->sample[i];
+        draw[i] = (cuda_draw){.temperature = how->temperature,
+                              .position = how->position,
+                              .choice = how->choice,
+                              .on_host = output_needs_logits(&batch->output[i], how),
+                              .seed = how->seed};
+    }
+}
+
+/* Bytes of the image. step_image_bytes() is its room: no page belongs to two sequences. */
+static size_t pack_step(const step_batch *batch, uint32_t epoch, uint8_t *image) {
+    const ls_step *step = &batch->step;
+    const size_t m = (size_t)step->n_rows, n_out = (size_t)step->n_out;
+    cuda_step *head = (cuda_step *)image;
+    size_t used = sizeof *head;
+    *head = (cuda_step){.n_rows = step->n_rows,
+                        .n_dec = step->n_dec,
+                        .n_pre = step->n_pre,
+                        .n_seqs = step->n_seqs,
+                        .n_out = step->n_out,
+                        .epoch = epoch};
+    memcpy(take(image, &used, m * sizeof(int32_t), &head->token), step->token, m * sizeof(int32_t));
+    memcpy(take(image, &used, m * sizeof(int32_t), &head->pos), step->pos, m * sizeof(int32_t));
+    memcpy(take(image, &used, m * sizeof(int32_t), &head->seq_of), step->seq_of, m * sizeof(int32_t));
+    memcpy(take(image, &used, n_out * sizeof(int32_t), &head->out_row), step->out_row, n_out * sizeof(int32_t));
+    pack_sequences(step, image, &used);
+    pack_draws(batch, image, &used);
+    return used;
+}
+
+/* ---- Launching ---- */
+
+/* Every op of the program, by the launchers for decode steps of at most `rows` rows, or (rows = 0) those for any step. */
+static ls_status launch_ops(ls_engine *engine, int rows, ls_error *err) {
+    cuda_engine *cuda = engine_cuda(engine);
+    const ls_program *program = engine->program[0];
+    for (int first = 0, n_taken = 0; first < program->n_ops; first += n_taken) {
+        const ls_op *op = &program->op[first];
+        TRY(cuda_profile_mark(cuda, first, err));
+        ls_status st = rows > 0 ? decode_launch(&cuda->rank, program->op, program->n_ops, first, rows, &n_taken, err)
+                                : prefill_launch(&cuda->rank, program->op, program->n_ops, first, &engine->batch.step,
+                                                 &n_taken, err);
+        if (st < 0) {
+            return error_prefix(err, st, "op %s, layer %d", op_kind_name(op->kind), op->layer);
+        }
+        if (n_taken < 1) {
+            return error_set(err, LS_EINTERNAL, "op %s, layer %d: no kernel took it", op_kind_name(op->kind),
+                             op->layer);
+        }
+    }
+    return cuda_profile_mark(cuda, program->n_ops, err);
+}
+
+/* ---- Graphs ---- */
+
+ls_status cuda_graphs_read(cuda_engine *cuda, const char *sizes, int max_seqs, ls_error *err) {
+    const char *at = sizes != NULL ? sizes : "1,2,4,8,16";
+    bool enough = strcmp(at, "none") == 0;
+    for (int before = 0; *at != '\0' && strcmp(at, "none") != 0;) {
+        char *end;
+        long rows = strtol(at, &end, 10);
+        bool is_bucket = rows == 1 || rows == 2 || rows == 4 || rows == 8 || rows == 16;
+        if (end == at || !is_bucket || rows <= before || (*end != ',' && *end != '\0') ||
+            (*end == ',' && end[1] == '\0')) {
+            return error_set(err, LS_EINVAL, "--graph-sizes %s: must be none, or rising numbers out of 1,2,4,8,16",
+                             sizes);
+        }
+        if (!enough) { /* a larger one would never be used */
+            cuda->graph_rows[cuda->n_graphs++] = (int)rows;
+        }
+        enough = enough || rows >= max_seqs;
+        before = (int)rows;
+        at = *end == ',' ? end + 1 : end;
+    }
+    return LS_OK;
+}
+
+static ls_status capture(ls_engine *engine, int i, ls_error *err) {
+    cuda_engine *cuda = engine_cuda(engine);
+    const cuda_driver *api = cuda->driver;
+    cuda_rank *rank = &cuda->rank;
+    CUgraph graph = NULL;
+    TRY(cuda_check(rank, api->cuStreamBeginCapture(rank->stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL),
+                   "capturing a step", err));
+    ls_status st = launch_ops(engine, cuda->graph_rows[i], err);
+    CUresult rc = api->cuStreamEndCapture(rank->stream, &graph); /* in any case: it ends the stream's capturing */
+    TRY(st);
+    TRY(cuda_check(rank, rc, "capturing a step", err));
+    rc = api->cuGraphInstantiate(&cuda->graph[i], graph, 0);
+    api->cuGraphDestroy(graph);
+    TRY(cuda_check(rank, rc, "making a graph of a step", err));
+    return cuda_check(rank, api->cuGraphUpload(cuda->graph[i], rank->stream), "putting a graph on the device", err);
+}
+
+ls_status cuda_graphs_capture(ls_engine *engine, ls_error *err) {
+    cuda_engine *cuda = engine_cuda(engine);
+    for (int i = 0; i < cuda->n_graphs; i++) {
+        TRY(capture(engine, i, err));
+    }
+    return cuda_rank_wait(&cuda->rank, "capturing graphs", CUDA_STEP_TIMEOUT_S, err);
+}
+
+static int bucket_of(int n_rows) {
+    int bucket = 1;
+    while (bucket < n_rows) {
+        bucket *= 2;
+    }
+    return bucket;
+}
+
+/* Decode steps of a few rows by their graph, or launch by launch where there is none; others by the general kernels. */
+static ls_status launch_step(ls_engine *engine, ls_error *err) {
+    cuda_engine *cuda = engine_cuda(engine);
+    const ls_step *step = &engine->batch.step;
+    if (step->n_pre > 0 || step->n_rows > CUDA_MAX_DECODE) {
+        return launch_ops(engine, 0, err);
+    }
+    for (int i = 0; i < cuda->n_graphs && cuda->profile == NULL; i++) {
+        if (cuda->graph_rows[i] >= step->n_rows) {
+            return cuda_check(&cuda->rank, cuda->driver->cuGraphLaunch(cuda->graph[i], cuda->rank.stream),
+                              "starting a step's graph", err);
+        }
+    }
+    return launch_ops(engine, bucket_of(step->n_rows), err);
+}
+
+/* ---- Results ---- */
+
+/* The next rows [*first, *last) whose logits the host needs, from *last on; false if there are no more. */
+static bool next_host_rows(const step_batch *batch, int *first, int *last) {
+    const ls_step *step = &batch->step;
+    int i = *last;
+    while (i < step->n_out && !output_needs_logits(&batch->output[i], &step->sample[i])) {
+        i++;
+    }
+    *first = i;
+    while (i < step->n_out && output_needs_logits(&batch->output[i], &step->sample[i])) {
+        i++;
+    }
+    *last = i;
+    return *first < *last;
+}
+
+static ls_status copy_results(ls_engine *engine, ls_error *err) {
+    cuda_engine *cuda = engine_cuda(engine);
+    const cuda_driver *api = cuda->driver;
+    const cuda_rank *rank = &cuda->rank;
+    const step_batch *batch = &engine->batch;
+    const size_t n_vocab = (size_t)engine->model->spec.n_vocab;
+    size_t words = result_faults(&engine->config) + (size_t)batch->step.n_rows;
+    TRY(cuda_check(rank,
+                   api->cuMemcpyDtoHAsync(engine->host.result, rank->drawn, words * sizeof(int32_t), rank->stream),
+                   "copying a step's results", err));
+    CUdeviceptr logits = (CUdeviceptr)(uintptr_t)rank->bind.buf[BUF_LOGITS];
+    for (int first = 0, last = 0; next_host_rows(batch, &first, &last);) {
+        size_t skipped = (size_t)first * n_vocab, n = (size_t)(last - first) * n_vocab;
+        TRY(cuda_check(rank,
+                       api->cuMemcpyDtoHAsync(engine->host.logits + skipped, logits + skipped * sizeof(float),
+                                              n * sizeof(float), rank->stream),
+                       "copying logits", err));
+    }
+    return LS_OK;
+}
+
+/* Faults are cleared where they are noted: seldom, so it is not part of every step. */
+static ls_status clear_faults(ls_engine *engine, ls_error *err) {
+    const cuda_rank *rank = &engine_cuda(engine)->rank;
+    const int32_t *fault = engine->host.result + result_faults(&engine->config);
+    bool any = false;
+    for (int m = 0; m < engine->batch.step.n_rows; m++) {
+        any |= fault[m] != 0;
+    }
+    return any ? cuda_check(rank,
+                            rank->driver->cuMemsetD32Async((CUdeviceptr)(uintptr_t)rank->bind.fault, 0,
+                                                           (size_t)engine->config.m_max, rank->stream),
+                            "clearing faults", err)
+               : LS_OK;
+}
+
+/* The CPU's offers for the rows whose logits came back: what its own engine would make of these logits. */
+static void sample_on_host(void *arg, int i_rank, const ls_team *team) {
+    const ls_engine *engine = arg;
+    const ls_program *program = engine->program[i_rank];
+    const ls_op *op = &program->op[program->n_ops - 1];
+    const host_memory *host = &engine->host;
+    ls_bind bind = engine->rank[i_rank].bind;
+    bind.buf[BUF_EDITED] = host->edited;
+    bind.buf[BUF_SLICE] = host->slices;
+    for (int first = 0, last = 0; next_host_rows(&engine->batch, &first, &last);) {
+        ls_step step = engine->batch.step;
+        step.n_out = last - first;
+        step.sample += first;
+        bind.buf[BUF_LOGITS] = host->logits + (int64_t)first * op->sample.vocab_count;
+        bind.buf[BUF_SAMPLE] = host->offers + first;
+        cpu_ref_ops.fn[OP_SAMPLE](op, program->n_ops - 1, &bind, &step, team);
+        if (!team_wait(team)) {
+            return;
+        }
+    }
+}
+
+static void read_results(ls_engine *engine) {
+    const step_batch *batch = &engine->batch;
+    bool any_on_host = false;
+    for (int i = 0; i < batch->step.n_out; i++) {
+        const ls_sample_params *how = &batch->step.sample[i];
+        ls_sample_part *offer = &engine->host.offers[i];
+        int32_t token = engine->host.result[i];
+        if (output_needs_logits(&batch->output[i], how)) {
+            any_on_host = true;
+        } else { /* as `sample` would offer it; its value is compared with no other */
+            offer->drawn_id = token;
+            offer->n_best = token >= 0 && how->temperature == 0.0F;
+            offer->best[0] = (ls_candidate){0.0F, token};
+            offer->n_top = 0;
+        }
+    }
+    if (any_on_host) {
+        rank_group_run(engine->group, sample_on_host, engine);
+    }
+}
+
+ls_status cuda_run(ls_engine *engine, int64_t *exchange_ns, ls_error *err) {
+    (void)exchange_ns; /* one rank exchanges nothing */
+    cuda_engine *cuda = engine_cuda(engine);
+    cuda_rank *rank = &cuda->rank;
+    TRY(cuda_rank_enter(rank, err)); /* any thread may drive the engine */
+    size_t bytes = pack_step(&engine->batch, ++cuda->epoch, rank->host_step);
+    TRY(cuda_check(rank, cuda->driver->cuMemcpyHtoDAsync(rank->step, rank->host_step, bytes, rank->stream),
+                   "copying a step's input", err));
+    cuda_profile_begin(cuda);
+    TRY(launch_step(engine, err));
+    TRY(copy_results(engine, err));
+    TRY(cuda_rank_wait(rank, "a step", CUDA_STEP_TIMEOUT_S, err));
+    TRY(cuda_profile_end(engine, err));
+    TRY(clear_faults(engine, err));
+    read_results(engine);
+    return LS_OK;
+}

@@ -1,0 +1,32 @@
+/* Where decode_check's kernels run: a GPU (decode_device.c), or threads made of fibers on the CPU (decode_emulate.cpp). */
+#ifndef LS_TESTS_CUDA_DECODE_DEVICE_H
+#define LS_TESTS_CUDA_DECODE_DEVICE_H
+
+#include "backend/cuda/cuda.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct device device;
+
+device *device_open(void); /* NULL after a message */
+void device_close(device *dev);
+/* Memory is given back all at once, down to the last mark. */
+void device_mark(device *dev);
+void device_release(device *dev);
+void *device_take(device *dev, size_t bytes);
+void *device_copy(device *dev, const void *from, size_t bytes);
+void device_write(device *dev, void *to, const void *from, size_t bytes);
+void device_read(device *dev, void *to, const void *from, size_t bytes);
+void device_fill(device *dev, void *to, int byte, size_t bytes);
+bool device_wait(device *dev, const char *what); /* false after a message */
+/* The rank, with this bind, and room for a step, counters, drawn tokens and a workspace. */
+cuda_rank *device_rank(device *dev, const ls_bind *bind, size_t workspace_bytes);
+/* Microseconds of `enqueue`, captured in a graph and replayed: the median of 7 replays. */
+double device_time(device *dev, void (*enqueue)(void *context), void *context);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

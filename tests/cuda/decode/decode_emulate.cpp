@@ -1,0 +1,256 @@
+/*
+ * The decode kernels on the CPU: a device for decode_check where there is no GPU. Slow, for small models.
+ *
+ * The .cu files are compiled as C++. A block's threads are fibers that run in turn until each waits at a barrier or in a
+ * warp's exchange; a warp whose lanes wait for different things is an error. With LS_EMULATE_BACKWARDS set lanes and warps
+ * run in the opposite order, which must give the same bits. Built with -fsanitize=address it finds accesses outside of
+ * buffers, since each is an allocation of its own.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+/* ---- Fibers ---- */
+
+struct index3 {
+    unsigned x, y, z;
+};
+static index3 threadIdx, blockIdx, blockDim, gridDim;
+
+static void emulate_check(bool good, const char *what) {
+    if (!good) {
+        fprintf(stderr, "emulated kernel: %s (block %u %u %u, thread %u)\n", what, blockIdx.x, blockIdx.y, blockIdx.z,
+                threadIdx.x);
+        abort();
+    }
+}
+
+enum state { RUNS, AT_BARRIER, IN_WARP, DONE };
+enum { STACK_BYTES = 256 << 10, MAX_THREADS = 1024, SLOT_BYTES = 32 };
+
+struct fiber {
+    void *sp;
+    char *stack;
+    state is;
+    unsigned turn; /* of the warp's exchanges */
+};
+static fiber fibers[MAX_THREADS];
+static void *scheduler_sp;
+static fiber *current;
+static char slots[MAX_THREADS / 32][2][32][SLOT_BYTES];
+static void (*kernel_entry)(const void *);
+static const void *kernel_args;
+
+extern "C" void emulate_switch(void **save, void *to);
+__asm__(".text\n.globl emulate_switch\nemulate_switch:\n"
+        "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
+        "mov %rsp, (%rdi)\nmov %rsi, %rsp\n"
+        "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
+
+static void pause_as(state why) {
+    current->is = why;
+    emulate_switch(&current->sp, scheduler_sp);
+}
+
+extern "C" void emulate_start(void) {
+    kernel_entry(kernel_args);
+    pause_as(DONE);
+    abort();
+}
+
+static void emulate_all_gather(const void *mine, size_t bytes, void *all) {
+    fiber *self = current;
+    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, buffer = self->turn++ % 2;
+    emulate_check(bytes <= SLOT_BYTES, "an exchange is too large");
+    memcpy(slots[warp][buffer][lane], mine, bytes);
+    pause_as(IN_WARP);
+    for (int i = 0; i < 32; i++) {
+        memcpy((char *)all + i * bytes, slots[warp][buffer][i], bytes);
+    }
+}
+
+/* ---- What kernels call ---- */
+
+static void __syncthreads() {
+    pause_as(AT_BARRIER);
+}
+static void __syncwarp() {
+    char all[32], none = 0;
+    emulate_all_gather(&none, 1, all);
+}
+static void __threadfence() {
+}
+template <typename T> static T __shfl_xor_sync(unsigned, T value, int lanes) {
+    T all[32];
+    emulate_all_gather(&value, sizeof value, all);
+    return all[(threadIdx.x % 32) ^ lanes];
+}
+static uint32_t atomicAdd(uint32_t *p, uint32_t n) {
+    uint32_t old = *p;
+    *p += n;
+    return old;
+}
+static int32_t atomicCAS(int32_t *p, int32_t expected, int32_t value) {
+    int32_t old = *p;
+    *p = old == expected ? value : old;
+    return old;
+}
+template <typename T> static T __ldcg(const T *p) {
+    return *p;
+}
+static float __uint_as_float(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+static uint32_t __umulhi(uint32_t a, uint32_t b) {
+    return (uint32_t)((uint64_t)a * b >> 32);
+}
+static int __clz(int x) {
+    return x == 0 ? 32 : __builtin_clz((unsigned)x);
+}
+static uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
+    const uint64_t all = (uint64_t)b << 32 | a;
+    uint32_t out = 0;
+    for (int i = 0; i < 4; i++) {
+        out |= (uint32_t)(all >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+    }
+    return out;
+}
+static int min(int a, int b) {
+    return a < b ? a : b;
+}
+static int max(int a, int b) {
+    return a > b ? a : b;
+}
+template <int DTYPE> static float emulate_half(uint32_t bits) {
+    uint16_t low = (uint16_t)bits;
+    if (DTYPE == 2) {
+        return __uint_as_float((uint32_t)low << 16);
+    }
+    __half half;
+    memcpy(&half, &low, sizeof half);
+    return __half2float(half);
+}
+
+#undef __shared__
+#undef __global__
+#undef __device__
+#undef __forceinline__
+#undef __launch_bounds__
+#undef __grid_constant__
+#define __shared__ thread_local
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(n)
+#define __grid_constant__
+
+alignas(16) thread_local float sums[1 << 14];
+alignas(16) thread_local float kept[1 << 14];
+
+#include "backend/cuda/kern/decode_attn.cu"
+#include "backend/cuda/kern/decode_matmul.cu"
+#include "backend/cuda/kern/decode_sample.cu"
+#include "backend/cuda/kern/decode_stream.cu"
+
+/* ---- Launching ---- */
+
+static void run_block(unsigned n_threads, bool backwards) {
+    const unsigned n_warps = n_threads / 32;
+    for (unsigned i = 0; i < n_threads; i++) {
+        fiber *f = &fibers[i];
+        if (f->stack == NULL) {
+            f->stack = static_cast<char *>(aligned_alloc(64, STACK_BYTES));
+        }
+        void **top = reinterpret_cast<void **>(f->stack + STACK_BYTES - 64);
+        *--top = NULL; /* so that emulate_start finds its stack aligned as a call leaves it */
+        *--top = reinterpret_cast<void *>(emulate_start);
+        for (int r = 0; r < 6; r++) {
+            *--top = NULL;
+        }
+        f->sp = top;
+        f->is = RUNS;
+        f->turn = 0;
+    }
+    for (unsigned n_done = 0; n_done < n_threads;) {
+        for (unsigned w = 0; w < n_warps; w++) {
+            const unsigned warp = backwards ? n_warps - 1 - w : w;
+            for (bool again = true; again;) {
+                int waiting[4] = {0, 0, 0, 0};
+                for (unsigned l = 0; l < 32; l++) {
+                    const unsigned i = warp * 32 + (backwards ? 31 - l : l);
+                    if (fibers[i].is == RUNS) {
+                        current = &fibers[i];
+                        threadIdx = {i, 0, 0};
+                        emulate_switch(&scheduler_sp, current->sp);
+                    }
+                    waiting[fibers[i].is]++;
+                }
+                again = waiting[IN_WARP] == 32;
+                emulate_check(again || waiting[IN_WARP] == 0, "lanes of a warp wait for different things");
+                for (unsigned l = 0; l < 32 && again; l++) {
+                    fibers[warp * 32 + l].is = RUNS;
+                }
+            }
+        }
+        n_done = 0;
+        for (unsigned i = 0; i < n_threads; i++) {
+            n_done += fibers[i].is == DONE;
+            fibers[i].is = fibers[i].is == AT_BARRIER ? RUNS : fibers[i].is;
+        }
+        emulate_check(n_done == 0 || n_done == n_threads, "threads end while others wait at a barrier");
+    }
+}
+
+struct kernel {
+    const char *name;
+    void (*entry)(const void *);
+};
+#define KERNEL(name, type)                                                                                             \
+    {#name, [](const void *args) {                                                                                     \
+         type copy;                                                                                                    \
+         memcpy(&copy, args, sizeof copy);                                                                             \
+         name(copy);                                                                                                   \
+     }},
+#define MATMULS(name)                                                                                                  \
+    KERNEL(decode_matmul_##name##_8, decode_matmul_args)                                                               \
+    KERNEL(decode_matmul_##name##_16, decode_matmul_args) KERNEL(decode_matmul_##name##_odd, decode_matmul_args)
+#define ATTNS(name)                                                                                                    \
+    KERNEL(decode_attn_##name##_64, decode_attn_args)                                                                  \
+    KERNEL(decode_attn_##name##_128, decode_attn_args) KERNEL(decode_attn_##name##_256, decode_attn_args)
+static const kernel kernels[] = {
+    KERNEL(decode_embed, decode_embed_args) KERNEL(decode_exchange, decode_exchange_args)
+        KERNEL(decode_sample, decode_sample_args) MATMULS(f32) MATMULS(bf16) MATMULS(f16) MATMULS(int8_f32)
+            MATMULS(int8_bf16) MATMULS(int8_f16) ATTNS(f32) ATTNS(bf16) ATTNS(f16)};
+
+extern "C" const void *emulate_kernel(const char *name) {
+    for (const kernel &k : kernels) {
+        if (strcmp(k.name, name) == 0) {
+            return &k;
+        }
+    }
+    return NULL;
+}
+
+extern "C" void emulate_launch(const void *kernel_, const unsigned grid[3], unsigned block, unsigned shared_bytes,
+                               const void *args, bool backwards) {
+    kernel_entry = static_cast<const kernel *>(kernel_)->entry;
+    kernel_args = args;
+    gridDim = {grid[0], grid[1], grid[2]};
+    blockDim = {block, 1, 1};
+    emulate_check(block % 32 == 0 && block <= MAX_THREADS && shared_bytes <= sizeof sums, "a block of this shape");
+    const unsigned n = grid[0] * grid[1] * grid[2];
+    for (unsigned i = 0; i < n; i++) {
+        const unsigned b = backwards ? n - 1 - i : i;
+        blockIdx = {b % grid[0], b / grid[0] % grid[1], b / grid[0] / grid[1]};
+        memset(sums, 0xff, shared_bytes);
+        memset(kept, 0xff, shared_bytes);
+        run_block(block, backwards);
+    }
+}

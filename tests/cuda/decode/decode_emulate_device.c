@@ -1,0 +1,113 @@
+/* The device of decode_check whose kernels decode_emulate.cpp runs. Each buffer is an allocation of its own. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "decode_device.h"
+
+const void *emulate_kernel(const char *name);
+void emulate_launch(const void *kernel, const unsigned grid[3], unsigned block, unsigned shared_bytes, const void *args,
+                    bool backwards);
+void time_all(device *dev);
+
+enum { MAX_TAKEN = 256, MAX_KERNELS = 64 };
+
+struct device {
+    void *taken[MAX_TAKEN];
+    int n_taken, mark;
+    CUfunction fn[MAX_KERNELS];
+    cuda_rank rank;
+};
+
+ls_status cuda_check(const cuda_rank *rank, CUresult rc, const char *what, ls_error *err) {
+    (void)rank;
+    return rc == CUDA_SUCCESS ? LS_OK : error_set(err, LS_EABORTED, "%s", what);
+}
+
+ls_status cuda_launch(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
+                      unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err) {
+    (void)rank, (void)name, (void)err;
+    emulate_launch(fn, (unsigned[]){grid_x, grid_y, grid_z}, block, shared_bytes, args[0],
+                   getenv("LS_EMULATE_BACKWARDS") != NULL);
+    return LS_OK;
+}
+
+device *device_open(void) {
+    device *dev = calloc(1, sizeof *dev);
+    for (int i = 0; i < n_decode_kernels; i++) {
+        dev->fn[i] = (CUfunction)(uintptr_t)emulate_kernel(decode_kernel_names[i]);
+        if (dev->fn[i] == NULL) {
+            fprintf(stderr, "no kernel %s\n", decode_kernel_names[i]);
+            return NULL;
+        }
+    }
+    return dev;
+}
+
+void device_close(device *dev) {
+    free(dev);
+}
+
+void device_mark(device *dev) {
+    dev->mark = dev->n_taken;
+}
+
+void device_release(device *dev) {
+    while (dev->n_taken > dev->mark) {
+        free(dev->taken[--dev->n_taken]);
+    }
+}
+
+void *device_take(device *dev, size_t bytes) {
+    void *p = NULL;
+    if (dev->n_taken == MAX_TAKEN || posix_memalign(&p, 256, bytes) != 0) {
+        abort();
+    }
+    memset(p, 0, bytes);
+    return dev->taken[dev->n_taken++] = p;
+}
+
+void *device_copy(device *dev, const void *from, size_t bytes) {
+    return memcpy(device_take(dev, bytes), from, bytes);
+}
+
+void device_write(device *dev, void *to, const void *from, size_t bytes) {
+    (void)dev;
+    memcpy(to, from, bytes);
+}
+
+void device_read(device *dev, void *to, const void *from, size_t bytes) {
+    (void)dev;
+    memcpy(to, from, bytes);
+}
+
+void device_fill(device *dev, void *to, int byte, size_t bytes) {
+    (void)dev;
+    memset(to, byte, bytes);
+}
+
+bool device_wait(device *dev, const char *what) {
+    (void)dev, (void)what;
+    return true;
+}
+
+cuda_rank *device_rank(device *dev, const ls_bind *bind, size_t workspace_bytes) {
+    dev->rank = (cuda_rank){.bind = *bind,
+                            .facts = {.sm_count = 132, .shared_bytes_per_block = 227 << 10},
+                            .step = (uintptr_t)device_take(dev, 1 << 16),
+                            .counters = (uintptr_t)device_take(dev, CUDA_COUNTERS * sizeof(uint32_t)),
+                            .drawn = (uintptr_t)device_take(dev, CUDA_MAX_DECODE * sizeof(int32_t)),
+                            .workspace = (uintptr_t)device_take(dev, workspace_bytes),
+                            .workspace_bytes = workspace_bytes,
+                            .decode_fn = dev->fn};
+    return &dev->rank;
+}
+
+double device_time(device *dev, void (*enqueue)(void *context), void *context) {
+    (void)dev, (void)enqueue, (void)context;
+    return 0;
+}
+
+void time_all(device *dev) {
+    (void)dev;
+}

@@ -1,0 +1,52 @@
+/* In place of kern/ptx.cuh where kernels run on the CPU: see tests/cuda/decode_emulate.cpp. */
+#ifndef LS_BACKEND_CUDA_PTX_CUH
+#define LS_BACKEND_CUDA_PTX_CUH
+
+#include <string.h>
+
+#include "backend/cuda/kern/decode_args.h"
+
+#define DEVICE static inline
+#define DEVICE_MEMBER inline
+
+DEVICE void wait_for_earlier_kernels() {
+}
+
+DEVICE void let_next_kernel_start() {
+}
+
+DEVICE uint4 load_weight(const void *address, bool wanted) {
+    uint4 v = {0, 0, 0, 0};
+    if (wanted) {
+        emulate_check(((uintptr_t)address) % 16 == 0, "a 16-byte load is not aligned");
+        memcpy(&v, address, sizeof v);
+    }
+    return v;
+}
+
+DEVICE uint4 load_shared_by_rows(const void *address, bool wanted) {
+    return load_weight(address, wanted);
+}
+
+/* Sums as the hardware's may be: both products of a pair, in any order; in double precision here. */
+template <int DTYPE>
+DEVICE void mma(float (&acc)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+    struct fragment {
+        uint32_t a[4], b[2];
+    } mine = {{a0, a1, a2, a3}, {b0, b1}}, all[32];
+    emulate_all_gather(&mine, sizeof mine, all);
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; i++) {
+        const int row = g + i / 2 * 8, column = 2 * t + i % 2;
+        double sum = acc[i];
+        for (int k = 0; k < 16; k++) {
+            const int slot = k % 8 / 2, upper = k / 8, odd = k % 2;
+            const uint32_t a = all[row % 8 * 4 + slot].a[row / 8 + 2 * upper];
+            const uint32_t b = all[column * 4 + slot].b[upper];
+            sum += (double)emulate_half<DTYPE>(a >> 16 * odd) * (double)emulate_half<DTYPE>(b >> 16 * odd);
+        }
+        acc[i] = (float)sum;
+    }
+}
+
+#endif
