@@ -7,6 +7,7 @@
 ## make check SAN=address          the same under a sanitizer: address (with undefined), undefined, thread
 ## make kcheck K=op                the tests of one op's kernels: K=attn (all without K)
 ## make kbench K=op                the same with timings
+## make check-aarch64             the kernels' tests built for ARM and run by qemu, without our libraries
 ## make gpu-check                  the tests that need a GPU
 ## make bench                      all timings, written to bench/results/
 ## make fuzz                       fuzz each target for FUZZ_SECONDS=1200 (fuzz-short: 60)
@@ -30,7 +31,7 @@ MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
 endif
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all demo check kcheck kbench gpu-check gpu-bundle bench fuzz fuzz-short fuzz-run lint lint-build lint-tidy format docs bundle install uninstall clean help
+.PHONY: all demo check check-aarch64 aarch64-run kcheck kbench gpu-check gpu-bundle bench fuzz fuzz-short fuzz-run lint lint-build lint-tidy format docs bundle install uninstall clean help
 .PHONY: FORCE need-cmocka
 
 define newline
@@ -53,6 +54,7 @@ ifneq ($(SAN),)
 SANITIZE := $(SAN_$(SAN))
 $(if $(SANITIZE),,$(error SAN=$(SAN): use address, undefined, address,undefined or thread))
 SAN_FLAGS := -fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer
+SAN_FLAGS += -DLS_SANITIZER=$(firstword $(subst $(comma), ,$(SANITIZE)))
 SAN_LINK := $(subst fuzzer-no-link,fuzzer,$(SAN_FLAGS))
 # Sanitizers of this age fail at random where the kernel moves mappings further than they expect.
 NO_ASLR := $(shell setarch -R true 2>/dev/null && echo setarch -R)
@@ -86,16 +88,16 @@ MISSING = $(strip $(if $(shell command -v $(firstword $(CC)) 2>&1),,$(CC)) \
 
 obj = $(patsubst %.c,$(BUILD)/%.o,$(1))
 
-# One template for the inner products, compiled once for each instruction set.
-DOT := src/backend/cpu/dot_tmpl.c
-DOT_ISAS := ref $(if $(filter x86_64%,$(shell $(CC) -dumpmachine 2>/dev/null)),avx2 avx512)
-DOT_FLAGS_ref := -O3
-DOT_FLAGS_avx2 := -O3 -mavx2 -mfma -mf16c
-DOT_FLAGS_avx512 := $(DOT_FLAGS_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512
-DOT_OBJ := $(if $(wildcard $(DOT)),$(DOT_ISAS:%=$(BUILD)/src/backend/cpu/dot_%.o))
+# One template for the inner loops, compiled once for each instruction set.
+TMPL := src/backend/cpu/isa_tmpl.c
+ISAS := ref $(if $(filter x86_64%,$(shell $(CC) -dumpmachine 2>/dev/null)),avx2 avx512)
+ISA_FLAGS_ref := -O3 -Wno-psabi
+ISA_FLAGS_avx2 := $(ISA_FLAGS_ref) -mavx2 -mfma -mf16c
+ISA_FLAGS_avx512 := $(ISA_FLAGS_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512
+ISA_OBJ := $(if $(wildcard $(TMPL)),$(ISAS:%=$(BUILD)/src/backend/cpu/isa_%.o))
 
-SRC := $(sort $(filter-out $(DOT) $(if $(NVCC),,src/backend/cuda/%.c src/engine/cuda_%.c),$(shell find src -name '*.c')))
-LIB_OBJ := $(call obj,$(filter-out src/cli/%,$(SRC))) $(DOT_OBJ)
+SRC := $(sort $(filter-out $(TMPL) $(if $(NVCC),,src/backend/cuda/%.c src/engine/cuda_%.c),$(shell find src -name '*.c')))
+LIB_OBJ := $(call obj,$(filter-out src/cli/%,$(SRC))) $(ISA_OBJ)
 CLI_OBJ := $(call obj,$(filter src/cli/%,$(SRC)))
 LIB := $(BUILD)/liblockstep.a
 APP := $(BUILD)/lockstep
@@ -114,9 +116,10 @@ TESTS := $(wildcard tests/unit/test_*.c tests/kern/test_*.c tests/e2e/test_*.c)
 # Other .c files in a test folder are linked into each test of that folder.
 TEST_HELPERS := $(filter-out $(TESTS),$(wildcard tests/unit/*.c tests/kern/*.c tests/e2e/*.c))
 TEST_BIN := $(TESTS:%.c=$(BUILD)/%)
-# What a GPU runs: its own tests, and those against transformers.
+# What a GPU runs: its own tests, and those against transformers; before them, programs that check it op by op.
 GPU_TESTS := $(if $(NVCC),$(wildcard tests/cuda/test_*.c) tests/e2e/test_golden.c tests/e2e/test_demo.c)
 GPU_BIN := $(GPU_TESTS:%.c=$(BUILD)/%)
+GPU_CHECKS := $(if $(NVCC),$(addprefix $(BUILD)/tests/cuda/,decode/decode_check prefill_check))
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 
 # ---- build ----
@@ -127,7 +130,7 @@ all: $(APP)
 stamp = $(Q)mkdir -p $(@D); echo '$(subst ','\'',$(1))' | cmp -s - $@ || echo '$(subst ','\'',$(1))' >$@
 $(BUILD)/flags: FORCE
 	$(if $(MISSING),$(error $(MISSING) not found: run ./setup.sh))
-	$(call stamp,$(CC) $(FLAGS) / $(LINK) $(LIBS) / $(foreach i,$(DOT_ISAS),$(DOT_FLAGS_$i)))
+	$(call stamp,$(CC) $(FLAGS) / $(LINK) $(LIBS) / $(foreach i,$(ISAS),$(ISA_FLAGS_$i)))
 $(BUILD)/sources: FORCE
 	$(call stamp,$(LIB_OBJ) $(CLI_OBJ))
 
@@ -135,9 +138,9 @@ compile = $(Q)mkdir -p $(@D); $(CC) $(FLAGS) $(1) -MMD -MP -c $< -o $@
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	$(call say,CC,$<)
 	$(call compile)
-$(DOT_OBJ): $(BUILD)/src/backend/cpu/dot_%.o: $(DOT) $(BUILD)/flags
+$(ISA_OBJ): $(BUILD)/src/backend/cpu/isa_%.o: $(TMPL) $(BUILD)/flags
 	$(call say,CC,$< $*)
-	$(call compile,-DDOT_ISA=$* $(DOT_FLAGS_$*))
+	$(call compile,-DCPU_ISA=$* $(ISA_FLAGS_$*))
 $(BUILD)/tests/%.o: tests/%.c $(BUILD)/flags | need-cmocka
 	$(call say,CC,$<)
 	$(call compile,-Itests)
@@ -194,10 +197,14 @@ $(filter $(BUILD)/tests/$(1)/%,$(TEST_BIN)): %: %.o $(call obj,$(filter tests/$(
 endef
 $(foreach dir,unit kern e2e,$(if $(filter tests/$(dir)/%,$(TESTS)),$(eval $(call link_tests,$(dir)))))
 # With the helpers of the tests that run whole engines.
-CUDA_HELPERS := $(call obj,$(filter-out $(GPU_TESTS),$(wildcard tests/cuda/*.c)) $(filter tests/e2e/%,$(TEST_HELPERS)))
+CUDA_HELPERS := $(call obj,$(filter tests/e2e/%,$(TEST_HELPERS)))
 $(filter $(BUILD)/tests/cuda/%,$(GPU_BIN)): %: %.o $(CUDA_HELPERS) $(LIB)
 	$(call say,LINK,$@)
 	$(Q)$(LINK) $^ $(LIBS) -lcmocka -o $@
+$(BUILD)/tests/cuda/decode/decode_check: $(BUILD)/tests/cuda/decode/decode_device.o
+$(GPU_CHECKS): %: %.o $(LIB)
+	$(call say,LINK,$@)
+	$(Q)$(LINK) $(filter %.o,$^) $(LIB) $(LIBS) -o $@
 
 -include $(patsubst %.o,%.d,$(LIB_OBJ) $(CLI_OBJ) $(call obj,$(TESTS) $(TEST_HELPERS) tools/make_docs.c $(FUZZERS:%=tests/fuzz/fuzz_%.c))) \
 	$(EXAMPLE_BIN:=.d)
@@ -217,10 +224,26 @@ kcheck: $(CANARY) $(KERN_BIN)
 	@LS_KERN=$(K) $(RUN_TESTS) $(KERN_BIN)
 kbench: $(CANARY) $(KERN_BIN)
 	@LS_KERN=$(K) LS_KBENCH=1 $(RUN_TESTS) --jobs 1 --timeout 3600 --show $(KERN_BIN)
-gpu-check: $(APP) $(CANARY) $(GPU_BIN)
+gpu-check: $(APP) $(CANARY) $(GPU_BIN) $(GPU_CHECKS)
 	@$(if $(NVCC),:,echo 'gpu-check: built without CUDA, because nvcc was not found'; exit 1)
 	@$(APP) generate -m demo -p Once -n 1 --device cuda --timeline none >/dev/null || { echo 'gpu-check: no GPU to run on'; exit 1; }
-	@LS_DEVICE=cuda LOCKSTEP_DEVICE=cuda $(RUN_TESTS) --jobs 1 --show $(GPU_BIN)
+	@$(foreach c,$(GPU_CHECKS),$c &&) LS_DEVICE=cuda LOCKSTEP_DEVICE=cuda $(RUN_TESTS) --jobs 1 --show $(GPU_BIN)
+
+# What needs no library: the kernels and what lies below them. test_ops takes minutes in qemu, so some ops stand for all.
+ARM_CC := aarch64-linux-gnu-gcc
+ARM_SRC := $(filter-out src/base/json.c,$(wildcard src/base/*.c)) $(wildcard src/backend/cpu/*.c src/rank/*.c)
+ARM_OBJ := $(call obj,$(filter-out $(TMPL),$(ARM_SRC))) $(ISA_OBJ) $(call obj,$(filter tests/kern/%,$(TEST_HELPERS)))
+ARM_OPS := qkv attn out
+check-aarch64:
+	@if command -v $(ARM_CC) >/dev/null && command -v qemu-aarch64 >/dev/null; \
+	then $(MAKE) --no-print-directory CC=$(ARM_CC) PKGS= CFLAGS='-O2 -g -Itests/nolibs' BUILD=build/aarch64 aarch64-run; \
+	else echo 'check-aarch64: skipped: needs $(ARM_CC) (gcc-aarch64-linux-gnu) and qemu-aarch64 (qemu-user)'; fi
+aarch64-run: $(BUILD)/arm_dot $(BUILD)/arm_ops
+	@qemu-aarch64 $(BUILD)/arm_dot
+	@for op in $(ARM_OPS); do LS_SAN=qemu LS_KERN=$$op qemu-aarch64 $(BUILD)/arm_ops || exit 1; done
+$(BUILD)/arm_%: $(BUILD)/tests/kern/test_%.o $(ARM_OBJ)
+	$(call say,LINK,$@)
+	$(Q)$(LINK) -static $^ -lm -o $@
 
 DEMO = generate -m demo -p "Once upon a time, there was a little dog named" -n 200 --temp 0
 demo: $(APP)
@@ -335,17 +358,19 @@ bundle: $(APP)
 
 # For a machine that has a GPU and nothing else: the program and the tests for GPUs, to be run in a copy of this tree.
 GPU_BUNDLE := $(BUILD)/gpu
-gpu-bundle: $(APP) $(CANARY) $(GPU_BIN)
+gpu-bundle: $(APP) $(CANARY) $(GPU_BIN) $(GPU_CHECKS)
 	@$(if $(NVCC),:,echo 'gpu-bundle: nvcc was not found'; exit 1)
 	@rm -rf $(GPU_BUNDLE) && mkdir -p $(GPU_BUNDLE)/lib
 	@$(bundled_link) $(CLI_OBJ) $(LIB) $(LIBS) -o $(GPU_BUNDLE)/lockstep
-	@$(foreach t,$(CANARY) $(GPU_BIN),$(bundled_link) $t.o $(if $(findstring /tests/unit/,$t),$(call obj,$(filter tests/unit/%,$(TEST_HELPERS))),$(CUDA_HELPERS)) \
-		$(LIB) $(LIBS) -lcmocka -o $(GPU_BUNDLE)/$(notdir $t) &&) :
+	@$(bundled_link) $(CANARY).o $(call obj,$(filter tests/unit/%,$(TEST_HELPERS))) $(LIB) $(LIBS) -lcmocka -o $(GPU_BUNDLE)/test_canary
+	@$(foreach t,$(GPU_BIN),$(bundled_link) $t.o $(CUDA_HELPERS) $(LIB) $(LIBS) -lcmocka -o $(GPU_BUNDLE)/$(notdir $t) &&) :
+	@$(foreach t,$(GPU_CHECKS),$(bundled_link) $t.o $(wildcard $(dir $t)decode_device.o) $(LIB) $(LIBS) -o $(GPU_BUNDLE)/$(notdir $t) &&) :
 	@cp -L $$($(call outside,$(addprefix $(GPU_BUNDLE)/,lockstep $(notdir $(CANARY) $(GPU_BIN))))) $(GPU_BUNDLE)/lib/
-	@printf '%s\n' '#!/bin/sh' '# In the root of the tree: runs the tests for GPUs.' 'here=$$(dirname "$$0")' \
-		'exec env LS_DEVICE=cuda LOCKSTEP_DEVICE=cuda LS_BIN="$$here/lockstep" tests/run --jobs 1 --show --canary "$$here/test_canary" $(GPU_BIN:$(BUILD)/tests/%=$$here/%)' \
-		| sed 's|$$here/[a-z0-9]*/|$$here/|g' >$(GPU_BUNDLE)/check && chmod +x $(GPU_BUNDLE)/check
-	@cd $(GPU_BUNDLE) && LS_CANARY=0 ./test_canary >/dev/null 2>&1 && ./lockstep --version
+	@{ echo '#!/bin/sh'; echo '# In the root of the tree: everything that a GPU must show.'; echo 'here=$$(dirname "$$0")'; echo failed=0; \
+		$(foreach t,$(notdir $(GPU_CHECKS)),echo '"$$here/$t" || failed=1';) \
+		echo 'LS_DEVICE=cuda LOCKSTEP_DEVICE=cuda LS_BIN="$$here/lockstep" tests/run --jobs 1 --show --canary "$$here/test_canary" \'; \
+		echo '    $(foreach t,$(notdir $(GPU_BIN)),"$$here/$t") || failed=1'; echo 'exit $$failed'; } >$(GPU_BUNDLE)/check
+	@chmod +x $(GPU_BUNDLE)/check && cd $(GPU_BUNDLE) && ./test_canary >/dev/null 2>&1 && ./lockstep --version
 	@echo "$(GPU_BUNDLE): $$(du -sm $(GPU_BUNDLE) | cut -f1) MiB"
 
 clean:

@@ -41,6 +41,7 @@ class ls_engine_params(ctypes.Structure):
         ("kv_cache_memory_bytes", c_int64),
         ("quantization", c_int),
         ("cpu_isa", c_char_p),
+        ("trace_events", c_int),
     ]
 
 

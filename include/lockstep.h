@@ -38,7 +38,7 @@ extern "C" {
     X(LS_OK, 0, "ok")                                                                                                  \
     X(LS_IDLE, 1, "nothing to do")                                                                                     \
     X(LS_EINVAL, -1, "invalid argument or option")                                                                     \
-    X(LS_EIO, -2, "a file could not be read")                                                                          \
+    X(LS_EIO, -2, "a file could not be read or written")                                                               \
     X(LS_ENOTFOUND, -3, "not found")                                                                                   \
     X(LS_EFORMAT, -4, "malformed file")                                                                                \
     X(LS_EUNSUPPORTED, -5, "unsupported model, value or feature")                                                      \
@@ -46,7 +46,9 @@ extern "C" {
     X(LS_ETOOLONG, -7, "longer than the context or the KV cache")                                                      \
     X(LS_ENUMERIC, -8, "infinity or NaN")                                                                              \
     X(LS_EABORTED, -9, "aborted because another rank failed")                                                          \
-    X(LS_EINTERNAL, -10, "internal error")
+    X(LS_EINTERNAL, -10, "internal error")                                                                             \
+    X(LS_ENETWORK, -11, "the hub could not be reached, or gave no good answer")                                        \
+    X(LS_EDENIED, -12, "the hub refused access")
 
 typedef enum ls_status {
 #define X(name, value, text) name = value,
@@ -164,6 +166,7 @@ typedef struct ls_engine_params {
                                     * decode steps are captured as graphs; "none" launches every kernel anew */
     double gpu_memory_utilization; /* share of a GPU's memory that the engine may fill with pages; default 0.9 */
     bool profile;                  /* time the kernels of every step, see ls_engine_get_profile; slows them down */
+    int trace_events; /* kept for each thread (32 bytes each), see ls_engine_get_trace; default: no trace */
 } ls_engine_params;
 #define LS_ENGINE_PARAMS_INIT                                                                                          \
     { .struct_size = sizeof(ls_engine_params) }
@@ -174,6 +177,9 @@ typedef struct ls_engine_params {
 LS_API ls_status ls_engine_open(ls_model *model, const ls_engine_params *params, ls_engine **out, ls_error *err);
 /* Frees the engine's remaining requests, joins its threads. Accepts NULL inside; sets it to NULL. */
 LS_API void ls_engine_close(ls_engine **engine);
+
+/* The most tokens one request may have, prompt and answer together: the context, or what the KV cache holds. */
+LS_API int ls_engine_max_tokens(const ls_engine *engine);
 
 /* One step: decode rows of running requests and chunks of prompts, one forward pass, one token for each sequence whose
  * prompt is through. Calls requests' callbacks. LS_OK, or LS_IDLE when no request is unfinished. A failure of one
@@ -382,7 +388,83 @@ typedef struct ls_chat_params {
 LS_API ls_status ls_text_render_chat(const ls_text *text, const ls_chat_params *params, char **out, size_t *out_bytes,
                                      ls_error *err);
 
-LS_API void ls_free(void *memory); /* what ls_text_* gave; accepts NULL */
+LS_API void ls_free(void *memory); /* what ls_text_* and ls_hub_* gave; accepts NULL */
+
+/* ---- Hub: models by name ------------------------------------------------------------------------------------------ */
+
+/*
+ * Names like "Qwen/Qwen3-4B" or "Qwen/Qwen3-4B@REVISION" (branch, tag or commit; without it: main) become folders in the
+ * cache that huggingface_hub uses too. Each can go on where the other stopped, and neither downloads what is there.
+ */
+
+/* How far ls_hub_find has come. Totals grow once, when the list of a large model's files is there. */
+typedef struct ls_hub_progress {
+    size_t struct_size;
+    int64_t bytes, total_bytes; /* of the files that were not in the cache when it began */
+    int64_t fetched_bytes;      /* of bytes, what came over the network in this call */
+    int files, total_files;
+    const char *file;   /* that was finished just now, borrowed for the call; or NULL */
+    int64_t file_bytes; /* its size */
+    bool is_waiting;    /* for another process that downloads the same */
+} ls_hub_progress;
+/* Called a few times a second and after each file, by the thread that called ls_hub_find. False ends the download with
+ * LS_EABORTED; what is on disk stays, and the next call goes on from there. */
+typedef bool (*ls_hub_progress_fn)(void *user, const ls_hub_progress *progress);
+
+/* Zero and NULL mean the default, but for cache_folder, which is required. */
+typedef struct ls_hub_params {
+    size_t struct_size;
+    const char *cache_folder; /* such as ~/.cache/huggingface/hub, without the ~ */
+    const char *endpoint;     /* default: https://huggingface.co */
+    const char *token;        /* sent to the endpoint's own scheme, host and port, and never to where it redirects */
+    const char *ca_file;      /* certificates to trust, PEM; default: the system's */
+    bool offline;             /* use the cache alone */
+    bool skip_weights;        /* only config, tokenizer and chat templates */
+    int connections;          /* at once; default 8 */
+    int max_retries;          /* of each piece of 8 MiB, and of each question; default 5 */
+    int retry_delay_ms;       /* before the first retry, doubled for each further one; default 1000 */
+    int timeout_ms;           /* to connect, and for a branch that is in the cache the whole check whether it has moved;
+                               * a transfer that stands still for three times as long is tried again; default 10000 */
+    ls_hub_progress_fn progress_fn;
+    ls_log_fn log_fn;
+    void *user; /* of both */
+    ls_log_level log_level;
+} ls_hub_params;
+#define LS_HUB_PARAMS_INIT                                                                                             \
+    { .struct_size = sizeof(ls_hub_params), .log_level = LS_LOG_INFO }
+
+/* The folder of a model, for ls_model_params.model and ls_text_open: what is missing in the cache is downloaded, each file
+ * verified by its hash before it gets its name. A commit whose files are all there needs no network; a branch or tag is
+ * looked up, and taken from the cache with a warning if the hub cannot be reached. Blocks; threads and processes that do
+ * the same at once share the work. *folder is the caller's, to be freed with ls_free. Errors:
+ * LS_EINVAL (not a name of a model), LS_ENOTFOUND (model, revision or file; offline: not in the cache), LS_EDENIED (gated,
+ * private, or a bad token), LS_ENETWORK, LS_EIO (cannot write, or the disk is full), LS_EFORMAT, LS_EUNSUPPORTED (not
+ * safetensors), LS_EABORTED. */
+LS_API ls_status ls_hub_find(const ls_hub_params *params, const char *name, char **folder, ls_error *err);
+
+/* Whether text looks like a name for ls_hub_find ("organisation/model", with or without a revision). */
+LS_API bool ls_hub_is_name(const char *text);
+
+typedef struct ls_hub_state {
+    size_t struct_size;
+    bool reachable;     /* something answered, be it an error */
+    int http_status;    /* of the answer; 0 without one */
+    int64_t latency_us; /* until the answer began, with look-up, connection and TLS */
+    char text[256];     /* why it is not reachable, or "" */
+} ls_hub_state;
+#define LS_HUB_STATE_INIT                                                                                              \
+    { .struct_size = sizeof(ls_hub_state) }
+/* One small question to the endpoint, not tried again. An unreachable hub is no error. */
+LS_API ls_status ls_hub_check(const ls_hub_params *params, ls_hub_state *out, ls_error *err);
+
+typedef struct ls_hub_model {
+    char name[200];  /* "Qwen/Qwen3-4B" */
+    char commit[41]; /* of main, or of its only snapshot; "" where that is not clear */
+    bool complete;   /* that commit can be opened as it is */
+    int64_t bytes;   /* of all its files and revisions on disk */
+} ls_hub_model;
+/* The models in the cache, by name. *out, an array, is the caller's, to be freed with ls_free. No network. */
+LS_API ls_status ls_hub_list(const ls_hub_params *params, ls_hub_model **out, size_t *n, ls_error *err);
 
 /* ---- Timeline ----------------------------------------------------------------------------------------------------- */
 
@@ -426,6 +508,224 @@ typedef struct ls_profile_line {
 /* At most n_max lines in the order of the program. *n is 0 without ls_engine_params.profile and on the CPU, where nothing
  * is timed. */
 LS_API ls_status ls_engine_get_profile(ls_engine *engine, ls_profile_line *out, size_t n_max, size_t *n, ls_error *err);
+
+/* ---- Plan: every byte of an engine before it is opened -------------------------------------------------------------- */
+
+/* What an engine's memory is for. The first five lie in the memory of each rank, the others are shared by the ranks; a
+ * trace, where one was asked for, lies in both. */
+typedef enum ls_memory {
+    LS_MEMORY_WEIGHTS,
+    LS_MEMORY_KV_CACHE,
+    LS_MEMORY_ACTIVATIONS,
+    LS_MEMORY_EXCHANGE,
+    LS_MEMORY_LOGITS,
+    LS_MEMORY_ROPE,
+    LS_MEMORY_STEP_INPUT,
+    LS_MEMORY_SCHEDULER,
+    LS_MEMORY_TRACE,
+    LS_MEMORY_KINDS
+} ls_memory;
+LS_API const char *ls_memory_name(ls_memory kind); /* "weights", "KV cache", ... */
+
+enum { LS_PLAN_RANKS = 8 };
+
+/* What ls_engine_open would take, to the byte: its memory equals it. */
+typedef struct ls_plan_report {
+    size_t struct_size;
+    int n_ranks, n_threads; /* threads of each rank: sampling has scratch for each */
+    ls_dtype dtype, kv_cache_dtype;
+    ls_quantization quantization;
+    int max_model_len_tokens, max_num_seqs, max_num_batched_tokens; /* every default resolved */
+    int n_pages, page_tokens;
+    int64_t rank_bytes[LS_PLAN_RANKS][LS_MEMORY_KINDS]; /* of each rank; zeros beyond n_ranks */
+    int64_t shared_bytes[LS_MEMORY_KINDS];
+    int64_t total_bytes;
+    int64_t kv_bytes_per_token;         /* one token of one sequence, all ranks */
+    int64_t weight_read_bytes_per_step; /* read by one decode step, all ranks */
+} ls_plan_report;
+#define LS_PLAN_REPORT_INIT                                                                                            \
+    { .struct_size = sizeof(ls_plan_report) }
+
+/* Opens nothing and reads no weights: a model opened with LS_LOAD_DUMMY on a folder needs config.json alone. A plan larger
+ * than the machine is no error here. Errors: those of ls_engine_open for the same parameters, but LS_ENOMEM and
+ * LS_ENUMERIC. */
+LS_API ls_status ls_plan_make(const ls_model *model, const ls_engine_params *params, ls_plan_report *out,
+                              ls_error *err);
+
+/* The memory that a rank may use: utilization * total - used by others, all of them bytes of one rank's device. */
+typedef struct ls_plan_budget {
+    size_t struct_size;
+    bool machine; /* the ranks share this machine; otherwise each has a device of its own */
+    int64_t total_bytes, used_by_others_bytes;
+    double utilization;
+    int64_t budget_bytes; /* negative where others use more than the share */
+} ls_plan_budget;
+#define LS_PLAN_BUDGET_INIT                                                                                            \
+    { .struct_size = sizeof(ls_plan_budget) }
+
+/* device_memory_bytes: of each rank's own device, which nobody else uses; 0: this machine's memory (or what its control
+ * group allows, if that is less), and what is in use there, divided by the ranks. utilization: 0 means 0.9. Errors:
+ * LS_EINVAL; LS_EIO if the machine does not say how much memory it has. */
+LS_API ls_status ls_plan_get_budget(int64_t device_memory_bytes, double utilization, int n_ranks, ls_plan_budget *out,
+                                    ls_error *err);
+
+/* What fits into a budget with every sequence at full length (kv_cache_memory_bytes is not looked at). The memory of a rank
+ * is its own and of what ranks share its part on one machine, all of it on a device of its own. */
+typedef struct ls_plan_fit {
+    size_t struct_size;
+    int64_t need_bytes;           /* of the fullest rank, with the parameters as given */
+    int64_t short_bytes;          /* need - budget: more than 0 is missing */
+    int64_t kv_bytes_per_seq;     /* of one rank, one sequence of max_model_len_tokens in whole pages */
+    int largest_model_len_tokens; /* with max_num_seqs as given; 0: not even one token */
+    int largest_num_seqs;         /* with max_model_len_tokens as given, at most 4096; 0: not one */
+} ls_plan_fit;
+#define LS_PLAN_FIT_INIT                                                                                               \
+    { .struct_size = sizeof(ls_plan_fit) }
+
+/* max_model_len_tokens 0 means the model's max_position_embeddings. Errors as ls_plan_make. */
+LS_API ls_status ls_plan_get_fit(const ls_model *model, const ls_engine_params *params, const ls_plan_budget *budget,
+                                 ls_plan_fit *out, ls_error *err);
+
+/* ---- Verify: two engines of one model, op by op ---------------------------------------------------------------------- */
+
+typedef struct ls_verify_params {
+    size_t struct_size;
+    /* Any ranks, threads, formats, instruction sets. Their sizes of context and batch are not looked at. */
+    const ls_engine_params *tested, *reference;
+    const int32_t
+        *prompt_tokens; /* n_prompt_tokens ids; NULL: a built-in text, or made-up ids without a tokenizer, of as
+                                   * many tokens */
+    size_t n_prompt_tokens;
+    int decode_steps; /* after the prompt; the reference's greedy tokens are fed to both */
+} ls_verify_params;
+#define LS_VERIFY_PARAMS_INIT                                                                                          \
+    { .struct_size = sizeof(ls_verify_params), .n_prompt_tokens = 40, .decode_steps = 4 }
+
+/* Where two engines differ. `error` is max|tested - reference| over the rank's part of a row, divided by max|reference| of
+ * the row; infinity where one of them is not a finite number. */
+typedef struct ls_verify_place {
+    bool found;
+    bool running;       /* in the free run, else in the op alone */
+    const char *op;     /* "qkv", constant */
+    const char *buffer; /* "q", "k cache", "att", ..., constant */
+    int layer;          /* -1 outside the layers */
+    int rank;           /* of the tested engine; -1: all together */
+    int step, position; /* 0 is the prompt; position of the row's token */
+    double error;
+} ls_verify_place;
+
+enum { LS_VERIFY_OPS = 9 };
+
+/* One kind of op, over all its layers, ranks, rows and steps. */
+typedef struct ls_verify_op {
+    const char *op;     /* constant */
+    int64_t n_compared; /* rows of buffers */
+    bool bits_equal;    /* of all of them */
+    ls_verify_place worst;
+    ls_verify_place first_bits; /* the first place where bits differ */
+} ls_verify_op;
+
+typedef struct ls_verify_report {
+    size_t struct_size;
+    bool passed;
+    bool bits_expected; /* the engines have the same formats: not one bit may differ */
+    int n_prompt_tokens, n_decode_steps;
+    double tolerance;                     /* of one op alone; by the coarser of the formats */
+    double logits_tolerance;              /* of the free run */
+    ls_verify_op isolated[LS_VERIFY_OPS]; /* each op on the reference's inputs: errors do not pile up. Judged */
+    ls_verify_op running[LS_VERIFY_OPS];  /* the tested engine runs by itself. Only its logits are judged */
+    ls_verify_place first;                /* the first breach in the order of the program */
+    int n_logits_rows;                    /* of the free run */
+    double logits_error;                  /* worst of them */
+    int n_margin_rows;   /* rows whose best two logits lie further apart than twice the format's tolerance */
+    int n_other_choices; /* of those: where the engines choose different tokens; a breach */
+} ls_verify_report;
+#define LS_VERIFY_REPORT_INIT                                                                                          \
+    { .struct_size = sizeof(ls_verify_report) }
+
+/* Opens both engines, one beside the other, and compares what every op of every layer wrote on every rank. A difference is
+ * no error here: see passed and first. Errors: those of ls_engine_open for either; LS_EINVAL, LS_ETOOLONG for a prompt. */
+LS_API ls_status ls_verify(ls_model *model, const ls_verify_params *params, ls_verify_report *out, ls_error *err);
+
+/* ---- Machine: what this one is, and what it can do ------------------------------------------------------------------- */
+
+enum { LS_MACHINE_NODES = 16, LS_MACHINE_CACHES = 4, LS_MACHINE_LIBRARIES = 8 };
+
+/* Plain data. What cannot be read is -1, or "" for text. */
+typedef struct ls_machine_info {
+    size_t struct_size;
+    const char *compiler;  /* of the library, constant: "gcc 12.2.0" */
+    const char *sanitizer; /* it was built with, constant: "none", "address", ... */
+    const char *back_ends; /* it was built with, constant: "cpu" */
+    char os[160];          /* "Debian GNU/Linux 12 (bookworm), Linux 6.1.0 x86_64" */
+    char cpu[128];         /* "Intel(R) Xeon(R) Platinum 8488C" */
+    char features[256];    /* instruction sets that matter here and that it has: "avx2 fma avx512f" */
+    char isas[32];         /* inner loops that run here, best first: "avx512 avx2 ref" */
+    int n_packages, n_cores, n_hardware_threads; /* n_hardware_threads > n_cores: SMT is on */
+    int n_allowed_threads;                       /* hardware threads that this process may use */
+    double cgroup_cpus;                          /* cores' worth of time that its control group may use; 0: no limit */
+    int n_caches;
+    struct {
+        int level, count;
+        int64_t bytes; /* of one */
+    } cache[LS_MACHINE_CACHES];
+    int n_nodes; /* NUMA; at most LS_MACHINE_NODES have their memory here */
+    int64_t node_memory_bytes[LS_MACHINE_NODES];
+    int64_t memory_bytes, available_memory_bytes;
+    int64_t cgroup_memory_bytes, cgroup_used_bytes; /* 0: no limit */
+    char huge_pages[32];                            /* transparent huge pages: "always", "madvise", "never" */
+    int64_t memlock_bytes, max_open_files;          /* soft limits; INT64_MAX: none */
+    bool has_cuda_driver;                           /* libcuda.so.1 can be loaded */
+    int n_libraries;
+    struct {
+        const char *name;
+        char version[48]; /* of the library that is loaded; "... as built" where it does not say */
+    } library[LS_MACHINE_LIBRARIES];
+} ls_machine_info;
+#define LS_MACHINE_INFO_INIT                                                                                           \
+    { .struct_size = sizeof(ls_machine_info) }
+/* Takes some 20 ms. */
+LS_API ls_status ls_machine_get_info(ls_machine_info *out, ls_error *err);
+
+/* Of several passes. */
+typedef struct ls_rate {
+    double best, median;
+} ls_rate;
+
+typedef struct ls_machine_speed {
+    size_t struct_size;
+    int n_threads;                /* of the _all figures */
+    const char *isa;              /* the inner loops that were measured, constant */
+    int64_t buffer_bytes;         /* larger than the caches, as far as free memory allows */
+    ls_rate read_one, read_all;   /* bytes/s with one thread and with all */
+    ls_rate copy_one, copy_all;   /* bytes/s read plus bytes/s written */
+    ls_rate flops_one, flops_all; /* f32, a fused multiply-add is two; nothing is loaded from memory */
+} ls_machine_speed;
+#define LS_MACHINE_SPEED_INIT                                                                                          \
+    { .struct_size = sizeof(ls_machine_speed) }
+/* Measures, 1 to 3 s. n_threads 0: as many as are allowed. isa: as ls_engine_params.cpu_isa. Errors: LS_EINVAL for an isa
+ * that is unknown or that this machine lacks, LS_ENOMEM. */
+LS_API ls_status ls_machine_measure(int n_threads, const char *isa, ls_machine_speed *out, ls_error *err);
+
+/* ---- Trace: who did what when ------------------------------------------------------------------------------------- */
+
+/* A stage of the start ("load", "plan", "shard"), of a step ("step", and inside of it "schedule", "run", "sample and
+ * publish"), or an op that one thread of a rank ran. Borrowed for the call. */
+typedef struct ls_trace_event {
+    const char *name;   /* constant */
+    int rank, thread;   /* -1, -1: the engine itself */
+    int layer;          /* -1 outside the layers */
+    int rows;           /* of the step; 0 of the start */
+    int64_t step;       /* counted from 0; -1 of the start */
+    double start_us;    /* since the model was opened */
+    double duration_us; /* of an op: this thread's part, without waiting for its team at the end */
+} ls_trace_event;
+typedef void (*ls_trace_fn)(void *user, const ls_trace_event *event);
+
+/* Gives every event that is kept: the engine's, then thread by thread of each rank; within a step's stages and within a
+ * thread in the order of their ends. *n_lost: older ones that were overwritten. Waits for the step that runs;
+ * `fn` must not call into the engine. LS_EINVAL if it was opened without trace_events. */
+LS_API ls_status ls_engine_get_trace(ls_engine *engine, ls_trace_fn fn, void *user, int64_t *n_lost, ls_error *err);
 
 #ifdef __cplusplus
 }

@@ -67,12 +67,16 @@ static const entry variables[] = {
     {"HF_HUB_DISABLE_IMPLICIT_TOKEN", "1: send no token."},
     {"HF_ENDPOINT", "Address of the hub (default: https://huggingface.co)."},
     {"SSL_CERT_FILE", "Certificates to trust instead of the system's."},
-    {"XDG_CACHE_HOME", "Folder of caches: parsed tokenizers are kept in its folder lockstep (default: ~/.cache)."},
+    {"XDG_CACHE_HOME", "Folder of caches: parsed tokenizers and the history of chat are kept in its folder lockstep "
+                       "(default: ~/.cache)."},
     {"HOME", "The home folder that the defaults above begin with."},
+    {"NO_COLOR", "Anything but empty: chat writes no colours on a terminal."},
+    {"TERM", "Kind of terminal; chat writes no colours on one that is dumb."},
 };
 
 static const entry paths[] = {
-    {"~/.cache/lockstep", "Parsed tokenizers; may be deleted at any time. See --cache-folder."},
+    {"~/.cache/lockstep",
+     "Parsed tokenizers, and the history of chat; may be deleted at any time. See --cache-folder."},
     {"~/.cache/huggingface/hub", "Models from the hub, as Hugging Face's own programs keep them."},
     {"../share/lockstep/demo", "The built-in model 'demo', seen from the folder of the program."},
 };

@@ -24,6 +24,17 @@
  *    matmuls on the CPU take all of K as one leaf, since no CPU rank splits it. CPU and GPU agree within the tolerance,
  *    not bit for bit.
  *
+ *    int8. A matrix [N][K] is stored as q with one f32 scale for each (row, leaf of K), COLUMN and VOCAB matrices too:
+ *
+ *        scale = max|w| / 127;  q = w / scale to nearest even, within -127 .. 127 (0 where the scale is 0)
+ *
+ *    over the leaf's elements as the checkpoint has them. So a rank can compute both from its own part.
+ *      w8a16: leaf i is scale[n][i] * (the leaf's sum as above, over q as f32 and x), then the tree over all 8 leaves.
+ *      w8a8:  x is quantised in the same way, one scale for each (row of x, leaf): sx, xq. Leaf i is
+ *             f32(sum of q xq, exact) * (scale[n][i] * sx[m][i]), the sum rounded once, then the tree. A scale that is no
+ *             finite number makes the leaf NaN.
+ *    An embedding is q * scale. Norms, biases and all of attention are as without.
+ *
  * 3. Rows. Row m of any output depends on row m of the inputs (and, in attn, on its own sequence's pages) alone. So a
  *    token's bits do not depend on the batch, on chunk borders or on cache hits.
  *
@@ -73,9 +84,8 @@ typedef struct ls_weight {
     ls_dtype format;
     weight_layout layout;
     const void *data;
-    const float *scale; /* int8: one f32 for each group of group_rows x group_cols; NULL otherwise */
-    int group_rows, group_cols;
-    int rows, cols; /* a 1-D weight has rows = 1 */
+    const float *scale; /* int8: [rows][leaves of its columns]; NULL otherwise */
+    int rows, cols;     /* a 1-D weight has rows = 1 */
 } ls_weight;
 
 /* ---- Buffers ---------------------------------------------------------------------------------------------------- */
@@ -87,6 +97,7 @@ typedef enum ls_buf {
     BUF_ATT,    /* act [M][H_loc d] */
     BUF_ACT,    /* act [M][F_loc] */
     BUF_PART,   /* f32 [2][M_max][D]: this rank's node of the leaf tree; slots alternate by exchange */
+    BUF_XQ,     /* w8a8: the input of a matmul, quantised; the CPU's layout is cpu_xq; NULL without */
     BUF_LOGITS, /* f32 [n_out][V_loc] */
     BUF_SAMPLE, /* ls_sample_part [n_out] */
     BUF_EDITED, /* f32 [threads][V_loc]: scratch of sample */

@@ -12,7 +12,7 @@
 
 #include "base/error.h"
 
-enum { ARENA_TAGS = 8, ARENA_ALIGN = 64 };
+enum { ARENA_TAGS = 16, ARENA_ALIGN = 64 };
 
 typedef struct ls_arena {
     uint8_t *base;

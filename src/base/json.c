@@ -40,6 +40,10 @@ ls_status json_doc_parse(json_doc *doc, const char *name, const char *text, size
     return parse_with(doc, name, text, text_bytes, 0, err);
 }
 
+ls_status json_doc_parse_reals(json_doc *doc, const char *name, const char *text, size_t text_bytes, ls_error *err) {
+    return parse_with(doc, name, text, text_bytes, JSON_DECODE_INT_AS_REAL, err);
+}
+
 static ls_status read_with(json_doc *doc, const char *path, size_t max_bytes, size_t flags, ls_error *err) {
     ls_file file;
     TRY(file_map(&file, path, err));

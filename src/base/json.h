@@ -24,6 +24,7 @@ ls_status json_doc_read(json_doc *doc, const char *path, size_t max_bytes, ls_er
 /* The same with all numbers read as reals, for files that hold integers beyond 64 bits (the model_max_length of many a
  * tokenizer_config.json is 10^30). */
 ls_status json_doc_read_reals(json_doc *doc, const char *path, size_t max_bytes, ls_error *err);
+ls_status json_doc_parse_reals(json_doc *doc, const char *name, const char *text, size_t text_bytes, ls_error *err);
 void json_doc_deinit(json_doc *doc); /* accepts a zeroed document */
 
 ls_status json_find_int(const json_doc *doc, const json_t *object, const char *key, int64_t min, int64_t max,

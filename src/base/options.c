@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 /* Sets of commands: all that take a model, all that open an engine, those and the plan of one, all that draw tokens. */
 #define COMMANDS_SAMPLE (COMMAND_GENERATE | COMMAND_CHAT)
@@ -21,15 +22,48 @@ const command_def command_table[COMMAND_COUNT] = {
      "for each answer (prompt, choice, text, tokens, prompt_tokens, finish_reason, stop_reason, logits_hash), then one "
      "with the timeline and the seed. Equal hashes mean that the logits behind every token had the same bits."},
     {COMMAND_CHAT, "chat", "MODEL", "talk with a model",
-     "Ctrl-C stops an answer, Ctrl-D ends the conversation. /reset forgets the conversation, /save FILE writes it as "
-     "JSON, /help lists the commands."},
+     "A message is a line; a backslash at its end continues it on the next. Ctrl-C stops an answer, Ctrl-D ends the "
+     "conversation. /reset forgets the conversation, /save FILE writes it as JSON, /help lists the commands.\n\n"
+     "Thinking (<think>...</think>) is dimmed, and left out of later turns by the model's chat template. When standard "
+     "input is no terminal, each line of it is a message."},
     {COMMAND_TOKENIZE, "tokenize", NULL, "show the tokens of a text", NULL},
     {COMMAND_TEMPLATE, "template", NULL, "show what a chat template makes of messages", NULL},
-    {COMMAND_PLAN, "plan", "MODEL", "show the memory of every rank before anything is loaded", NULL},
-    {COMMAND_PERPLEXITY, "perplexity", "MODEL", "measure how well a model predicts a text", NULL},
-    {COMMAND_VERIFY, "verify", "MODEL", "compare two back ends or dtypes, op by op", NULL},
-    {COMMAND_PULL, "pull", "MODEL", "download a model from the hub into the local cache", NULL},
-    {COMMAND_DOCTOR, "doctor", "MODEL", "show what this machine can do and whether it is well", NULL},
+    {COMMAND_PLAN, "plan", "MODEL", "show the memory of every rank before anything is loaded",
+     "No weights are read: a folder with config.json is enough, or a name whose shapes are built in. --load-format "
+     "safetensors checks the tensors as well.\n\n"
+     "The budget of a rank is --gpu-memory-utilization times the device's total memory, minus what others use of it. "
+     "With --device-memory-bytes every rank has a device of that size, and nobody else uses it. Without, the ranks "
+     "share this machine: total is its memory (or its control group's, if that is less) divided by the ranks, and used "
+     "by others is what is not available of it. GB are 10^9 bytes."},
+    {COMMAND_PERPLEXITY, "perplexity", "MODEL", "measure how well a model predicts a text",
+     "The text is turned into tokens as a whole, with what the tokenizer adds (a beginning-of-text token stands before "
+     "the first one only), and cut into windows of --max-model-len tokens that do not overlap. Each window is "
+     "predicted "
+     "from its own tokens alone, its first token is not scored, and a last window of one token is left out. The result "
+     "is "
+     "the mean negative log-likelihood of the scored tokens (natural logarithm, double precision over f32 logits) and "
+     "its "
+     "exponential, the perplexity: what 'Perplexity of fixed-length models' in the documentation of transformers "
+     "computes "
+     "with a stride of the window's length."},
+    {COMMAND_VERIFY, "verify", "MODEL", "compare two back ends or dtypes, op by op",
+     "Two engines run the same tokens: a prompt of 40, then 4 of the reference's own choice. First every op alone, "
+     "on the reference's inputs, so that errors do not pile up; then the first engine runs by itself. What every op "
+     "of every layer writes on every rank is compared by max|a-b| / max|b| of a row, with the tolerance of the coarser "
+     "format (f32 1e-5, f16 2e-3, bf16 2e-2, int8 5e-2); engines of the same formats must agree to the bit, whatever "
+     "their ranks, threads and instruction sets. Exit code 1 if they differ by more.\n\n"
+     "Names in --against are those of the options under Engine: --against dtype=f32,tensor-parallel-size=1. Sizes of "
+     "context, batch and KV cache are verify's own."},
+    {COMMAND_PULL, "pull", "MODEL", "download a model from the hub into the local cache",
+     "The model's folder goes to standard output, progress to standard error. What an interrupted download left is "
+     "used; "
+     "every file is verified by its hash. The cache is huggingface_hub's, and so are the variables: HF_HUB_CACHE or "
+     "HF_HOME for its folder, HF_TOKEN for private and gated models, HF_ENDPOINT for a mirror, HF_HUB_OFFLINE=1 for "
+     "no network."},
+    {COMMAND_DOCTOR, "doctor", "MODEL", "show what this machine can do and whether it is well",
+     "Memory bandwidth and multiply-adds are measured, which takes some seconds; what cannot be read is said to be "
+     "unknown. Every check ends with ok, warning or problem, and says what to do. With a model: whether it opens and "
+     "is complete, whether it fits into memory, and how fast it can be here. Exit code 1 if there is a problem."},
     {COMMAND_HELP, "help", "COMMAND", "show the manual of a command", NULL},
 };
 
@@ -83,8 +117,10 @@ const option_def option_table[OPTION_COUNT] = {
     [OPT_NO_ADD_SPECIAL] = {OPT_NO_ADD_SPECIAL, COMMAND_TOKENIZE, GROUP_INPUT, OPTION_FLAG, "no-add-special", NULL, 0,
                             NULL, NULL, 0, 0, NULL,
                             "Leave out what the tokenizer adds, such as a beginning-of-text token"},
-    [OPT_MAX_TOKENS] = {OPT_MAX_TOKENS, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_INT, "max-tokens", "predict", 'n', "N",
-                        "128", 0, 1 << 24, NULL, "Most tokens to generate for each prompt"},
+    [OPT_MAX_TOKENS] =
+        {OPT_MAX_TOKENS, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_INT, "max-tokens", "predict", 'n', "N", "128", 0,
+         1 << 24, NULL,
+         "Most tokens to generate for each prompt; a chat goes on to the end of the context unless this is given"},
     [OPT_MIN_TOKENS] = {OPT_MIN_TOKENS, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_INT, "min-tokens", NULL, 0, "N", "0", 0,
                         1 << 24, NULL,
                         "No end-of-text token, stop id or stop string ends an answer before it has N tokens"},
@@ -142,7 +178,8 @@ const option_def option_table[OPTION_COUNT] = {
                                   "tensor-parallel-size", "tp", 0, "R", "1", 1, 8, NULL,
                                   "Ranks that share the model: 1, 2, 4 or 8"},
     [OPT_THREADS] = {OPT_THREADS,
-                     COMMAND_GENERATE | COMMAND_CHAT | COMMAND_PERPLEXITY | COMMAND_VERIFY | COMMAND_DOCTOR,
+                     COMMAND_GENERATE | COMMAND_CHAT | COMMAND_PERPLEXITY | COMMAND_VERIFY | COMMAND_DOCTOR |
+                         COMMAND_PLAN,
                      GROUP_ENGINE, OPTION_INT, "threads", NULL, 't', "N", NULL, 1, 1024, NULL,
                      "CPU threads of each rank (default: the cores divided by the ranks)"},
     [OPT_DTYPE] = {OPT_DTYPE, COMMANDS_PLAN, GROUP_ENGINE, OPTION_CHOICE, "dtype", NULL, 0, "TYPE", "auto", 0, 0,
@@ -325,6 +362,16 @@ ls_status options_set(ls_options *options, option_id id, const char *text, ls_er
     return take(options, &option_table[id], false, text != NULL ? text : "1", err);
 }
 
+bool options_given(const ls_options *options, option_id id) {
+    return options->value[id].set && options->value[id].text != option_table[id].fallback;
+}
+
+bool options_color(void) {
+    const char *no_color = getenv("NO_COLOR");
+    const char *terminal = getenv("TERM");
+    return (no_color == NULL || no_color[0] == '\0') && terminal != NULL && strcmp(terminal, "dumb") != 0;
+}
+
 const char *options_cache_folder(const ls_options *options, char *scratch, size_t scratch_bytes) {
     const option_value *given = &options->value[OPT_CACHE_FOLDER];
     if (given->set) {
@@ -338,4 +385,85 @@ const char *options_cache_folder(const ls_options *options, char *scratch, size_
     }
     int n = snprintf(scratch, scratch_bytes, "%s/%slockstep", has_cache ? cache : home, has_cache ? "" : ".cache/");
     return n > 0 && (size_t)n < scratch_bytes ? scratch : NULL;
+}
+
+/* ---- The hub's variables ---- */
+
+static bool is_true(const char *text) {
+    static const char *const words[] = {"1", "on", "yes", "true"};
+    for (size_t i = 0; text != NULL && i < sizeof words / sizeof *words; i++) {
+        if (strcasecmp(text, words[i]) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The value of a variable that is there and not empty. */
+static const char *variable(const char *name) {
+    const char *value = getenv(name);
+    return value != NULL && value[0] != '\0' ? value : NULL;
+}
+
+/* <folder><tail>, with "~/" as the home folder. */
+static ls_status put_path(char *out, size_t out_bytes, const char *folder, const char *tail, ls_error *err) {
+    const char *home = strncmp(folder, "~/", 2) == 0 ? variable("HOME") : NULL;
+    int n = snprintf(out, out_bytes, "%s%s%s", home != NULL ? home : "", folder + (home != NULL ? 1 : 0), tail);
+    return n > 0 && (size_t)n < out_bytes ? LS_OK : error_set(err, LS_EINVAL, "the path %.100s... is too long", folder);
+}
+
+static ls_status put_hub_folders(options_hub_text *text, ls_error *err) {
+    const char *cache = variable("HF_HUB_CACHE"), *home = variable("HF_HOME"), *xdg = variable("XDG_CACHE_HOME");
+    text->home[0] = '\0';
+    if (home != NULL) {
+        TRY(put_path(text->home, sizeof text->home, home, "", err));
+    } else if (xdg != NULL) {
+        TRY(put_path(text->home, sizeof text->home, xdg, "/huggingface", err));
+    } else if (variable("HOME") != NULL) {
+        TRY(put_path(text->home, sizeof text->home, "~/.cache/huggingface", "", err));
+    }
+    cache = cache != NULL ? cache : variable("HUGGINGFACE_HUB_CACHE"); /* its older name */
+    if (cache != NULL) {
+        return put_path(text->cache_folder, sizeof text->cache_folder, cache, "", err);
+    }
+    if (text->home[0] == '\0') {
+        return error_set(err, LS_EINVAL, "no folder for downloads: HF_HUB_CACHE, HF_HOME and HOME are all unset");
+    }
+    return put_path(text->cache_folder, sizeof text->cache_folder, text->home, "/hub", err);
+}
+
+/* The first word of the file where huggingface_hub's login puts the token; none without such a file. */
+static void read_token_file(options_hub_text *text) {
+    char path[4096] = "";
+    const char *given = variable("HF_TOKEN_PATH");
+    if (given != NULL || text->home[0] != '\0') {
+        put_path(path, sizeof path, given != NULL ? given : text->home, given != NULL ? "" : "/token", NULL);
+    }
+    FILE *file = path[0] != '\0' ? fopen(path, "re") : NULL;
+    if (file != NULL) {
+        if (fscanf(file, "%1023s", text->token) != 1) {
+            text->token[0] = '\0';
+        }
+        fclose(file);
+    }
+}
+
+ls_status options_hub(ls_hub_params *params, options_hub_text *text, ls_error *err) {
+    const char *token = variable("HF_TOKEN");
+    token = token != NULL ? token : variable("HUGGING_FACE_HUB_TOKEN"); /* its older name */
+    text->token[0] = '\0';
+    TRY(put_hub_folders(text, err));
+    if (!is_true(getenv("HF_HUB_DISABLE_IMPLICIT_TOKEN"))) {
+        if (token != NULL && sscanf(token, "%1023s", text->token) != 1) {
+            text->token[0] = '\0';
+        } else if (token == NULL) {
+            read_token_file(text);
+        }
+    }
+    params->cache_folder = text->cache_folder;
+    params->token = text->token[0] != '\0' ? text->token : NULL;
+    params->endpoint = variable("HF_ENDPOINT");
+    params->ca_file = variable("SSL_CERT_FILE");
+    params->offline = is_true(variable("HF_HUB_OFFLINE")) || is_true(variable("TRANSFORMERS_OFFLINE"));
+    return LS_OK;
 }

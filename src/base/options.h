@@ -144,8 +144,23 @@ void options_deinit(ls_options *options);
 /* One value from the command line; an error names the flag and says what it takes. A list grows. */
 ls_status options_set(ls_options *options, option_id id, const char *text, ls_error *err);
 
+/* A value came from the command line or the environment, not from the table. */
+bool options_given(const ls_options *options, option_id id);
+
+/* Whether a terminal may be written to in colours: not if NO_COLOR is set (https://no-color.org), nor on a dumb one. */
+bool options_color(void);
+
 /* --cache-folder, else $XDG_CACHE_HOME/lockstep, else ~/.cache/lockstep (in scratch); NULL if that says none: an empty
  * value, or no home. */
 const char *options_cache_folder(const ls_options *options, char *scratch, size_t scratch_bytes);
+
+/* Fills cache_folder, endpoint, token, ca_file and offline from the variables that huggingface_hub reads: HF_HUB_CACHE,
+ * HF_HOME, XDG_CACHE_HOME; HF_ENDPOINT; HF_TOKEN, else the file HF_TOKEN_PATH or $HF_HOME/token, none of them with
+ * HF_HUB_DISABLE_IMPLICIT_TOKEN; HF_HUB_OFFLINE; and SSL_CERT_FILE. A leading "~/" is the home folder. Strings are borrowed
+ * from the environment and from text. LS_EINVAL without a home, or if a value is too long. */
+typedef struct options_hub_text {
+    char home[2048], cache_folder[4096], token[1024];
+} options_hub_text;
+ls_status options_hub(ls_hub_params *params, options_hub_text *text, ls_error *err);
 
 #endif

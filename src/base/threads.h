@@ -8,6 +8,7 @@
 #ifndef LS_BASE_THREADS_H
 #define LS_BASE_THREADS_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 
 #include "base/error.h"
@@ -43,6 +44,10 @@ void team_range(const ls_team *team, int64_t n, int64_t unit, int64_t *first, in
 /* Waits while *word == seen, and wakes all who wait for word. */
 void futex_wait(atomic_uint *word, unsigned seen);
 void futex_wake_all(atomic_uint *word);
+
+/* As pthread_create, but the thread takes no signals: they are the program's business. Those of faults stay, which belong to
+ * the thread that made them. */
+int thread_start(pthread_t *thread, void *(*run)(void *arg), void *arg);
 
 int core_count(void); /* cores this process may run on, at least 1 */
 

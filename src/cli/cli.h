@@ -5,7 +5,7 @@
 #include "base/options.h"
 
 /* Exit codes. */
-enum { EXIT_GOOD = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
+enum { EXIT_GOOD = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
 
 /* Parses argv[1..] of a command (one bit of COMMAND_*) against the options table. A word without a flag is the model,
  * where command_table says so. Prints help and exits by itself (argp). */
@@ -13,16 +13,30 @@ ls_status args_parse(ls_options *options, unsigned command, int argc, char **arg
 
 /* Each command: argv[0] is its name. Returns the exit code. */
 int cmd_generate(int argc, char **argv);
+int cmd_chat(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
 int cmd_template(int argc, char **argv);
+int cmd_plan(int argc, char **argv);
+int cmd_perplexity(int argc, char **argv);
+int cmd_verify(int argc, char **argv);
+int cmd_doctor(int argc, char **argv);
+int cmd_pull(int argc, char **argv);
 
 /* "lockstep: <text>" on stderr, with the trace if asked for. Returns EXIT_FAILED or EXIT_USAGE by status. */
 int cli_fail(const ls_error *error, bool verbose);
 /* For ls_model_params.log_fn: one line on stderr. */
 void cli_log(void *user, ls_log_level level, const char *text);
 
-/* open.c: the folder of --model, found beside the binary if the name is "demo". */
+/* open.c: an argument, or what is in the file it names with @. *out is malloc'ed; NULL for an option that was not given. */
+ls_status cli_read_argument(const option_value *value, char **out, ls_error *err);
+/* The folder of --model: found beside the binary if the name is "demo", in the cache or on the hub if it is a name
+ * there. cli_find_text leaves out the weights: for commands that only read the config or the tokenizer. */
 ls_status cli_find_model(const ls_options *options, char *out, size_t out_bytes, ls_error *err);
+ls_status cli_find_text(const ls_options *options, char *out, size_t out_bytes, ls_error *err);
+/* hub.c: the same for a name on the hub, with progress on stderr; and the hub's settings as options and environment give
+ * them. text keeps the strings and must live as long as params. */
+ls_status cli_hub_find(const ls_options *options, bool skip_weights, char *out, size_t out_bytes, ls_error *err);
+ls_status cli_hub_params(ls_hub_params *params, options_hub_text *text, const ls_options *options, ls_error *err);
 /* Opens --model; and an engine on it. What was opened before a failure is the caller's to close. */
 ls_status cli_open_model(const ls_options *options, ls_model **out, ls_error *err);
 ls_status cli_open(const ls_options *options, ls_model **model, ls_engine **engine, ls_error *err);

@@ -1,30 +1,27 @@
 /*
- * lockstep generate: continue prompts. One prompt streams; several run as a batch and are printed in their order. Results
- * go to stdout, the timeline to stderr; with --json all goes to stdout, one object a line.
+ * lockstep generate: continue prompts. One answer streams; several run as a batch and are printed in their order. Results
+ * go to stdout, the timeline to stderr; with --json all goes to stdout, one object a line. Ctrl-C ends the run after the
+ * step it is in: what there is is printed, and the exit code is 130.
  */
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 
-#include "base/json.h"
-#include "cli/cli.h"
+#include "cli/generate.h"
+#include "cli/interrupt.h"
 #include "cli/timeline.h"
-
-typedef struct generate {
-    ls_options options;
-    ls_model *model;
-    ls_engine *engine;
-    ls_request **request; /* [n_prompts] */
-    size_t n_prompts;
-    uint64_t seed;
-    bool json, stream, has_tokenizer;
-} generate;
 
 static bool flag(const generate *g, option_id id) {
     return g->options.value[id].integer != 0;
+}
+
+static bool timeline_is(const generate *g, const char *form) {
+    return strcmp(g->options.value[OPT_TIMELINE].text, form) == 0;
+}
+
+static int choices(const generate *g) {
+    return (int)g->options.value[OPT_NUM_RETURN_SEQUENCES].integer;
 }
 
 /* ---- Requests ---- */
@@ -40,159 +37,193 @@ static void print_piece(void *user, ls_request *request, int32_t token, const ch
     fflush(stdout);
 }
 
-static ls_status submit(generate *g, size_t i, ls_error *err) {
+static ls_status submit(generate *g, answer *a, ls_error *err) {
     const option_value *v = g->options.value;
-    const char *prompt = g->options.list[OPT_PROMPT][i];
     ls_request_params params = LS_REQUEST_PARAMS_INIT;
-    params.prompt = prompt;
-    params.prompt_bytes = strlen(prompt);
-    params.max_tokens = (int)v[OPT_MAX_TOKENS].integer;
-    params.temperature = v[OPT_TEMPERATURE].set ? v[OPT_TEMPERATURE].real : -1;
-    params.top_k = v[OPT_TOP_K].set ? (int)v[OPT_TOP_K].integer : -1;
-    params.top_p = v[OPT_TOP_P].set ? v[OPT_TOP_P].real : -1;
-    params.seed = g->seed;
-    params.ignore_eos = flag(g, OPT_IGNORE_EOS);
+    sampling_options_apply(&g->sampling, &g->options, &params);
+    params.prompt = a->prompt->bytes;
+    params.prompt_bytes = a->prompt->n_bytes;
+    params.choice = a->choice;
+    params.logprobs = v[OPT_LOGPROBS].set ? (int)v[OPT_LOGPROBS].integer : -1;
+    params.prompt_logprobs = v[OPT_PROMPT_LOGPROBS].set ? (int)v[OPT_PROMPT_LOGPROBS].integer : -1;
     params.hash_logits = g->json;
     params.on_text = g->stream ? print_piece : NULL;
     params.user = g;
-    ls_status st = ls_request_submit(g->engine, &params, &g->request[i], err);
-    return st == LS_OK || g->n_prompts == 1 ? st : error_prefix(err, st, "prompt %zu", i + 1);
+    ls_status st = ls_request_submit(g->engine, &params, &a->request, err);
+    return st == LS_OK || g->prompts.n == 1 ? st : error_prefix(err, st, "prompt %zu", a->i_prompt + 1);
+}
+
+static ls_status submit_all(generate *g, ls_error *err) {
+    size_t n_choices = (size_t)choices(g);
+    g->answer = calloc(g->prompts.n * n_choices, sizeof *g->answer);
+    if (g->answer == NULL) {
+        return error_set(err, LS_ENOMEM, "out of memory");
+    }
+    for (size_t i = 0; i < g->prompts.n * n_choices; i++) {
+        size_t i_prompt = i / n_choices;
+        g->answer[i] = (answer){&g->prompts.item[i_prompt], i_prompt, (uint32_t)(i % n_choices), NULL};
+        g->n_answers++;
+        TRY(submit(g, &g->answer[i], err));
+    }
+    return LS_OK;
+}
+
+static ls_status step_to_end(generate *g, ls_error *err) {
+    ls_status st = LS_OK;
+    while (st == LS_OK) {
+        if (interrupt_taken()) {
+            g->interrupted = true;
+            break;
+        }
+        st = ls_engine_step(g->engine, err);
+    }
+    if (g->interrupted) {
+        for (size_t i = 0; i < g->n_answers; i++) {
+            ls_request_cancel(g->answer[i].request);
+        }
+        st = ls_engine_step(g->engine, err); /* that it takes effect */
+    }
+    return st;
 }
 
 static ls_status run(generate *g, ls_error *err) {
-    g->request = calloc(g->n_prompts, sizeof *g->request);
-    if (g->request == NULL) {
-        return error_set(err, LS_ENOMEM, "out of memory");
-    }
-    for (size_t i = 0; i < g->n_prompts; i++) {
-        TRY(submit(g, i, err));
-    }
+    TRY(submit_all(g, err));
     if (g->stream && g->has_tokenizer) {
-        fputs(g->options.list[OPT_PROMPT][0], stdout);
+        fwrite(g->prompts.item[0].bytes, 1, g->prompts.item[0].n_bytes, stdout);
+        fflush(stdout);
     }
-    ls_status st;
-    do {
-        st = ls_engine_step(g->engine, err);
-        TRY(st);
-    } while (st != LS_IDLE);
-    return LS_OK;
+    interrupt_hold();
+    ls_status st = step_to_end(g, err);
+    interrupt_release();
+    return st;
 }
 
 /* ---- Output ---- */
 
-static ls_status print_json(json_t *object, ls_error *err) {
-    if (object == NULL) {
-        return error_set(err, LS_ENOMEM, "cannot write JSON: out of memory");
+static void print_text(const generate *g, const answer *a, const ls_result *result) {
+    if (choices(g) > 1) {
+        printf("[%zu.%" PRIu32 "] ", a->i_prompt + 1, a->choice + 1);
+    } else {
+        printf("[%zu] ", a->i_prompt + 1);
     }
-    json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
-    putchar('\n');
-    json_decref(object);
-    return LS_OK;
+    if (g->has_tokenizer) {
+        fwrite(a->prompt->bytes, 1, a->prompt->n_bytes, stdout);
+    }
+    fwrite(result->text, 1, result->text_bytes, stdout);
+    for (size_t t = result->n_prompt_tokens; !g->has_tokenizer && t < result->n_tokens; t++) {
+        printf(" %" PRId32, result->tokens[t]);
+    }
 }
 
-static ls_status print_result_json(const char *prompt, const ls_result *result, ls_error *err) {
-    json_t *tokens = json_array();
-    for (size_t i = result->n_prompt_tokens; i < result->n_tokens; i++) {
-        json_array_append_new(tokens, json_integer(result->tokens[i]));
-    }
-    char hash[20];
-    snprintf(hash, sizeof hash, "%016" PRIx64, result->logits_hash);
-    json_t *echo = json_string(prompt);
-    if (echo == NULL) {
-        echo = json_null(); /* bytes that are not UTF-8 cannot stand in JSON */
-    }
-    json_t *object =
-        json_pack("{s:o, s:s%, s:o, s:I, s:s, s:s}", "prompt", echo, "text", result->text, result->text_bytes, "tokens",
-                  tokens, "prompt_tokens", (json_int_t)result->n_prompt_tokens, "finish_reason",
-                  ls_finish_name(result->finish), "logits_hash", hash);
-    if (object != NULL && result->finish == LS_FINISH_ERROR) {
-        json_object_set_new(object, "error", json_string(result->error));
-    }
-    return print_json(object, err);
-}
-
-static ls_status print_result(generate *g, size_t i, bool *failed, ls_error *err) {
+static ls_status print_answer(generate *g, const answer *a, ls_error *err) {
     ls_result result = LS_RESULT_INIT;
-    TRY(ls_request_get_result(g->request[i], &result, err));
-    const char *prompt = g->options.list[OPT_PROMPT][i];
-    *failed = *failed || result.finish == LS_FINISH_ERROR;
+    TRY(ls_request_get_result(a->request, &result, err));
+    g->failed = g->failed || result.finish == LS_FINISH_ERROR;
     if (g->json) {
-        return print_result_json(prompt, &result, err);
+        return generate_print_json(g, a, &result, err);
     }
     if (!g->stream) {
-        printf("[%zu] %s", i + 1, g->has_tokenizer ? prompt : "");
-        fwrite(result.text, 1, result.text_bytes, stdout);
-        for (size_t t = result.n_prompt_tokens; !g->has_tokenizer && t < result.n_tokens; t++) {
-            printf(" %" PRId32, result.tokens[t]);
-        }
+        print_text(g, a, &result);
     }
     putchar('\n');
     if (result.finish == LS_FINISH_ERROR) {
-        fprintf(stderr, "lockstep: prompt %zu: %s\n", i + 1, result.error);
+        fprintf(stderr, "lockstep: prompt %zu: %s\n", a->i_prompt + 1, result.error);
     }
     return LS_OK;
 }
 
-enum { PROFILE_LINES = 48 };
+static ls_status print_profile(generate *g, double limit_bytes_per_s, ls_error *err) {
+    enum { MOST_LINES = 48 };
+    ls_profile_line line[MOST_LINES];
+    size_t n;
+    TRY(ls_engine_get_profile(g->engine, line, MOST_LINES, &n, err));
+    profile_print(stderr, line, n, limit_bytes_per_s);
+    return LS_OK;
+}
 
-static ls_status print_all(generate *g, bool *failed, ls_error *err) {
-    for (size_t i = 0; i < g->n_prompts; i++) {
-        TRY(print_result(g, i, failed, err));
+static ls_status print_end(generate *g, ls_error *err) {
+    if (g->json || timeline_is(g, "json")) {
+        return timeline_is(g, "none") ? LS_OK : generate_print_end_json(g, g->json ? stdout : stderr, err);
+    }
+    if (timeline_is(g, "text")) {
+        ls_timeline timeline = LS_TIMELINE_INIT;
+        TRY(ls_engine_get_timeline(g->engine, &timeline, err));
+        timeline_print(stderr, &timeline);
+        TRY(print_profile(g, timeline.read_bytes_per_s, err));
+        if (!g->options.value[OPT_SEED].set) {
+            fprintf(stderr, "seed     %" PRIu64 "\n", g->sampling.seed);
+        }
+    }
+    return LS_OK;
+}
+
+static ls_status print_all(generate *g, ls_error *err) {
+    for (size_t i = 0; i < g->n_answers; i++) {
+        TRY(print_answer(g, &g->answer[i], err));
     }
     fflush(stdout);
-    ls_timeline timeline = LS_TIMELINE_INIT;
-    TRY(ls_engine_get_timeline(g->engine, &timeline, err));
-    if (g->json) {
-        json_t *object = timeline_json(&timeline);
-        json_t *last = json_pack("{s:o, s:I}", "timeline", object, "seed", (json_int_t)g->seed);
-        return print_json(last, err);
+    if (g->trace != NULL) { /* before the timeline, whose measurement is no part of the run */
+        TRY(trace_file_write(g->trace, g->engine, g->options.value[OPT_MODEL].text, err));
     }
-    timeline_print(stderr, &timeline);
-    ls_profile_line line[PROFILE_LINES];
-    size_t n_lines;
-    TRY(ls_engine_get_profile(g->engine, line, PROFILE_LINES, &n_lines, err));
-    profile_print(stderr, line, n_lines, timeline.read_bytes_per_s);
-    if (!g->options.value[OPT_SEED].set) {
-        fprintf(stderr, "seed     %" PRIu64 "\n", g->seed);
+    return print_end(g, err);
+}
+
+/* ---- The command ---- */
+
+static ls_status read_options(generate *g, int argc, char **argv, ls_error *err) {
+    TRY(options_init(&g->options, err));
+    TRY(args_parse(&g->options, COMMAND_GENERATE, argc, argv, err));
+    const option_value *v = g->options.value;
+    size_t n_prompts = g->options.n_list[OPT_PROMPT] + g->options.n_list[OPT_PROMPT_FILE];
+    if (!v[OPT_MODEL].set || n_prompts == 0) {
+        return error_set(err, LS_EINVAL,
+                         "generate needs %s; a first try: lockstep generate -m demo -p 'Once upon a time'",
+                         n_prompts == 0 ? "a prompt: -p TEXT or -f FILE" : "a model: -m FOLDER or -m demo");
     }
+    g->json = flag(g, OPT_JSON);
+    if (!g->json && (v[OPT_LOGPROBS].set || v[OPT_PROMPT_LOGPROBS].set)) {
+        return error_set(err, LS_EINVAL, "--%s needs --json, where log probabilities are written",
+                         v[OPT_LOGPROBS].set ? "logprobs" : "prompt-logprobs");
+    }
+    TRY(sampling_options_read(&g->sampling, &g->options, err));
+    TRY(prompts_read(&g->prompts, &g->options, err));
+    g->stream = g->prompts.n == 1 && choices(g) == 1 && !g->json;
     return LS_OK;
 }
 
-static ls_status generate_all(generate *g, int argc, char **argv, bool *failed, ls_error *err) {
-    TRY(options_init(&g->options, err));
-    TRY(args_parse(&g->options, COMMAND_GENERATE, argc, argv, err));
-    g->n_prompts = g->options.n_list[OPT_PROMPT];
-    if (!g->options.value[OPT_MODEL].set || g->n_prompts == 0) {
-        return error_set(err, LS_EINVAL,
-                         "generate needs %s; a first try: lockstep generate -m demo -p 'Once upon a time'",
-                         g->n_prompts == 0 ? "a prompt: -p TEXT" : "a model: -m FOLDER or -m demo");
+static ls_status generate_all(generate *g, int argc, char **argv, ls_error *err) {
+    TRY(read_options(g, argc, argv, err));
+    if (g->options.value[OPT_TRACE].set) {
+        TRY(trace_file_open(&g->trace, g->options.value[OPT_TRACE].text, err));
     }
-    g->json = flag(g, OPT_JSON);
-    g->stream = g->n_prompts == 1 && !g->json;
-    g->seed = (uint64_t)g->options.value[OPT_SEED].integer;
-    if (!g->options.value[OPT_SEED].set && getrandom(&g->seed, sizeof g->seed, 0) == sizeof g->seed) {
-        g->seed >>= 32; /* short enough to type */
-    }
-    TRY(cli_open(&g->options, &g->model, &g->engine, err));
+    TRY(cli_open_model(&g->options, &g->model, err));
+    ls_engine_params params = cli_engine_params(&g->options);
+    params.trace_events = g->trace != NULL ? TRACE_FILE_EVENTS : 0;
+    TRY(ls_engine_open(g->model, &params, &g->engine, err));
     ls_model_info info = LS_MODEL_INFO_INIT;
     TRY(ls_model_get_info(g->model, &info, err));
     g->has_tokenizer = info.has_tokenizer;
     TRY(run(g, err));
-    return print_all(g, failed, err);
+    return print_all(g, err);
 }
 
 int cmd_generate(int argc, char **argv) {
     generate g = {0};
     ls_error error = {0};
-    bool failed = false;
-    ls_status st = generate_all(&g, argc, argv, &failed, &error);
-    int code = st < 0 ? cli_fail(&error, flag(&g, OPT_VERBOSE)) : failed ? EXIT_FAILED : EXIT_GOOD;
-    for (size_t i = 0; g.request != NULL && i < g.n_prompts; i++) {
-        ls_request_free(&g.request[i]);
+    ls_status st = generate_all(&g, argc, argv, &error);
+    int code = st < 0          ? cli_fail(&error, flag(&g, OPT_VERBOSE))
+               : g.failed      ? EXIT_FAILED
+               : g.interrupted ? EXIT_INTERRUPTED
+                               : EXIT_GOOD;
+    for (size_t i = 0; i < g.n_answers; i++) {
+        ls_request_free(&g.answer[i].request);
     }
-    free(g.request);
+    free(g.answer);
     ls_engine_close(&g.engine);
     ls_model_close(&g.model);
+    trace_file_close(&g.trace);
+    prompts_deinit(&g.prompts);
+    sampling_options_deinit(&g.sampling);
     options_deinit(&g.options);
     return code;
 }

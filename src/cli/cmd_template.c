@@ -5,28 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/file.h"
 #include "base/json.h"
 #include "cli/cli.h"
-
-/* An argument, or the file it names with @. NULL for an option that was not given. *out is malloc'ed. */
-static ls_status read_argument(const option_value *value, char **out, ls_error *err) {
-    *out = NULL;
-    if (!value->set) {
-        return LS_OK;
-    }
-    ls_file file = {0};
-    const char *text = value->text;
-    size_t n = strlen(text);
-    if (text[0] == '@') {
-        TRY(file_map(&file, text + 1, err));
-        text = (const char *)file.data;
-        n = file.bytes;
-    }
-    *out = strndup(n > 0 ? text : "", n);
-    file_unmap(&file);
-    return *out != NULL ? LS_OK : error_set(err, LS_ENOMEM, "out of memory");
-}
 
 static ls_status print_chat(const ls_text *text, const char *chat, size_t n_bytes, bool json, ls_error *err) {
     if (!json) {
@@ -68,10 +48,10 @@ static ls_status template_all(template_run *run, int argc, char **argv, ls_error
                          "'[{\"role\": \"user\", \"content\": \"Hi\"}]'");
     }
     char folder[4096], cache[4096];
-    TRY(cli_find_model(&run->options, folder, sizeof folder, err));
-    TRY(read_argument(&v[OPT_MESSAGES], &run->messages, err));
-    TRY(read_argument(&v[OPT_TOOLS], &run->tools, err));
-    TRY(read_argument(&v[OPT_CHAT_TEMPLATE_KWARGS], &run->variables, err));
+    TRY(cli_find_text(&run->options, folder, sizeof folder, err));
+    TRY(cli_read_argument(&v[OPT_MESSAGES], &run->messages, err));
+    TRY(cli_read_argument(&v[OPT_TOOLS], &run->tools, err));
+    TRY(cli_read_argument(&v[OPT_CHAT_TEMPLATE_KWARGS], &run->variables, err));
     TRY(ls_text_open(folder, options_cache_folder(&run->options, cache, sizeof cache), &run->text, err));
     ls_chat_params params = LS_CHAT_PARAMS_INIT;
     params.messages_json = run->messages;

@@ -49,7 +49,7 @@ static ls_status tokenize_all(ls_options *options, ls_text **text, int argc, cha
         return error_set(err, LS_EINVAL, "tokenize needs a model and a text: lockstep tokenize -m demo -p 'Once upon'");
     }
     char folder[4096], cache[4096];
-    TRY(cli_find_model(options, folder, sizeof folder, err));
+    TRY(cli_find_text(options, folder, sizeof folder, err));
     TRY(ls_text_open(folder, options_cache_folder(options, cache, sizeof cache), text, err));
     unsigned flags = (v[OPT_NO_PARSE_SPECIAL].integer != 0 ? 0 : LS_ENCODE_PARSE_SPECIAL) |
                      (v[OPT_NO_ADD_SPECIAL].integer != 0 ? 0 : LS_ENCODE_ADD_SPECIAL);

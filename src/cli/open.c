@@ -1,5 +1,6 @@
 /* What every command that runs a model does first: find it, open it, open an engine on it as the options say. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -31,10 +32,38 @@ static ls_status find_demo(char *out, size_t out_bytes, ls_error *err) {
     return error_set(err, LS_ENOTFOUND, "the built-in model 'demo' is not beside the program; give its folder with -m");
 }
 
-ls_status cli_find_model(const ls_options *options, char *out, size_t out_bytes, ls_error *err) {
+ls_status cli_read_argument(const option_value *value, char **out, ls_error *err) {
+    *out = NULL;
+    if (!value->set) {
+        return LS_OK;
+    }
+    ls_file file = {0};
+    const char *text = value->text;
+    size_t n = strlen(text);
+    if (text[0] == '@') {
+        TRY(file_map(&file, text + 1, err));
+        text = (const char *)file.data;
+        n = file.bytes;
+    }
+    *out = strndup(n > 0 ? text : "", n);
+    file_unmap(&file);
+    return *out != NULL ? LS_OK : error_set(err, LS_ENOMEM, "out of memory");
+}
+
+/* What is no folder and looks like a name on the hub is one. */
+static bool is_on_hub(const char *name) {
+    return !folder_exists(name) && ls_hub_is_name(name);
+}
+
+static ls_status find_model(const ls_options *options, bool skip_weights, char *out, size_t out_bytes, ls_error *err) {
     const char *name = options->value[OPT_MODEL].text;
     if (strcmp(name, "demo") == 0) {
         return find_demo(out, out_bytes, err);
+    }
+    if (is_on_hub(name)) {
+        ls_status st = cli_hub_find(options, skip_weights, out, out_bytes, err);
+        bool is_unknown = st == LS_ENOTFOUND || st == LS_EDENIED || st == LS_ENETWORK;
+        return is_unknown ? error_prefix(err, st, "no folder here has this name, so it is one on the hub") : st;
     }
     if (strlen(name) >= out_bytes) {
         return error_set(err, LS_EINVAL, "--model: longer than %zu bytes", out_bytes - 1);
@@ -43,16 +72,33 @@ ls_status cli_find_model(const ls_options *options, char *out, size_t out_bytes,
     return LS_OK;
 }
 
+ls_status cli_find_model(const ls_options *options, char *out, size_t out_bytes, ls_error *err) {
+    return find_model(options, false, out, out_bytes, err);
+}
+
+ls_status cli_find_text(const ls_options *options, char *out, size_t out_bytes, ls_error *err) {
+    return find_model(options, true, out, out_bytes, err);
+}
+
 ls_status cli_open_model(const ls_options *options, ls_model **out, ls_error *err) {
     const option_value *v = options->value;
+    bool is_dummy = strcmp(v[OPT_LOAD_FORMAT].text, "dummy") == 0;
     char folder[4096], cache[4096];
-    TRY(cli_find_model(options, folder, sizeof folder, err));
     ls_model_params params = LS_MODEL_PARAMS_INIT;
-    params.model = folder;
-    params.load_format = strcmp(v[OPT_LOAD_FORMAT].text, "dummy") == 0 ? LS_LOAD_DUMMY : LS_LOAD_SAFETENSORS;
+    params.model = v[OPT_MODEL].text;
+    params.load_format = is_dummy ? LS_LOAD_DUMMY : LS_LOAD_SAFETENSORS;
     params.cache_folder = options_cache_folder(options, cache, sizeof cache);
     params.log_fn = cli_log;
     params.log_level = v[OPT_VERBOSE].integer != 0 ? LS_LOG_DEBUG : LS_LOG_WARN;
+    /* Shapes that are built in need nothing from the hub. */
+    if (is_dummy && is_on_hub(params.model)) {
+        ls_status st = ls_model_open(&params, out, err);
+        if (st != LS_ENOTFOUND) {
+            return st;
+        }
+    }
+    TRY(find_model(options, is_dummy, folder, sizeof folder, err));
+    params.model = folder;
     return ls_model_open(&params, out, err);
 }
 

@@ -68,6 +68,9 @@ static ls_status check_config(const ls_engine *engine, const ls_engine_params *p
             "--device cpu",
             engine->config.n_ranks);
     }
+    if (engine->config.quantization == LS_QUANTIZATION_W8A8) {
+        return error_set(err, LS_EUNSUPPORTED, "--quantization w8a8: for CPUs; on a GPU use w8a16, or --device cpu");
+    }
     if (params->kernels != NULL && strcmp(params->kernels, "auto") != 0 && strcmp(params->kernels, "generic") != 0) {
         return error_set(err, LS_EINVAL, "--kernels %s: must be auto or generic", params->kernels);
     }
@@ -120,7 +123,7 @@ static ls_status cuda_open(ls_engine *engine, const ls_engine_params *params, in
     if (params->threads == 0 && config->n_threads > MOST_THREADS) {
         config->n_threads = MOST_THREADS;
     }
-    if (params->profile) {
+    if (params->profile || params->trace_events > 0) {
         TRY(cuda_profile_open(cuda, engine->program[0]->n_ops, err));
     }
     return size_workspace(engine, config, err);

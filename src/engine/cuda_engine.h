@@ -4,7 +4,7 @@
  *   cuda_engine.c    opens the device, fits the KV cache to it, reserves memory, measures it
  *   cuda_load.c      weights: files -> pinned buffers of many threads -> device; dummy ones are made there
  *   cuda_step.c      packs a step, runs it (a graph for decode, plain launches for the rest), reads its results
- *   cuda_profile.c   times every launch
+ *   cuda_profile.c   times every launch, for --profile and --trace
  *
  * The host's arena is pinned: steps are packed in it and results arrive in it. Rows whose logits somebody wants to see, or
  * whose drawing needs more than the best of the whole row, come back as logits, and the CPU's `sample` makes the offer
@@ -25,6 +25,7 @@ typedef struct cuda_profile {
     CUevent *event; /* [n_ops + 1] */
     int *first;     /* [n_ops + 1]: op with which launch i began */
     int n_events, n_launches;
+    int64_t begin_ns; /* when the step's first launch was made */
     int n_lines;
     ls_profile_line line[PROFILE_LINES];
 } cuda_profile;

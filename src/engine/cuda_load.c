@@ -122,9 +122,12 @@ static ls_status load_piece(load_job *job, loader *l, int piece, ls_error *err) 
     l->turn = (turn + 1) % BUFFERS;
     TRY(cuda_check(l->rank, l->rank->driver->cuEventSynchronize(l->copied[turn]), "copying weights", err));
     uint8_t *buffer = l->buffer[turn];
-    int64_t data_row = slot->col.count * (int64_t)ls_dtype_bytes(slot->format);
-    TRY(weight_load_rows(program, &job->source, i, first, last, buffer, NULL, err));
-    TRY(copy(l->rank, weight->data, first * data_row, buffer, (last - first) * data_row, err));
+    const int64_t n_rows = last - first, data_row = slot->col.count * (int64_t)ls_dtype_bytes(slot->format);
+    const int64_t scale_row = slot->n_leaves * (int64_t)sizeof(float);
+    float *scale = (float *)(buffer + arena_round((size_t)(n_rows * data_row)));
+    TRY(weight_load_rows(program, &job->source, i, first, last, buffer, scale, err));
+    TRY(copy(l->rank, weight->data, first * data_row, buffer, n_rows * data_row, err));
+    TRY(copy(l->rank, weight->scale, first * scale_row, scale, n_rows * scale_row, err));
     return cuda_check(l->rank, l->rank->driver->cuEventRecord(l->copied[turn], l->rank->stream), "copying weights",
                       err);
 }

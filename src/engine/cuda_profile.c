@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/clock.h"
 #include "engine/cuda_engine.h"
 
 ls_status cuda_profile_open(cuda_engine *cuda, int n_ops, ls_error *err) {
@@ -40,6 +41,7 @@ void cuda_profile_close(cuda_engine *cuda) {
 void cuda_profile_begin(cuda_engine *cuda) {
     if (cuda->profile != NULL) {
         cuda->profile->n_launches = 0;
+        cuda->profile->begin_ns = clock_ns();
     }
 }
 
@@ -96,11 +98,19 @@ ls_status cuda_profile_end(ls_engine *engine, ls_error *err) {
     cuda_engine *cuda = engine_cuda(engine);
     cuda_profile *profile = cuda->profile;
     const ls_program *program = engine->program[0];
+    trace_row *trace = trace_rank_row(engine, 0, 0);
+    double begin_ms = 0;
     for (int i = 0; profile != NULL && i + 1 < profile->n_launches; i++) {
         char ops[sizeof profile->line->ops];
         float ms;
         TRY(cuda_check(&cuda->rank, cuda->driver->cuEventElapsedTime(&ms, profile->event[i], profile->event[i + 1]),
                        "timing a launch", err));
+        if (trace != NULL) {
+            trace_add(trace, profile->first[i], engine->batch.step.n_rows,
+                      profile->begin_ns + (int64_t)(begin_ms * 1e6),
+                      profile->begin_ns + (int64_t)((begin_ms + (double)ms) * 1e6));
+        }
+        begin_ms += (double)ms;
         name_ops(program, profile->first[i], profile->first[i + 1], ops, sizeof ops);
         ls_profile_line *line = line_of(profile, ops, engine->batch.step.n_pre == 0);
         line->launches++;

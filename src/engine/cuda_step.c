@@ -92,8 +92,12 @@ static ls_status launch_ops(ls_engine *engine, int rows, ls_error *err) {
 
 ls_status cuda_graphs_read(cuda_engine *cuda, const char *sizes, int max_seqs, ls_error *err) {
     const char *at = sizes != NULL ? sizes : "1,2,4,8,16";
-    bool enough = strcmp(at, "none") == 0;
-    for (int before = 0; *at != '\0' && strcmp(at, "none") != 0;) {
+    if (strcmp(at, "none") == 0) {
+        return LS_OK;
+    }
+    bool enough = false;
+    int before = 0;
+    do {
         char *end;
         long rows = strtol(at, &end, 10);
         bool is_bucket = rows == 1 || rows == 2 || rows == 4 || rows == 8 || rows == 16;
@@ -108,7 +112,7 @@ ls_status cuda_graphs_read(cuda_engine *cuda, const char *sizes, int max_seqs, l
         enough = enough || rows >= max_seqs;
         before = (int)rows;
         at = *end == ',' ? end + 1 : end;
-    }
+    } while (*at != '\0');
     return LS_OK;
 }
 

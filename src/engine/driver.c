@@ -91,7 +91,7 @@ static ls_status start(ls_engine *engine, ls_error *err) {
         return error_set(err, LS_EIO, "ls_engine_start: no file descriptor: %s", strerror(errno));
     }
     driver->stopping = false;
-    int rc = pthread_create(&driver->thread, NULL, drive, engine);
+    int rc = thread_start(&driver->thread, drive, engine);
     if (rc != 0) {
         return error_set(err, LS_ENOMEM, "ls_engine_start: no thread: %s", strerror(rc));
     }

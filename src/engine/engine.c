@@ -30,7 +30,8 @@ static ls_status check_params(const ls_engine_params *p, ls_error *err) {
                  {"--max-model-len", p->max_model_len_tokens, 1 << 24},
                  {"--max-num-seqs", p->max_num_seqs, 4096},
                  {"--max-num-batched-tokens", p->max_num_batched_tokens, 1 << 20},
-                 {"--kv-cache-memory-bytes", p->kv_cache_memory_bytes, (int64_t)1 << 50}};
+                 {"--kv-cache-memory-bytes", p->kv_cache_memory_bytes, (int64_t)1 << 50},
+                 {"trace_events", p->trace_events, 1 << 24}};
     for (size_t i = 0; i < sizeof range / sizeof *range; i++) {
         if (range[i].value < 0 || range[i].value > range[i].max) {
             return error_set(err, LS_EINVAL, "%s %lld: must be from 1 to %lld", range[i].flag,
@@ -39,6 +40,9 @@ static ls_status check_params(const ls_engine_params *p, ls_error *err) {
     }
     if ((unsigned)p->dtype > LS_F16 || (unsigned)p->kv_cache_dtype > LS_F16) {
         return error_set(err, LS_EINVAL, "--dtype, --kv-cache-dtype: must be auto, f32, bf16 or f16");
+    }
+    if ((unsigned)p->quantization > LS_QUANTIZATION_W8A8) {
+        return error_set(err, LS_EINVAL, "--quantization: must be none, w8a16 or w8a8");
     }
     return LS_OK;
 }
@@ -75,12 +79,14 @@ ls_status engine_config_resolve(engine_config *config, const ls_spec *spec, cons
     int cores = core_count() / config->n_ranks;
     config->n_threads = or_default(p->threads, cores > 0 ? cores : 1);
     config->dtype = p->dtype != LS_AUTO ? p->dtype : spec->dtype;
+    config->quantization = p->quantization;
     config->kv_dtype = p->kv_cache_dtype != LS_AUTO ? p->kv_cache_dtype : config->dtype;
     config->max_len = or_default(p->max_model_len_tokens, spec->max_position_tokens);
     if (config->max_len > spec->max_position_tokens) {
         return error_set(err, LS_EINVAL, "--max-model-len %d: the model's max_position_embeddings is %d",
                          config->max_len, spec->max_position_tokens);
     }
+    config->trace_events = p->trace_events;
     config->max_seqs = or_default(p->max_num_seqs, MAX_SEQS);
     config->m_max = or_default(p->max_num_batched_tokens, BATCHED_TOKENS);
     if (config->m_max < config->max_seqs) {
@@ -93,6 +99,13 @@ ls_status engine_config_resolve(engine_config *config, const ls_spec *spec, cons
     int outputs = config->max_seqs + SPARE_OUTPUTS;
     config->n_out_max = outputs < config->m_max ? outputs : config->m_max;
     return count_pages(config, spec, p, err);
+}
+
+ls_status engine_programs_build(ls_program **program, const ls_spec *spec, const engine_config *config, ls_error *err) {
+    for (int r = 0; r < config->n_ranks; r++) {
+        TRY(program_build(&program[r], spec, (ls_group){r, config->n_ranks}, config->dtype, config->quantization, err));
+    }
+    return LS_OK;
 }
 
 /* ---- Memory ---- */
@@ -168,6 +181,7 @@ static ls_status place_memory(ls_engine *engine, ls_error *err) {
         if (config->on_device) {
             rank->logits = engine->host.logits;
             rank->offers = engine->host.offers;
+            rank->trace = engine->host.device_trace;
             continue;
         }
         /* Weights come first in the arena. The KV cache is left out: a short context touches little of it. */
@@ -188,23 +202,20 @@ static ls_status place_memory(ls_engine *engine, ls_error *err) {
 typedef struct load_job {
     ls_engine *engine;
     weight_source source;
-    atomic_int next[LS_MAX_RANKS]; /* weight that the rank's next free thread takes */
     atomic_bool failed;
     pthread_mutex_t lock; /* of error: the first failure is the one told */
     ls_error error;
 } load_job;
 
 static void load_rank(void *arg, int rank, const ls_team *team) {
-    (void)team;
     load_job *job = arg;
     const ls_program *program = job->engine->program[rank];
-    for (;;) {
-        int i = atomic_fetch_add(&job->next[rank], 1);
-        if (i >= program->n_weights || atomic_load(&job->failed)) {
-            return;
-        }
+    for (int i = 0; i < program->n_weights && !atomic_load(&job->failed); i++) {
+        const ls_weight *weight = &job->engine->rank[rank].weight[i];
         ls_error error = {0};
-        if (weight_load(program, &job->source, i, &job->engine->rank[rank].weight[i], &error) != LS_OK) {
+        int64_t first, last;
+        team_range(team, weight->rows, 1, &first, &last);
+        if (weight_load(program, &job->source, i, weight, first, last, &error) != LS_OK) {
             pthread_mutex_lock(&job->lock);
             if (!atomic_exchange(&job->failed, true)) {
                 job->error = error;
@@ -264,13 +275,10 @@ const ls_backend backend_cpu = {"cpu", cpu_open, cpu_reserve, cpu_load, cpu_run,
 
 static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, int ordinal, ls_error *err) {
     int64_t start = clock_ns();
-    engine->isa = cpu_isa_best();
+    TRY(cpu_isa_choose(&engine->isa, params->cpu_isa, err));
     TRY(engine_config_resolve(&engine->config, &engine->model->spec, params, err));
     const engine_config *config = &engine->config;
-    for (int r = 0; r < config->n_ranks; r++) {
-        TRY(program_build(&engine->program[r], &engine->model->spec, (ls_group){r, config->n_ranks}, config->dtype,
-                          err));
-    }
+    TRY(engine_programs_build(engine->program, &engine->model->spec, config, err));
     TRY(engine->backend->open(engine, params, ordinal, err));
     TRY(place_memory(engine, err));
     plan_cache_init(&engine->plans, &cpu_ref_ops, (const ls_program *const *)engine->program);
@@ -281,6 +289,7 @@ static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, i
     TRY(text_buffer_reserve(&engine->scratch, longest_piece(engine->model->tokenizer), err));
     int64_t planned = clock_ns();
     TRY(engine->backend->load(engine, err));
+    engine->open_ns = start;
     engine->plan_us = (planned - start) / 1000;
     engine->shard_us = (clock_ns() - planned) / 1000;
     return LS_OK;
@@ -401,4 +410,9 @@ void ls_engine_close(ls_engine **out) {
     driver_deinit(engine);
     free(engine);
     *out = NULL;
+}
+
+int ls_engine_max_tokens(const ls_engine *engine) {
+    int64_t cached = (int64_t)engine->config.n_pages * LS_PAGE_TOKENS;
+    return cached < engine->config.max_len ? (int)cached : engine->config.max_len;
 }

@@ -32,7 +32,7 @@ struct ls_model {
     ls_checkpoint *checkpoint; /* NULL: dummy weights */
     uint64_t dummy_seed;
     ls_log log;
-    int64_t load_us;
+    int64_t open_ns, load_us; /* when opening began, and how long it took */
 };
 
 typedef enum request_state { REQUEST_WAITING, REQUEST_RUNNING, REQUEST_FINISHED } request_state;
@@ -132,7 +132,7 @@ struct ls_engine {
     ls_request **running;               /* [max_num_seqs] by admission */
     int n_running;
     engine_stats stats;
-    int64_t plan_us, shard_us;
+    int64_t open_ns, plan_us, shard_us;
     double read_bytes_per_s; /* 0: not measured yet */
     ls_error death;          /* status LS_OK while the engine lives; see engine_check_alive */
     pthread_mutex_t lock;
@@ -152,9 +152,11 @@ ls_status cpu_load(ls_engine *engine, ls_error *err);
 ls_status cpu_run(ls_engine *engine, int64_t *exchange_ns, ls_error *err);
 double cpu_read_rate(ls_engine *engine);
 size_t memory_tags_sum(const size_t by_tag[MEM_TAGS]);
-/* engine.c: every default resolved; what a page takes decides how many there are. */
+/* engine.c: what parameters mean for a model, without opening anything: every default resolved; the ranks' programs, into
+ * program[n_ranks] (those built before a failure stay the caller's). Plans are made by the same two. */
 ls_status engine_config_resolve(engine_config *config, const ls_spec *spec, const ls_engine_params *params,
                                 ls_error *err);
+ls_status engine_programs_build(ls_program **program, const ls_spec *spec, const engine_config *config, ls_error *err);
 
 /* scheduler.c: fills engine->batch from the running and waiting requests. */
 void schedule(ls_engine *engine);

@@ -5,8 +5,8 @@
 #include "engine/engine.h"
 
 const char *memory_tag_name(memory_tag tag) {
-    static const char *const names[MEM_TAGS] = {"weights", "KV cache", "activations", "exchange",
-                                                "logits",  "RoPE",     "step input",  "scheduler"};
+    static const char *const names[MEM_TAGS] = {"weights", "KV cache",   "activations", "exchange", "logits",
+                                                "RoPE",    "step input", "scheduler",   "trace"};
     return (unsigned)tag < MEM_TAGS ? names[tag] : "unknown";
 }
 
@@ -49,6 +49,10 @@ ls_status rank_memory_place(rank_memory *out, const engine_config *config, const
     const size_t d_head = (size_t)spec->d_head;
     const size_t f_loc = (size_t)shard_leaves(spec->d_ffn, program->group).count;
     const size_t v_loc = (size_t)shard_leaves(spec->n_vocab, program->group).count;
+    size_t k_max = (size_t)spec->d_model > f_loc ? (size_t)spec->d_model : f_loc; /* the longest row of a matmul */
+    k_max = heads_loc * d_head > k_max ? heads_loc * d_head : k_max;
+    const size_t xq_bytes =
+        !config->on_device && config->quantization == LS_QUANTIZATION_W8A8 ? xq_row_bytes((int64_t)k_max) : 0;
     /* The CPU keeps activations in f32 words (ops.h section 1), and sums up all leaves of a part itself. */
     const size_t act = config->on_device ? ls_dtype_bytes(config->dtype) : sizeof(float);
     const size_t nodes = config->on_device ? LS_LEAVES : 1;
@@ -74,6 +78,7 @@ ls_status rank_memory_place(rank_memory *out, const engine_config *config, const
         {BUF_QKV, MEM_ACTIVATIONS, m * (heads_loc + 2 * kv_loc) * d_head * sizeof(float)},
         {BUF_ATT, MEM_ACTIVATIONS, m * heads_loc * d_head * act},
         {BUF_ACT, MEM_ACTIVATIONS, m * f_loc * act},
+        {BUF_XQ, MEM_ACTIVATIONS, m * xq_bytes},
         {BUF_PART, MEM_EXCHANGE, 2 * nodes * m * (size_t)spec->d_model * sizeof(float)},
         {BUF_LOGITS, MEM_LOGITS, (size_t)config->n_out_max * v_loc * sizeof(float)},
         {BUF_SAMPLE, MEM_LOGITS, on_host * (size_t)config->n_out_max * sizeof(ls_sample_part)},
@@ -81,11 +86,18 @@ ls_status rank_memory_place(rank_memory *out, const engine_config *config, const
         {BUF_SLICE, MEM_LOGITS, on_host * (size_t)config->n_threads * sizeof(ls_sample_part)},
     };
     for (size_t i = 0; i < sizeof piece / sizeof *piece; i++) {
-        TRY(arena_take(arena, (int)piece[i].tag, piece[i].bytes, &bind->buf[piece[i].buf], err));
+        if (piece[i].bytes > 0) {
+            TRY(arena_take(arena, (int)piece[i].tag, piece[i].bytes, &bind->buf[piece[i].buf], err));
+        }
     }
     out->logits = bind->buf[BUF_LOGITS];
     out->offers = bind->buf[BUF_SAMPLE];
-    return config->on_device ? place_on_device(out, config, spec, arena, err) : LS_OK;
+    if (config->on_device) {
+        return place_on_device(out, config, spec, arena, err);
+    }
+    return config->trace_events == 0
+               ? LS_OK
+               : trace_place(&out->trace, config->n_threads, config->trace_events, arena, MEM_TRACE, err);
 }
 
 /* The host's side of ranks on devices. */
@@ -98,6 +110,9 @@ static ls_status place_beside_device(host_memory *out, const engine_config *conf
     TRY(arena_take(arena, MEM_LOGITS, n_out * v * sizeof *out->logits, &out->logits, err));
     TRY(arena_take(arena, MEM_LOGITS, n_out * sizeof *out->offers, &out->offers, err));
     TRY(arena_take(arena, MEM_LOGITS, n_threads * v * sizeof(float), &out->edited, err));
+    if (config->trace_events > 0) {
+        TRY(trace_place(&out->device_trace, 1, config->trace_events, arena, MEM_TRACE, err));
+    }
     return arena_take(arena, MEM_LOGITS, n_threads * sizeof(ls_sample_part), &out->slices, err);
 }
 
@@ -120,6 +135,9 @@ ls_status host_memory_place(host_memory *out, struct step_batch *batch, page_poo
     }
     if (config->on_device) {
         TRY(place_beside_device(out, config, v, arena, err));
+    }
+    if (config->trace_events > 0) {
+        TRY(trace_place(&out->trace, 1, config->trace_events, arena, MEM_TRACE, err));
     }
     TRY(page_pool_init(pages, config->n_pages, arena, MEM_SCHEDULER, err));
     TRY(arena_take(arena, MEM_SCHEDULER, n_seqs * sizeof(ls_request *), running, err));

@@ -16,6 +16,7 @@
 
 #include "backend/cpu/cpu.h"
 #include "engine/pages.h"
+#include "engine/trace.h"
 #include "model/weights.h"
 
 typedef enum memory_tag {
@@ -27,6 +28,7 @@ typedef enum memory_tag {
     MEM_ROPE,
     MEM_STEP,
     MEM_SCHEDULER,
+    MEM_TRACE, /* none unless it was asked for */
     MEM_TAGS
 } memory_tag;
 
@@ -36,6 +38,7 @@ const char *memory_tag_name(memory_tag tag);
 typedef struct engine_config {
     int n_ranks, n_threads;
     ls_dtype dtype, kv_dtype;
+    ls_quantization quantization;
     int max_len; /* tokens of one sequence */
     int max_seqs;
     int m_max;     /* rows of a step */
@@ -43,6 +46,7 @@ typedef struct engine_config {
     int n_pages;
     bool on_device;         /* ranks have memory that the host cannot look into */
     size_t workspace_bytes; /* scratch of the kernels of a device */
+    int trace_events;       /* kept for each thread; 0: no trace */
 } engine_config;
 
 /* One rank's memory, carved. */
@@ -54,7 +58,8 @@ typedef struct rank_memory {
     const ls_sample_part *offers; /* [n_out_max] */
     /* Ranks on devices, addresses there: */
     void *step, *counters, *workspace;
-    int32_t *result; /* [result_words]: tokens drawn on the device, then faults */
+    int32_t *result;  /* [result_words]: tokens drawn on the device, then faults */
+    trace_row *trace; /* [n_threads], one of a device, or NULL */
 } rank_memory;
 
 struct step_batch;
@@ -71,6 +76,8 @@ typedef struct host_memory {
     float *logits;   /* [n_out_max][V] rows that were asked for */
     ls_sample_part *offers;
     void *edited, *slices; /* BUF_EDITED, BUF_SLICE of the host's sampler */
+    trace_row *device_trace;
+    trace_row *trace; /* the engine's own row, or NULL */
 } host_memory;
 
 /* Room for a step's input on a device; see backend/cuda/kern/step.h. */

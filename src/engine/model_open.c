@@ -33,7 +33,7 @@ static ls_status open_folder(ls_model *model, const ls_model_params *params, ls_
 static ls_status check_tensors(const ls_model *model, ls_error *err) {
     ls_program *program;
     weight_source source = {.checkpoint = model->checkpoint};
-    TRY(program_build(&program, &model->spec, (ls_group){0, 1}, model->spec.dtype, err));
+    TRY(program_build(&program, &model->spec, (ls_group){0, 1}, model->spec.dtype, LS_QUANTIZATION_NONE, err));
     ls_status st = weights_check(program, &source, err);
     program_destroy(&program);
     return st;
@@ -67,6 +67,7 @@ ls_status ls_model_open(const ls_model_params *params, ls_model **out, ls_error 
                  fail);
     }
     TRY_GOTO(check_tensors(model, err), fail);
+    model->open_ns = start;
     model->load_us = (clock_ns() - start) / 1000;
     log_line(&model->log, LS_LOG_DEBUG, "%s: %s, %d layers, D %d, F %d, H %d, K %d, d %d, V %d", params->model,
              model->spec.family->model_type, model->spec.n_layers, model->spec.d_model, model->spec.d_ffn,

@@ -23,19 +23,23 @@ ls_status plan_get_or_build(plan_cache *cache, plan_key key, const ls_plan **out
 }
 
 bool plan_run(const ls_plan *plan, const ls_bind *bind, const ls_step *step, ls_exchange *exchange, const ls_team *team,
-              int64_t *exchange_ns) {
+              int64_t *exchange_ns, trace_row *trace) {
     const ls_program *program = plan->program[bind->group.rank];
     for (int i = 0; i < program->n_ops; i++) {
         const ls_op *op = &program->op[i];
-        int64_t start = op->kind == OP_EXCHANGE && exchange_ns != NULL ? clock_ns() : 0;
+        bool adds_time = op->kind == OP_EXCHANGE && exchange_ns != NULL;
+        int64_t start = trace != NULL || adds_time ? clock_ns() : 0;
         if (op->kind == OP_EXCHANGE && !exchange->share(exchange, bind, op->exchange.slot, step->n_rows)) {
             return false;
         }
         plan->table->fn[op->kind](op, i, bind, step, team);
+        if (trace != NULL) {
+            trace_add(trace, i, step->n_rows, start, clock_ns());
+        }
         if (!team_wait(team)) {
             return false;
         }
-        if (start != 0) {
+        if (adds_time) {
             *exchange_ns += clock_ns() - start;
         }
     }

@@ -21,7 +21,8 @@ static void run_rank(void *arg, int rank, const ls_team *team) {
     step_job *job = arg;
     ls_engine *engine = job->engine;
     int64_t *exchange_ns = rank == 0 && team->thread == 0 ? &job->exchange_ns : NULL;
-    if (!plan_run(job->plan, &engine->rank[rank].bind, &engine->batch.step, engine->exchange, team, exchange_ns)) {
+    if (!plan_run(job->plan, &engine->rank[rank].bind, &engine->batch.step, engine->exchange, team, exchange_ns,
+                  trace_rank_row(engine, rank, team->thread))) {
         atomic_store(&job->aborted, true);
     }
 }
@@ -275,15 +276,20 @@ ls_status engine_check_alive(const ls_engine *engine, ls_error *err) {
 
 ls_status engine_step(ls_engine *engine, ls_error *err) {
     TRY(engine_check_alive(engine, err));
+    int64_t begin = trace_now(engine);
     schedule(engine);
     if (engine->batch.step.n_rows == 0) {
         return LS_IDLE;
     }
+    int64_t scheduled = trace_stage_end(engine, TRACE_SCHEDULE, begin);
     ls_error why = {0};
     if (run(engine, &why) != LS_OK) {
         engine_die(engine, &why);
         return engine_check_alive(engine, err);
     }
+    int64_t ran = trace_stage_end(engine, TRACE_RUN, scheduled);
     publish(engine);
+    trace_stage_end(engine, TRACE_PUBLISH, ran);
+    trace_stage_end(engine, TRACE_STEP, begin);
     return LS_OK;
 }

@@ -56,7 +56,9 @@ static ls_status add_weight(program_builder *builder, int *out, int i_layer, con
                             int64_t rows, int64_t cols, ls_error *err) {
     ls_program *program = builder->program;
     weight_slot slot = {.rule = rule, .n_dims = rows > 0 ? 2 : 1, .rows = rows > 0 ? rows : 1, .cols = cols};
-    slot.format = slot.n_dims == 2 ? program->dtype : LS_F32;
+    bool quantized = slot.n_dims == 2 && program->quantization != LS_QUANTIZATION_NONE;
+    slot.format = quantized ? LS_INT8 : slot.n_dims == 2 ? program->dtype : LS_F32;
+    slot.n_leaves = !quantized ? 0 : rule == SHARD_ROW ? shard_leaf_count(program->group) : LS_LEAVES;
     if (i_layer < 0) {
         snprintf(slot.name, sizeof slot.name, "%s", name);
     } else {
@@ -266,7 +268,8 @@ static ls_status build_head(program_builder *builder, ls_error *err) {
     return add_op(builder, &sample, err);
 }
 
-ls_status program_build(ls_program **out, const ls_spec *spec, ls_group group, ls_dtype dtype, ls_error *err) {
+ls_status program_build(ls_program **out, const ls_spec *spec, ls_group group, ls_dtype dtype,
+                        ls_quantization quantization, ls_error *err) {
     TRY(shard_check(group.size, spec->n_heads, spec->n_kv_heads, err));
     program_builder builder = {.op_capacity = OPS_PER_LAYER * spec->n_layers + OPS_AROUND,
                                .weight_capacity = WEIGHTS_PER_LAYER * spec->n_layers + WEIGHTS_AROUND};
@@ -279,6 +282,7 @@ ls_status program_build(ls_program **out, const ls_spec *spec, ls_group group, l
     program->spec = spec;
     program->group = group;
     program->dtype = dtype;
+    program->quantization = quantization;
     program->op = calloc((size_t)builder.op_capacity, sizeof *program->op);
     program->weight = calloc((size_t)builder.weight_capacity, sizeof *program->weight);
     if (program->op == NULL || program->weight == NULL) {

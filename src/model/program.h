@@ -17,13 +17,15 @@ typedef struct weight_slot {
     int n_dims;           /* 1 or 2 */
     int64_t rows, cols;   /* of the whole tensor; rows = 1 for 1-D */
     shard_range row, col; /* this rank's part */
-    ls_dtype format;      /* run dtype for 2-D, f32 for 1-D */
+    ls_dtype format;      /* run dtype or int8 for 2-D, f32 for 1-D */
+    int n_leaves;         /* int8: leaves of this rank's columns, each with a scale; else 0 */
 } weight_slot;
 
 typedef struct ls_program {
     const ls_spec *spec; /* borrowed; outlives the program */
     ls_group group;
     ls_dtype dtype;
+    ls_quantization quantization;
     int n_ops, n_weights, n_exchanges;
     ls_op *op;
     weight_slot *weight;
@@ -32,11 +34,17 @@ typedef struct ls_program {
     int64_t flops_per_row;
 } ls_program;
 
-ls_status program_build(ls_program **out, const ls_spec *spec, ls_group group, ls_dtype dtype, ls_error *err);
+/* `quantization` decides the format of matrices; how they are multiplied is the bind's business. */
+ls_status program_build(ls_program **out, const ls_spec *spec, ls_group group, ls_dtype dtype,
+                        ls_quantization quantization, ls_error *err);
 void program_destroy(ls_program **program); /* accepts NULL inside */
 
+static inline int64_t slot_scale_bytes(const weight_slot *slot) {
+    return slot->row.count * slot->n_leaves * (int64_t)sizeof(float);
+}
+/* With scales. */
 static inline int64_t slot_bytes(const weight_slot *slot) {
-    return slot->row.count * slot->col.count * (int64_t)ls_dtype_bytes(slot->format);
+    return slot->row.count * slot->col.count * (int64_t)ls_dtype_bytes(slot->format) + slot_scale_bytes(slot);
 }
 
 /* ---- For family_*.c: appends one op each; weights are named after HF's modules under "model.layers.<i>." ---------- */

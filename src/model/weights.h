@@ -10,6 +10,8 @@
  *     h = fnv1a64(name) ^ seed * G;   x = mix(h + (i + 1) * G);   v = 2 (x >> 40) 2^-24 - 1, with G and mix of splitmix64
  *     2-D: v * sqrt(3 / cols) (variance 1 / cols);  1-D "...norm.weight": 1 + v / 10;  other 1-D: v / 2
  * computed in f32 and rounded to the checkpoint's dtype.
+ *
+ * int8: each leaf of a row is quantised (ops.h section 2) from the checkpoint's values.
  */
 #ifndef LS_MODEL_WEIGHTS_H
 #define LS_MODEL_WEIGHTS_H
@@ -39,12 +41,13 @@ typedef struct dummy_formula {
 dummy_formula weight_dummy(const weight_slot *slot, uint64_t seed);
 
 /* Rows [first_row, last_row) of this rank's part of weight i into data, without gaps; int8: their scales into scale. For
- * back ends that copy them on. Called from different threads at once. */
+ * back ends that copy them on. Called from several threads at once. */
 ls_status weight_load_rows(const ls_program *program, const weight_source *source, int i_weight, int64_t first_row,
                            int64_t last_row, void *data, float *scale, ls_error *err);
 
-/* Fills weight i. Called for different i from different threads at once. */
+/* Fills rows [first_row, last_row) of weight i (of this rank's part). Called from several threads at once, for different
+ * weights or rows. */
 ls_status weight_load(const ls_program *program, const weight_source *source, int i_weight, const ls_weight *weight,
-                      ls_error *err);
+                      int64_t first_row, int64_t last_row, ls_error *err);
 
 #endif

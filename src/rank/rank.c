@@ -84,7 +84,7 @@ ls_status rank_group_create(rank_group **out, int n_ranks, int threads_per_rank,
         thread->group = group;
         thread->rank = i / threads_per_rank;
         thread->team = (ls_team){i % threads_per_rank, threads_per_rank, &group->team[thread->rank]};
-        int rc = pthread_create(&thread->id, NULL, thread_main, thread);
+        int rc = thread_start(&thread->id, thread_main, thread);
         if (rc != 0) {
             rank_group_destroy(&group);
             return error_set(err, LS_ENOMEM, "cannot start thread %d of %d: %s", i + 1, n_threads, strerror(rc));

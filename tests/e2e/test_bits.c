@@ -4,7 +4,7 @@
  * to run, in every dtype. Sampled text too.
  *
  * Each golden case and the demo model is run once plainly (one rank, one thread, each prompt alone) and then in every
- * variant. Instruction set and the count of preemptions are reached through engine/engine.h.
+ * variant. The count of preemptions is reached through engine/engine.h.
  */
 #include "e2e.h"
 
@@ -48,23 +48,13 @@ static const variant VARIANTS[] = {
     {.what = "AVX-512, 2 ranks", .params = PARAMS(.tensor_parallel_size = 2, .threads = 1), .isa = "avx512"},
 };
 
-static void use_isa(ls_engine *engine, const char *name) {
-    const cpu_isa *isa = cpu_isa_find(name);
-    assert_non_null(isa);
-    engine->isa = isa;
-    for (int r = 0; r < engine->config.n_ranks; r++) {
-        engine->rank[r].bind.isa = isa;
-    }
-}
-
 static void run_variant(ls_model *model, ls_dtype dtype, ls_dtype kv_dtype, const variant *v, job *jobs, size_t n) {
     ls_engine_params params = v->params;
     params.dtype = dtype;
     params.kv_cache_dtype = kv_dtype;
+    params.cpu_isa = v->isa;
     ls_engine *engine = engine_open(model, &params);
-    if (v->isa != NULL) {
-        use_isa(engine, v->isa);
-    }
+    assert_true(v->isa == NULL || strcmp(engine->isa->name, v->isa) == 0);
     for (size_t i = 0; v->alone && i < n; i++) {
         jobs_run(engine, &jobs[i], 1);
     }
@@ -104,6 +94,40 @@ static bool refused(ls_model *model, const ls_engine_params *params) {
 
 static bool available(const variant *v) {
     return (v->isa == NULL || cpu_isa_find(v->isa) != NULL) && (v->for_sanitizers || !sanitized());
+}
+
+/* int8 weights, in the variants that split or compute differently: all ranks, and each instruction set. Returns how many
+ * runs were refused. */
+static int check_quantized(const char *name, ls_model *model, const job *wanted, size_t n) {
+    job plain[2][GOLDEN_PROMPTS], jobs[GOLDEN_PROMPTS];
+    int n_refused = 0;
+    for (int q = 0; q < 2; q++) {
+        const ls_quantization how = q == 0 ? LS_QUANTIZATION_W8A16 : LS_QUANTIZATION_W8A8;
+        variant plainly = PLAIN;
+        plainly.params.quantization = how;
+        memcpy(plain[q], wanted, n * sizeof *jobs);
+        run_variant(model, DTYPES[n % 3], LS_AUTO, &plainly, plain[q], n);
+        for (size_t i = 0; i < COUNT(VARIANTS); i++) {
+            variant v = VARIANTS[i];
+            v.params.quantization = how;
+            bool differs = v.params.tensor_parallel_size > 1 || v.isa != NULL || v.params.max_num_batched_tokens == 5;
+            if (!available(&v) || !differs) {
+                continue;
+            }
+            if (refused(model, &v.params)) {
+                n_refused++;
+                continue;
+            }
+            memcpy(jobs, wanted, n * sizeof *jobs);
+            run_variant(model, DTYPES[n % 3], LS_AUTO, &v, jobs, n);
+            compare_all(name, LS_INT8, v.what, plain[q], jobs, n);
+            jobs_clear(jobs, n);
+        }
+    }
+    assert_true(plain[0][n - 1].hash != plain[1][n - 1].hash); /* two ways, not one */
+    jobs_clear(plain[0], n);
+    jobs_clear(plain[1], n);
+    return n_refused;
 }
 
 /* Every variant of every dtype against the plain run. Returns how many runs were refused. */
@@ -165,6 +189,7 @@ static void golden_cases_in_every_variant(void **state) {
         }
         ls_model *model = golden_model(c);
         n_refused += check_variants(c->name, model, wanted, n);
+        n_refused += i % 6 == 2 ? check_quantized(c->name, model, wanted, n) : 0;
         ls_model_close(&model);
         print_message("%-24s %.1f s\n", c->name, now_s() - start);
     }
@@ -183,6 +208,7 @@ static void demo_in_every_variant(void **state) {
     }
     ls_model *model = demo_model();
     assert_int_equal(check_variants("demo", model, wanted, COUNT(STORIES) - (sanitized() ? 1 : 0)), 0);
+    assert_int_equal(check_quantized("demo", model, wanted, COUNT(STORIES) - (sanitized() ? 1 : 0)), 0);
     ls_model_close(&model);
 }
 

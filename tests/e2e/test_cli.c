@@ -2,111 +2,9 @@
  * The command line tool (LS_BIN), as a user meets it: exit codes (0 good, 1 failed, 2 usage), what goes to stdout and to
  * stderr, flags and environment, --json, output that cannot be written.
  */
-#include <fcntl.h>
-#include <jansson.h>
 #include <math.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include "e2e.h"
-
-enum { MAX_ARGS = 24, MAX_OUTPUT = 1 << 20 };
-
-typedef struct cli_run {
-    const char *args[MAX_ARGS]; /* behind the program's name */
-    const char *env[4];         /* NAME=value, added to ours */
-    const char *folder;         /* to run in */
-    const char *stdout_path;    /* instead of our file; "-": closed */
-    int code;                   /* exit code; -1: ended by a signal */
-    char *out, *err;            /* what it wrote; NUL-terminated */
-    size_t n_out;
-} cli_run;
-
-static char program[4096];
-
-static int find_program(void **state) {
-    (void)state;
-    const char *given = getenv("LS_BIN");
-    return realpath(given != NULL ? given : "build/lockstep", program) == NULL;
-}
-
-static void run_child(const cli_run *run, int out, int err) {
-    const char *argv[MAX_ARGS + 2] = {program};
-    memcpy(argv + 1, run->args, sizeof run->args);
-    for (size_t i = 0; i < COUNT(run->env) && run->env[i] != NULL; i++) {
-        putenv((char *)run->env[i]);
-    }
-    dup2(err, STDERR_FILENO);
-    if (run->stdout_path == NULL) {
-        dup2(out, STDOUT_FILENO);
-    } else if (strcmp(run->stdout_path, "-") == 0) {
-        close(STDOUT_FILENO);
-    } else {
-        dup2(open(run->stdout_path, O_WRONLY), STDOUT_FILENO);
-    }
-    if (run->folder == NULL || chdir(run->folder) == 0) {
-        execv(program, (char *const *)argv);
-    }
-    _exit(127);
-}
-
-static char *read_back(FILE *file, size_t *n) {
-    char *text = malloc(MAX_OUTPUT);
-    assert_non_null(text);
-    rewind(file);
-    *n = fread(text, 1, MAX_OUTPUT - 1, file);
-    text[*n] = '\0';
-    fclose(file);
-    return text;
-}
-
-static void cli(cli_run *run) {
-    FILE *out = tmpfile(), *err = tmpfile();
-    assert_non_null(out);
-    assert_non_null(err);
-    fflush(NULL);
-    pid_t child = fork();
-    assert_true(child >= 0);
-    if (child == 0) {
-        run_child(run, fileno(out), fileno(err));
-    }
-    int status;
-    size_t n_err;
-    assert_int_equal(waitpid(child, &status, 0), child);
-    run->code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-    run->out = read_back(out, &run->n_out);
-    run->err = read_back(err, &n_err);
-}
-
-static void cli_free(cli_run *run) {
-    free(run->out);
-    free(run->err);
-}
-
-static void assert_code(const cli_run *run, int code) {
-    if (run->code != code) {
-        print_error("exit code %d instead of %d; stderr: %s\n", run->code, code, run->err);
-        fail();
-    }
-}
-
-/* Runs it; the exit code, and a text that stderr must hold (stdout if it starts with '>'). */
-static void expect(cli_run run, int code, const char *text) {
-    cli(&run);
-    assert_code(&run, code);
-    bool in_out = text[0] == '>';
-    if (strstr(in_out ? run.out : run.err, text + in_out) == NULL) {
-        print_error("expected %s in: %s\n", text, in_out ? run.out : run.err);
-        fail();
-    }
-    if (code == 2) {
-        assert_int_equal(run.n_out, 0); /* usage errors leave stdout alone */
-    }
-    cli_free(&run);
-}
-
-#define CLI(...) ((cli_run){.args = {__VA_ARGS__}})
-#define DEMO "generate", "-m", "demo"
+#include "cli_run.h"
 
 static void usage(void **state) {
     (void)state;
@@ -170,61 +68,6 @@ static void environment(void **state) {
 }
 
 /* ---- Generating ---- */
-
-enum { MAX_LINES = 16 };
-
-typedef struct json_lines {
-    json_t *line[MAX_LINES];
-    size_t n;
-} json_lines;
-
-/* Runs it with --json; every line of stdout is one JSON object. */
-static json_lines generate(cli_run run, int code) {
-    json_lines lines = {.n = 0};
-    size_t n_args = 0;
-    while (run.args[n_args] != NULL) {
-        n_args++;
-    }
-    run.args[n_args] = "--json";
-    cli(&run);
-    assert_code(&run, code);
-    for (char *at = run.out; *at != '\0';) {
-        char *end = strchr(at, '\n');
-        json_error_t why;
-        assert_non_null(end);
-        assert_true(lines.n < MAX_LINES);
-        lines.line[lines.n] = json_loadb(at, (size_t)(end - at), JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &why);
-        if (lines.line[lines.n] == NULL) {
-            fail_msg("no JSON: %s in %.*s", why.text, (int)(end - at), at);
-        }
-        lines.n++;
-        at = end + 1;
-    }
-    cli_free(&run);
-    return lines;
-}
-
-static void lines_free(json_lines *lines) {
-    for (size_t i = 0; i < lines->n; i++) {
-        json_decref(lines->line[i]);
-    }
-}
-
-static const char *text_of(const json_lines *lines, size_t i, const char *key) {
-    const char *text = json_string_value(json_object_get(lines->line[i], key));
-    if (text == NULL) {
-        fail_msg("line %zu has no text %s", i, key);
-    }
-    return text;
-}
-
-static double number_of(const json_t *object, const char *key) {
-    const json_t *value = json_object_get(object, key);
-    if (!json_is_number(value)) {
-        fail_msg("no number %s", key);
-    }
-    return json_number_value(value);
-}
 
 /* The whole of a line but for nothing: tokens, text, hash. */
 static bool same_answer(const json_t *a, const json_t *b) {
@@ -454,5 +297,5 @@ int main(void) {
         cmocka_unit_test(output_that_cannot_be_written),
         cmocka_unit_test(dummy_model_by_name),
     };
-    return cmocka_run_group_tests(tests, find_program, NULL);
+    return cmocka_run_group_tests(tests, cli_find_program, NULL);
 }

@@ -273,6 +273,8 @@ static void engine_parameters(void **state) {
         {BAD(dtype, (ls_dtype)4), LS_EINVAL, {"--dtype", "auto, f32, bf16 or f16", ""}},
         {BAD(dtype, (ls_dtype)-1), LS_EINVAL, {"--dtype", "", ""}},
         {BAD(kv_cache_dtype, (ls_dtype)99), LS_EINVAL, {"--kv-cache-dtype", "", ""}},
+        {BAD(quantization, (ls_quantization)3), LS_EINVAL, {"--quantization", "none, w8a16 or w8a8", ""}},
+        {BAD(cpu_isa, "avx10"), LS_EINVAL, {"--cpu-isa avx10", "this machine has", "ref"}},
         {{.struct_size = sizeof(ls_engine_params) + 1}, LS_EINVAL, {"struct_size", "newer", ""}},
     };
 #undef BAD

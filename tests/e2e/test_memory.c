@@ -73,21 +73,26 @@ static int64_t kv_heads(const ls_spec *spec, int n_ranks) {
     return spec->n_kv_heads > n_ranks ? spec->n_kv_heads / n_ranks : 1;
 }
 
+/* Bytes of a rank's part of a matrix; int8: with a scale for each row and leaf, in a piece of its own. */
+static int64_t matrix(int64_t rows, int64_t cols, int64_t e, int leaves) {
+    return align64(rows * cols * e) + (e == 1 ? align64(rows * leaves * 4) : 0);
+}
+
 /* Bytes of all parameters of a rank, each rounded up to 64: from the shapes of the Hugging Face modules. */
-static int64_t weight_formula(const ls_spec *spec, ls_dtype dtype, int r, int n_ranks) {
-    int64_t e = dtype == LS_F32 ? 4 : 2, D = spec->d_model, d = spec->d_head;
+static int64_t weight_formula(const ls_spec *spec, ls_dtype dtype, bool int8, int r, int n_ranks) {
+    int64_t e = int8 ? 1 : dtype == LS_F32 ? 4 : 2, D = spec->d_model, d = spec->d_head;
     int64_t q = spec->n_heads / n_ranks * d, kv = kv_heads(spec, n_ranks) * d;
     int64_t out_columns = share((int64_t)spec->n_heads * d, r, n_ranks);
     int64_t f = share(spec->d_ffn, r, n_ranks), v = share(spec->n_vocab, r, n_ranks);
     int64_t layer = 2 * align64(4 * D);                                                                /* norms */
-    layer += align64(share((int64_t)spec->n_heads * d, r, n_ranks) * D * e) + 2 * align64(kv * D * e); /* q k v */
-    layer += align64(D * out_columns * e);                                                             /* o */
-    layer += 2 * align64(f * D * e) + align64(D * f * e); /* gate up down */
+    layer += matrix(share((int64_t)spec->n_heads * d, r, n_ranks), D, e, 8) + 2 * matrix(kv, D, e, 8); /* q k v */
+    layer += matrix(D, out_columns, e, 8 / n_ranks);                                                   /* o */
+    layer += 2 * matrix(f, D, e, 8) + matrix(D, f, e, 8 / n_ranks); /* gate up down */
     layer += spec->qk_norm ? 2 * align64(4 * d) : 0;
     layer += spec->qkv_bias ? align64(4 * q) + 2 * align64(4 * kv) : 0;
     layer += spec->out_bias ? align64(4 * D) : 0;
     layer += spec->mlp_bias ? 2 * align64(4 * f) + align64(4 * D) : 0;
-    return spec->n_layers * layer + align64(4 * D) + (spec->tied ? 1 : 2) * align64(v * D * e);
+    return spec->n_layers * layer + align64(4 * D) + (spec->tied ? 1 : 2) * matrix(v, D, e, 8);
 }
 
 static void check_formulas(const ls_engine *engine) {
@@ -96,7 +101,15 @@ static void check_formulas(const ls_engine *engine) {
     int64_t kv = spec->n_layers * (int64_t)c->n_pages * kv_heads(spec, c->n_ranks) * 64 * spec->d_head;
     for (int r = 0; r < c->n_ranks; r++) {
         const size_t *by_tag = engine->rank_arena[r].by_tag;
-        assert_int_equal(by_tag[MEM_WEIGHTS], weight_formula(spec, c->dtype, r, c->n_ranks));
+        assert_int_equal(by_tag[MEM_WEIGHTS],
+                         weight_formula(spec, c->dtype, c->quantization != LS_QUANTIZATION_NONE, r, c->n_ranks));
+        int64_t f = share(spec->d_ffn, r, c->n_ranks), q = spec->n_heads / c->n_ranks * spec->d_head;
+        int64_t longest = f > q ? f : q, kv_cols = 2 * kv_heads(spec, c->n_ranks) * spec->d_head;
+        longest = spec->d_model > longest ? spec->d_model : longest;
+        int64_t act = 2 * align64(4LL * c->m_max * spec->d_model) + align64(4 * c->m_max * (q + kv_cols)) +
+                      align64(4 * c->m_max * q) + align64(4 * c->m_max * f);
+        act += c->quantization == LS_QUANTIZATION_W8A8 ? c->m_max * (64 + align64(longest)) : 0;
+        assert_int_equal(by_tag[MEM_ACTIVATIONS], act);
         assert_int_equal(by_tag[MEM_KV_CACHE], 2 * align64(kv * (c->kv_dtype == LS_F32 ? 4 : 2)));
         assert_int_equal(by_tag[MEM_EXCHANGE], align64(2LL * c->m_max * spec->d_model * 4));
         const int64_t v = share(spec->n_vocab, r, c->n_ranks), part = (int64_t)sizeof(ls_sample_part);
@@ -160,6 +173,7 @@ static void plan_equals_arenas(void **state) {
         params.max_num_seqs = 1 + (int)i % 5;
         params.max_num_batched_tokens = 7 + (int)i;
         params.max_model_len_tokens = 100;
+        params.quantization = (ls_quantization)(i % 5 % 3);
         ls_model *model = golden_model(c);
         if (model->spec.n_heads % params.tensor_parallel_size == 0) {
             ls_engine *engine = engine_open(model, &params);

@@ -1,6 +1,6 @@
 /*
  * Timings (LS_KBENCH=1): each op on one rank's share of Qwen3-0.6B at R = 2 (the head: at R = 8), all cores, every
- * implementation and dtype; and what the same cores read from memory, for comparison. Weights and KV rotate through
+ * implementation, dtype and quantization; and what the same cores read from memory, for comparison. Weights and KV rotate through
  * RING_BYTES of copies, so that they come from memory as they would in a model, unless the machine's last cache is larger.
  */
 #include "harness.h"
@@ -83,6 +83,7 @@ static void costs(const kern_problem *p, int n_rows, double *bytes, double *flop
     for (int i = 0; i < KW_COUNT; i++) {
         double n = (double)p->weight[i].rows * p->weight[i].cols;
         weights += n * (double)ls_dtype_bytes(p->weight[i].format);
+        weights += p->weight[i].q != NULL ? (double)p->weight[i].rows * LS_LEAVES * sizeof(float) : 0;
         products += p->weight[i].is_vector ? 0 : n;
     }
     *bytes = weights;
@@ -142,9 +143,10 @@ static void bench_op(const kern_case *c, const kern_impl *impl, int n_impls, ran
         bench b = {.impl = &impl[i], .memory = memory, .copy = copy};
         b.n_copies = make_copies(copy, memory_rank(memory, 0), p, bytes, block);
         double spread, fastest, ns = measure(&b, group, &spread, &fastest);
-        printf("%-8s %-6s %-4s M %2d %12.0f ns %8.2f GB/s %5.1f %% of read %8.2f GFLOP/s  spread %4.1f %%\n",
-               op_kind_name(c->kind), impl[i].name, ls_dtype_name(c->dtype), p->n_rows, ns, bytes / ns,
-               100 * bytes / ns / read_gbs[i], flops / ns, 100 * spread);
+        printf("%-8s %-6s %-5s M %2d %12.0f ns %8.2f GB/s %5.1f %% of read %8.2f GFLOP/s  spread %4.1f %%\n",
+               op_kind_name(c->kind), impl[i].name,
+               c->quantization ? ls_quantization_name(c->quantization) : ls_dtype_name(c->dtype), p->n_rows, ns,
+               bytes / ns, 100 * bytes / ns / read_gbs[i], flops / ns, 100 * spread);
         fflush(stdout);
         for (int j = 0; block[j] != NULL; j++) {
             free(block[j]);
@@ -207,6 +209,13 @@ void kern_bench(const char *only) {
             kern_case c = shape[i];
             c.dtype = dtype;
             c.kv_dtype = dtype;
+            bench_op(&c, impl, n_impls, group, read_gbs);
+        }
+        const bool matrix = shape[i].kind != OP_ATTN && shape[i].kind != OP_EXCHANGE && shape[i].kind != OP_SAMPLE;
+        for (int q = LS_QUANTIZATION_W8A16; q <= LS_QUANTIZATION_W8A8 && matrix; q++) {
+            kern_case c = shape[i];
+            c.dtype = c.kv_dtype = LS_BF16;
+            c.quantization = (ls_quantization)q;
             bench_op(&c, impl, n_impls, group, read_gbs);
         }
     }

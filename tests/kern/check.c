@@ -145,6 +145,10 @@ static void note_coverage(kern_coverage *coverage, int i_impl, const kern_proble
         odd = odd && (size[i] == 0 || (size[i] % 2 == 1 && size[i] > 1));
         one = one && size[i] <= 1;
     }
+    if (c->quantization != LS_QUANTIZATION_NONE) {
+        coverage->n_quantized[i_impl][c->kind]++;
+        return;
+    }
     coverage->n[i_impl][c->kind][KERN_ODD] += odd;
     coverage->n[i_impl][c->kind][KERN_ONE] += one;
     coverage->n[i_impl][c->kind][KERN_PER_RANK] += c->model != NULL;

@@ -259,11 +259,26 @@ static void build_weights(kern_memory *m, int rank) {
         void *data = take(m, "a weight", rank, (size_t)(row.count * col.count) * ls_dtype_bytes(t->format));
         for (int64_t r = 0; r < row.count; r++) {
             for (int64_t c = 0; c < col.count; c++) {
-                store_as(t->format, data, r * col.count + c, t->value[(row.first + r) * t->cols + col.first + c]);
+                int64_t from = (row.first + r) * t->cols + col.first + c;
+                if (t->format == LS_INT8) {
+                    ((int8_t *)data)[r * col.count + c] = t->q[from];
+                } else {
+                    store_as(t->format, data, r * col.count + c, t->value[from]);
+                }
             }
         }
         m->rank[rank].weight[i] =
             (ls_weight){.format = t->format, .data = data, .rows = (int)row.count, .cols = (int)col.count};
+        if (t->format == LS_INT8) { /* a rank has the scales of its own leaves */
+            const int first = t->rule == SHARD_ROW ? shard_leaf_first(group) : 0;
+            const int count = t->rule == SHARD_ROW ? shard_leaf_count(group) : LS_LEAVES;
+            float *scale = take(m, "scales", rank, (size_t)(row.count * count) * sizeof *scale);
+            for (int64_t r = 0; r < row.count; r++) {
+                memcpy(scale + r * count, t->scale + (row.first + r) * LS_LEAVES + first,
+                       (size_t)count * sizeof *scale);
+            }
+            m->rank[rank].weight[i].scale = scale;
+        }
     }
 }
 
@@ -478,6 +493,19 @@ static void build_logits(kern_memory *m, int r) {
     m->rank[r].bind.buf[BUF_SLICE] = may_write(m, slice, 0, n_threads * sizeof *slice);
 }
 
+/* w8a8: what a matmul's input is quantised into. */
+static void build_quantized(kern_memory *m, int r) {
+    const kern_case *c = m->p->c;
+    const bool row = c->kind == OP_OUT || c->kind == OP_FFN_OUT;
+    kern_rank *rank = &m->rank[r];
+    if (c->quantization != LS_QUANTIZATION_W8A8 || (!row && rank->bind.buf[BUF_X] == NULL)) {
+        return;
+    }
+    size_t row_bytes = xq_row_bytes(row ? shard_leaves(c->n, rank->bind.group).count : c->d_model);
+    void *xq = take(m, "BUF_XQ", r, (size_t)rank->bind.m_max * row_bytes);
+    rank->bind.buf[BUF_XQ] = may_write(m, xq, 0, (size_t)m->step.n_rows * row_bytes);
+}
+
 static void build_rank(kern_memory *m, int r) {
     const kern_problem *p = m->p;
     const kern_case *c = p->c;
@@ -511,6 +539,7 @@ static void build_rank(kern_memory *m, int r) {
     } else if (c->kind == OP_HEAD || c->kind == OP_SAMPLE) {
         build_logits(m, r);
     }
+    build_quantized(m, r);
     if (c->kind == OP_EXCHANGE || rank->n_ops == 2) {
         build_part(m, r, c->kind == OP_EXCHANGE);
         take_rows(m, r, BUF_H, "BUF_H", c->d_model, n_rows);
@@ -611,7 +640,16 @@ static bool gather_stream(const kern_memory *m, kern_result *result, kern_report
     return true;
 }
 
+/* Of an op that norms: w8a8 rounds its x to steps of 1 / 127, and a sum in f32 now and then tips one over. */
+static ls_dtype normed_tolerance(const kern_case *c) {
+    bool normed = c->kind == OP_QKV || c->kind == OP_FFN_IN || c->kind == OP_HEAD;
+    return normed && c->quantization == LS_QUANTIZATION_W8A8 ? LS_INT8 : c->dtype;
+}
+
 static ls_dtype coarser(ls_dtype a, ls_dtype b) {
+    if (a == LS_INT8 || b == LS_INT8) {
+        return LS_INT8;
+    }
     return a == LS_BF16 || b == LS_BF16 ? LS_BF16 : a == LS_F16 || b == LS_F16 ? LS_F16 : LS_F32;
 }
 
@@ -619,7 +657,7 @@ static ls_dtype coarser(ls_dtype a, ls_dtype b) {
 static bool gather_cache(const kern_memory *m, kern_result *result, bool is_k, kern_report *report) {
     const kern_case *c = m->p->c;
     kern_output *out = add_output(result, is_k ? "K" : "V", m->step.n_rows, c->n_kv * c->d_head, c->kv_dtype,
-                                  coarser(c->dtype, c->kv_dtype));
+                                  coarser(normed_tolerance(c), c->kv_dtype));
     memset(out->value, FILL, (size_t)(out->rows * out->cols) * sizeof *out->value);
     for (int r = 0; r < m->run->n_ranks; r++) {
         const kern_rank *rank = &m->rank[r];
@@ -720,7 +758,7 @@ static void gather_columns(const kern_memory *m, kern_result *result) {
                                             : BUF_ACT;
     const char *name = c->kind == OP_QKV ? "q" : c->kind == OP_ATTN ? "att" : c->kind == OP_HEAD ? "logits" : "act";
     kern_output *out = add_output(result, name, result->n_rows, heads ? c->n_heads * c->d_head : c->n,
-                                  c->kind == OP_HEAD ? LS_F32 : c->dtype, c->dtype);
+                                  c->kind == OP_HEAD ? LS_F32 : c->dtype, normed_tolerance(c));
     for (int r = 0; r < m->run->n_ranks; r++) {
         const ls_bind *bind = &m->rank[r].bind;
         shard_range cols = shard_leaves(c->n, bind->group);

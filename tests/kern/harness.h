@@ -52,7 +52,8 @@ typedef struct kern_seq {
 typedef struct kern_case {
     ls_op_kind kind;
     ls_dtype dtype, kv_dtype;
-    const char *model; /* whose per-rank sizes these are; NULL: nobody's */
+    ls_quantization quantization; /* of the matrices */
+    const char *model;            /* whose per-rank sizes these are; NULL: nobody's */
     int d_model;
     int n; /* F of ffn_in, V of embed, head and sample, K of out and ffn_out */
     int n_heads, n_kv, d_head, window;
@@ -95,6 +96,8 @@ typedef struct kern_tensor {
     ls_dtype format;
     shard_rule rule;
     float *value;
+    int8_t *q;    /* int8: [rows][cols] */
+    float *scale; /* int8: [rows][8 leaves] */
 } kern_tensor;
 
 /* Edits and allowed ids of some of sample's rows. */
@@ -189,6 +192,9 @@ void kern_groups_destroy(void);
 
 /* ---- The oracle ---- */
 
+/* Quantises n numbers, by ops.h section 2, without src's code. Returns the scale. */
+float oracle_quantize(const double *value, int64_t n, int8_t *q);
+
 /* Rounded to nearest even in dtype; arithmetic on doubles only. */
 double oracle_round(ls_dtype dtype, double value);
 
@@ -203,6 +209,7 @@ typedef enum kern_class { KERN_ODD, KERN_ONE, KERN_PER_RANK, KERN_CLASSES } kern
 typedef struct kern_coverage {
     int n[KERN_MAX_IMPLS][OP_KINDS][KERN_CLASSES];
     double worst[OP_KINDS][4]; /* largest error against the oracle, by dtype */
+    int n_quantized[KERN_MAX_IMPLS][OP_KINDS];
 } kern_coverage;
 
 /* True if nothing is wrong with any implementation; coverage may be NULL. impl[0] need not be the reference. */

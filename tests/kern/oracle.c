@@ -28,9 +28,46 @@ double oracle_round(ls_dtype dtype, double value) {
 
 /* ---- Formulas: out[] is [rows][cols] of the output with the same index in kern_result ---- */
 
+float oracle_quantize(const double *value, int64_t n, int8_t *q) {
+    double most = 0;
+    for (int64_t i = 0; i < n; i++) {
+        most = fmax(most, fabs(value[i]));
+    }
+    const float scale = (float)most / 127.0F;
+    for (int64_t i = 0; i < n; i++) {
+        q[i] = (int8_t)(scale == 0 ? 0 : fmax(-127, fmin(127, rint((double)((float)value[i] / scale)))));
+    }
+    return scale;
+}
+
+/* The quantised formulas, in double precision. */
+static double matmul_int8(const kern_tensor *w, int64_t row, const double *x, bool quantize_x) {
+    double sum = 0;
+    for (int i = 0; i < LS_LEAVES; i++) {
+        const int64_t from = leaf_border(w->cols, i), n = leaf_border(w->cols, i + 1) - from;
+        const int8_t *q = w->q + row * w->cols + from;
+        double scale = w->scale[row * LS_LEAVES + i], leaf = 0;
+        int8_t *xq = quantize_x ? malloc((size_t)n + 1) : NULL;
+        scale *= quantize_x ? oracle_quantize(x + from, n, xq) : 1;
+        for (int64_t k = 0; k < n; k++) {
+            leaf += q[k] * (quantize_x ? xq[k] : x[from + k]);
+        }
+        free(xq);
+        sum += scale * leaf;
+    }
+    return sum;
+}
+
 /* y[n] = w[n] . x + bias[n]; bias = KW_COUNT: none. */
 static void matmul(const kern_problem *p, kern_weight weight, kern_weight bias, const double *x, double *y) {
     const kern_tensor *w = &p->weight[weight];
+    for (int n = 0; n < w->rows && w->q != NULL; n++) {
+        y[n] = matmul_int8(w, n, x, p->c->quantization == LS_QUANTIZATION_W8A8) +
+               (bias < KW_COUNT && p->weight[bias].rows > 0 ? p->weight[bias].value[n] : 0);
+    }
+    if (w->q != NULL) {
+        return;
+    }
     for (int n = 0; n < w->rows; n++) {
         double sum = bias < KW_COUNT && p->weight[bias].rows > 0 ? p->weight[bias].value[n] : 0;
         for (int k = 0; k < w->cols; k++) {
@@ -76,6 +113,12 @@ static void oracle_embed(const kern_problem *p, int row, double *out) {
         token < 0 ? p->input_rows + (int64_t)(-1 - token) * d : p->weight[KW_TABLE].value + (int64_t)token * d;
     for (int i = 0; i < d; i++) {
         out[i] = from[i];
+    }
+    for (int leaf = 0; leaf < LS_LEAVES && token >= 0 && p->weight[KW_TABLE].q != NULL; leaf++) {
+        for (int64_t i = leaf_border(d, leaf); i < leaf_border(d, leaf + 1); i++) {
+            out[i] = (double)p->weight[KW_TABLE].q[(int64_t)token * d + i] *
+                     p->weight[KW_TABLE].scale[(int64_t)token * LS_LEAVES + leaf];
+        }
     }
 }
 
@@ -313,7 +356,7 @@ typedef struct rounding_count {
     int n_rows, n_far;          /* f32 outputs: beyond f32's tolerance */
 } rounding_count;
 
-static const double TOLERANCE[] = {[LS_F32] = 1e-5, [LS_BF16] = 2e-2, [LS_F16] = 2e-3};
+static const double TOLERANCE[] = {[LS_F32] = 1e-5, [LS_BF16] = 2e-2, [LS_F16] = 2e-3, [LS_INT8] = 5e-2};
 
 /* Per row max|a - b| / max|b|: ops.h section 4. */
 static bool check_row(const kern_output *out, int row, const double *wanted, double *worst, rounding_count *count,
@@ -360,6 +403,19 @@ static bool check_roundings(const kern_problem *p, const rounding_count *count, 
                      count->n_rows);
 }
 
+/* Quantised, and still within int8's tolerance of what the unquantised weights give. */
+static bool near_plain(const kern_output *out, int row, const double *wanted, kern_report *report) {
+    const float *got = out->value + (int64_t)row * out->cols;
+    double largest = 0, apart = 0;
+    for (int i = 0; i < out->cols; i++) {
+        largest = fmax(largest, fabs(wanted[i]));
+        apart = fmax(apart, fabs(got[i] - wanted[i]));
+    }
+    return apart <= TOLERANCE[LS_INT8] * largest ||
+           kern_fail(report, "oracle: %s row %d is %.2g of its largest away from unquantised", out->name, row,
+                     apart / largest);
+}
+
 /* One row of all outputs. */
 static bool check_outputs(const kern_problem *p, const kern_result *result, int i, double *worst, rounding_count *count,
                           kern_report *report) {
@@ -371,6 +427,16 @@ static bool check_outputs(const kern_problem *p, const kern_result *result, int 
     oracle_row(p, result->row[i], wanted);
     for (int o = 0; o < result->n_outputs && good; o++) {
         good = result->out[o].per_rank || check_row(&result->out[o], i, wanted[o], worst, count, report);
+    }
+    if (p->c->quantization != LS_QUANTIZATION_NONE && good) { /* and near what the numbers were before */
+        kern_problem plain = *p;
+        for (int w = 0; w < KW_COUNT; w++) {
+            plain.weight[w].q = NULL;
+        }
+        oracle_row(&plain, result->row[i], wanted);
+        for (int o = 0; o < result->n_outputs && good; o++) {
+            good = result->out[o].per_rank || near_plain(&result->out[o], i, wanted[o], report);
+        }
     }
     for (int o = 0; o < result->n_outputs; o++) {
         free(wanted[o]);

@@ -38,8 +38,9 @@ static float *fill(uint64_t *state, int64_t n, double mean, double deviation, ls
 }
 
 const char *kern_case_text(const kern_case *c, char text[256]) {
-    int n = snprintf(text, 256, "%s %s/%s D %d N %d H %d K %d d %d W %d%s%s, sequences (past+rows)",
-                     op_kind_name(c->kind), ls_dtype_name(c->dtype), ls_dtype_name(c->kv_dtype), c->d_model, c->n,
+    int n = snprintf(text, 256, "%s %s%s%s/%s D %d N %d H %d K %d d %d W %d%s%s, sequences (past+rows)",
+                     op_kind_name(c->kind), c->quantization ? ls_quantization_name(c->quantization) : "",
+                     c->quantization ? " " : "", ls_dtype_name(c->dtype), ls_dtype_name(c->kv_dtype), c->d_model, c->n,
                      c->n_heads, c->n_kv, c->d_head, c->window, c->bias ? " bias" : "", c->qk_norm ? " qk-norm" : "");
     for (int s = 0; s < KERN_MAX_SEQS && c->seq[s].n_rows > 0 && n < 240; s++) {
         n += snprintf(text + n, 256 - (size_t)n, " %d+%d", c->seq[s].n_past, c->seq[s].n_rows);
@@ -56,6 +57,24 @@ static void matrix(kern_problem *p, kern_weight which, shard_rule rule, int rows
                                      .format = p->c->dtype,
                                      .rule = rule,
                                      .value = fill(state, (int64_t)rows * cols, 0, deviation, p->c->dtype)};
+    kern_tensor *t = &p->weight[which];
+    if (p->c->quantization == LS_QUANTIZATION_NONE) {
+        return;
+    }
+    t->format = LS_INT8;
+    t->q = malloc((size_t)rows * (size_t)cols);
+    t->scale = malloc((size_t)rows * LS_LEAVES * sizeof *t->scale);
+    double *leaf = malloc((size_t)cols * sizeof *leaf);
+    for (int64_t row = 0; row < rows; row++) {
+        for (int i = 0; i < LS_LEAVES; i++) {
+            int64_t from = leaf_border(cols, i), n = leaf_border(cols, i + 1) - from;
+            for (int64_t k = 0; k < n; k++) {
+                leaf[k] = t->value[row * cols + from + k];
+            }
+            t->scale[row * LS_LEAVES + i] = oracle_quantize(leaf, n, t->q + row * cols + from);
+        }
+    }
+    free(leaf);
 }
 
 static void vector(kern_problem *p, kern_weight which, shard_rule rule, int n, double mean, double deviation,
@@ -266,6 +285,8 @@ kern_problem *problem_create(const kern_case *c) {
 void problem_destroy(kern_problem *p) {
     for (int i = 0; i < KW_COUNT; i++) {
         free(p->weight[i].value);
+        free(p->weight[i].q);
+        free(p->weight[i].scale);
     }
     for (int s = 0; s < p->n_seqs; s++) {
         free(p->k[s]);

@@ -187,6 +187,37 @@ static void test_cases(void **state) {
     }
 }
 
+/* Ops with a matrix. */
+static bool has_matrix(ls_op_kind kind) {
+    return kind != OP_ATTN && kind != OP_EXCHANGE && kind != OP_SAMPLE;
+}
+
+/* As above with int8 weights, in the dtypes in turn. */
+static void test_quantized(void **state) {
+    const ls_op_kind kind = kind_of(state);
+    kern_impl impl[KERN_MAX_IMPLS];
+    int n_impls = kern_impls(impl);
+    for (int i = 0; i < 2 * cases[kind].n && has_matrix(kind); i += kern_thread_sanitized() ? 5 : 1) {
+        kern_case c = cases[kind].all[i / 2];
+        c.kind = kind;
+        c.dtype = c.kv_dtype = DTYPES[(i / 2 + i % 2) % N_DTYPES];
+        c.quantization = i % 2 == 0 ? LS_QUANTIZATION_W8A16 : LS_QUANTIZATION_W8A8;
+        kern_report report = {""};
+        if (!kern_check(&c, impl, n_impls, &coverage, &report)) {
+            fail_msg("%s", report.text);
+        }
+    }
+    for (int i = 0; i < 2 * n_impls && has_matrix(kind); i++) {
+        kern_case c = cases[kind].small;
+        c.dtype = c.kv_dtype = LS_BF16;
+        c.quantization = i % 2 == 0 ? LS_QUANTIZATION_W8A16 : LS_QUANTIZATION_W8A8;
+        kern_report report = {""};
+        if (!kern_check_faults(&c, &impl[i / 2], &report)) {
+            fail_msg("%s", report.text);
+        }
+    }
+}
+
 static void test_faults(void **state) {
     kern_impl impl[KERN_MAX_IMPLS];
     int n_impls = kern_impls(impl);
@@ -220,6 +251,7 @@ static void test_canary(void **state) {
         kern_case c = cases[kind].small;
         c.dtype = i == WRONG_ROUNDING ? LS_BF16 : LS_F32;
         c.kv_dtype = c.dtype;
+        c.quantization = i == WRONG_SCALES ? LS_QUANTIZATION_W8A16 : i == WRONG_X_SCALE ? LS_QUANTIZATION_W8A8 : 0;
         kern_report report = {""};
         wrong_set((wrong_kind)i, kind);
         bool good = wrong->in_faults ? kern_check_faults(&c, &impl, &report) : kern_check(&c, &impl, 1, NULL, &report);
@@ -272,7 +304,8 @@ static void test_coverage(void **state) {
     for (int kind = 0; kind < OP_KINDS; kind++) {
         for (int i = 0; i < n_impls && is_chosen((ls_op_kind)kind); i++) {
             for (int class = 0; class < KERN_CLASSES; class ++) {
-                if (coverage.n[i][kind][class] == 0) {
+                if (coverage.n[i][kind][class] == 0 ||
+                    (has_matrix((ls_op_kind)kind) && coverage.n_quantized[i][kind] == 0)) {
                     print_error("%s on %s was not exercised at %s\n", op_kind_name((ls_op_kind)kind), impl[i].name,
                                 names[class]);
                     missing++;
@@ -303,8 +336,11 @@ int main(void) {
     static const struct {
         const char *name;
         CMUnitTestFunction function;
-    } of_each_op[] = {
-        {"cases", test_cases}, {"faults", test_faults}, {"canary", test_canary}, {"tolerance", test_tolerance}};
+    } of_each_op[] = {{"cases", test_cases},
+                      {"quantized", test_quantized},
+                      {"faults", test_faults},
+                      {"canary", test_canary},
+                      {"tolerance", test_tolerance}};
     enum { PER_OP = sizeof of_each_op / sizeof *of_each_op };
     static struct CMUnitTest tests[OP_KINDS * PER_OP + 2];
     static char names[OP_KINDS * PER_OP][32];

@@ -2,6 +2,7 @@
 #include "wrong.h"
 
 #include <math.h>
+#include <stdlib.h>
 
 #include "backend/cpu/cpu.h"
 
@@ -17,6 +18,9 @@ const wrong_info wrong_infos[WRONG_KINDS] = {
     [WRONG_RANKS] = {"ranks", false, "other ranks R=8", ALL_OPS},
     [WRONG_COMPANY] = {"company", false, "row alone", ALL_OPS},
     [WRONG_LEAVES] = {"leaves", false, "not the reference", ROW_OPS},
+    [WRONG_SCALES] = {"scales", false, "oracle",
+                      ROW_OPS | 1u << OP_EMBED | 1u << OP_QKV | 1u << OP_FFN_IN | 1u << OP_HEAD},
+    [WRONG_X_SCALE] = {"x scale", false, "oracle", ROW_OPS},
     [WRONG_ROUNDING] = {"rounding", false, "not representable", ACT_OPS},
     [WRONG_UNUSED_ROW] = {"unused row", false, "where nothing of its output lies", ALL_OPS},
     [WRONG_BEHIND] = {"behind", false, "wrote behind", ALL_OPS},
@@ -250,7 +254,38 @@ static void row_with_swapped_leaves(const ls_op *op, const ls_bind *bind, const 
     }
 }
 
+/* The op on one thread, with the first two scales of each row swapped, or with x as it is. */
+static void quantized_wrong(const ls_op *op, int index, const ls_bind *bind, const ls_step *step, const ls_team *team) {
+    ls_bind other = *bind;
+    ls_weight weight[KW_COUNT];
+    memcpy(weight, bind->weight, sizeof weight);
+    other.weight = weight;
+    other.buf[BUF_XQ] = active == WRONG_X_SCALE ? NULL : bind->buf[BUF_XQ];
+    for (int i = 0; i < KW_COUNT && active == WRONG_SCALES; i++) {
+        const int count = weight[i].scale == NULL                        ? 0
+                          : op->kind == OP_OUT || op->kind == OP_FFN_OUT ? op->row.leaf_count
+                                                                         : LS_LEAVES;
+        float *scale = malloc((size_t)(weight[i].rows * count + 1) * sizeof *scale);
+        for (int j = 0; j < weight[i].rows * count; j++) {
+            scale[j] = weight[i].scale[count > 1 && j % count < 2 ? j ^ 1 : j];
+        }
+        weight[i].scale = scale;
+        if (count == 0) {
+            free(scale);
+            weight[i].scale = NULL;
+        }
+    }
+    cpu_ref_ops.fn[op->kind](op, index, &other, step, team);
+    for (int i = 0; i < KW_COUNT && active == WRONG_SCALES; i++) {
+        free((void *)weight[i].scale);
+    }
+}
+
 static void wrong_op(const ls_op *op, int index, const ls_bind *bind, const ls_step *step, const ls_team *team) {
+    if (op->kind == active_kind && (active == WRONG_SCALES || active == WRONG_X_SCALE)) {
+        quantized_wrong(op, index, bind, step, team);
+        return;
+    }
     cpu_ref_ops.fn[op->kind](op, index, bind, step, team);
     team_wait(team);
     int64_t n;

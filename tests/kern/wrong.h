@@ -15,6 +15,8 @@ typedef enum wrong_kind {
     WRONG_RANKS,       /* the same, on eight ranks only */
     WRONG_COMPANY,     /* the same, for a row alone only */
     WRONG_LEAVES,      /* out, ffn_out: two leaves swapped in the tree */
+    WRONG_SCALES,      /* int8: the scales of two leaves swapped */
+    WRONG_X_SCALE,     /* w8a8: x is not quantised */
     WRONG_ROUNDING,    /* an act that is not representable in the run dtype */
     WRONG_UNUSED_ROW,  /* writes the row behind the last */
     WRONG_BEHIND,      /* writes behind the buffer */

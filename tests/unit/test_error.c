@@ -27,7 +27,7 @@ static void every_status_has_a_name_and_a_text(void **state) {
             assert_string_not_equal(ls_status_text(all[i]), ls_status_text(all[j]));
         }
     }
-    assert_int_equal(n_negative, 10);
+    assert_int_equal(n_negative, 12);
     assert_string_equal(ls_status_name(LS_ENOMEM), "LS_ENOMEM");
     assert_string_equal(ls_status_text(LS_ENOMEM), "out of memory");
     assert_string_equal(ls_status_name((ls_status)-99), "LS_UNKNOWN");
@@ -38,16 +38,18 @@ static void every_status_has_a_name_and_a_text(void **state) {
 
 static void enums_and_versions(void **state) {
     (void)state;
-    static const char *const dtypes[] = {"auto", "f32", "bf16", "f16"};
-    static const size_t bytes[] = {0, 4, 2, 2};
-    for (int i = 0; i < 4; i++) {
+    static const char *const dtypes[] = {"auto", "f32", "bf16", "f16", "int8", "unknown"};
+    static const size_t bytes[] = {0, 4, 2, 2, 1, 0};
+    for (int i = 0; i < 6; i++) {
         assert_string_equal(ls_dtype_name((ls_dtype)i), dtypes[i]);
         assert_int_equal(ls_dtype_bytes((ls_dtype)i), bytes[i]);
     }
-    assert_string_equal(ls_dtype_name((ls_dtype)4), "unknown");
-    assert_int_equal(ls_dtype_bytes((ls_dtype)4), 0);
-    static const char *const finishes[] = {"running", "stop", "length", "error"};
+    static const char *const methods[] = {"none", "w8a16", "w8a8", "unknown"};
     for (int i = 0; i < 4; i++) {
+        assert_string_equal(ls_quantization_name((ls_quantization)i), methods[i]);
+    }
+    static const char *const finishes[] = {"running", "stop", "length", "error", "cancelled", "unknown"};
+    for (int i = 0; i < 6; i++) {
         assert_string_equal(ls_finish_name((ls_finish)i), finishes[i]);
     }
     assert_string_equal(ls_finish_name((ls_finish)-1), "unknown");

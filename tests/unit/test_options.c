@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -327,10 +328,96 @@ static void cache_folders(void **state) {
     }
 }
 
+/* The variables of huggingface_hub: each line sets some and says what comes of them. */
+static void hub_variables(void **state) {
+    (void)state;
+    static const char *const all[] = {"HF_HUB_CACHE",
+                                      "HUGGINGFACE_HUB_CACHE",
+                                      "HF_HOME",
+                                      "XDG_CACHE_HOME",
+                                      "HOME",
+                                      "HF_TOKEN",
+                                      "HF_TOKEN_PATH",
+                                      "HUGGING_FACE_HUB_TOKEN",
+                                      "HF_ENDPOINT",
+                                      "HF_HUB_OFFLINE",
+                                      "TRANSFORMERS_OFFLINE",
+                                      "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+                                      "SSL_CERT_FILE"};
+    static const struct {
+        const char *set[8];
+        const char *folder, *token;
+        bool offline;
+    } cases[] = {
+        {{"HOME=/h"}, "/h/.cache/huggingface/hub", NULL, false},
+        {{"HOME=/h", "XDG_CACHE_HOME=/x"}, "/x/huggingface/hub", NULL, false},
+        {{"HOME=/h", "XDG_CACHE_HOME=/x", "HF_HOME=/f"}, "/f/hub", NULL, false},
+        {{"HOME=/h", "HF_HOME=~/f"}, "/h/f/hub", NULL, false},
+        {{"HOME=/h", "HF_HOME=/f", "HF_HUB_CACHE=/c"}, "/c", NULL, false},
+        {{"HOME=/h", "HF_HUB_CACHE=~/c"}, "/h/c", NULL, false},
+        {{"HUGGINGFACE_HUB_CACHE=/old"}, "/old", NULL, false},
+        {{"HOME=/h", "HF_HUB_CACHE=", "HF_HUB_OFFLINE=1"}, "/h/.cache/huggingface/hub", NULL, true},
+        {{"HOME=/h", "HF_HUB_OFFLINE=0"}, "/h/.cache/huggingface/hub", NULL, false},
+        {{"HOME=/h", "TRANSFORMERS_OFFLINE=True"}, "/h/.cache/huggingface/hub", NULL, true},
+        {{"HOME=/h", "HF_TOKEN= hf_a\n"}, "/h/.cache/huggingface/hub", "hf_a", false},
+        {{"HOME=/h", "HUGGING_FACE_HUB_TOKEN=hf_b"}, "/h/.cache/huggingface/hub", "hf_b", false},
+        {{"HOME=/h", "HF_TOKEN=hf_a", "HF_HUB_DISABLE_IMPLICIT_TOKEN=1"}, "/h/.cache/huggingface/hub", NULL, false},
+        {{"HOME=/h", "HF_TOKEN_PATH=@/token"}, "/h/.cache/huggingface/hub", "hf_file", false},
+        {{"HF_HOME=@"}, "@/hub", "hf_file", false},
+        {{"HF_HOME=@", "HF_TOKEN=hf_a"}, "@/hub", "hf_a", false},
+        {{"HOME=/h", "HF_TOKEN_PATH=@/none"}, "/h/.cache/huggingface/hub", NULL, false},
+    };
+    char folder[] = "/tmp/lockstep-token-XXXXXX", path[64], value[256];
+    assert_non_null(mkdtemp(folder));
+    snprintf(path, sizeof path, "%s/token", folder);
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    assert_true(fputs("hf_file\n", file) >= 0 && fclose(file) == 0);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        ls_hub_params params = LS_HUB_PARAMS_INIT;
+        options_hub_text text;
+        for (size_t j = 0; j < sizeof all / sizeof *all; j++) {
+            unsetenv(all[j]);
+        }
+        for (size_t j = 0; j < 8 && cases[i].set[j] != NULL; j++) {
+            const char *equals = strchr(cases[i].set[j], '='), *at = strchr(equals, '@');
+            char name[64];
+            snprintf(name, sizeof name, "%.*s", (int)(equals - cases[i].set[j]), cases[i].set[j]);
+            snprintf(value, sizeof value, "%s%s", at != NULL ? folder : "", at != NULL ? at + 1 : equals + 1);
+            setenv(name, value, 1);
+        }
+        assert_int_equal(options_hub(&params, &text, NULL), LS_OK);
+        const char *expected = cases[i].folder;
+        snprintf(value, sizeof value, "%s%s", *expected == '@' ? folder : "", expected + (*expected == '@'));
+        assert_string_equal(params.cache_folder, value);
+        assert_int_equal(params.offline, cases[i].offline);
+        assert_int_equal(params.token == NULL, cases[i].token == NULL);
+        if (params.token != NULL) {
+            assert_string_equal(params.token, cases[i].token);
+        }
+        assert_null(params.endpoint);
+        assert_null(params.ca_file);
+    }
+    ls_hub_params params = LS_HUB_PARAMS_INIT;
+    options_hub_text text;
+    ls_error err = {0};
+    unlink(path);
+    rmdir(folder);
+    setenv("HF_ENDPOINT", "https://mirror.example", 1);
+    setenv("SSL_CERT_FILE", "/ca.pem", 1);
+    assert_int_equal(options_hub(&params, &text, &err), LS_OK);
+    assert_string_equal(params.endpoint, "https://mirror.example");
+    assert_string_equal(params.ca_file, "/ca.pem");
+    unsetenv("HOME");
+    assert_int_equal(options_hub(&params, &text, &err), LS_EINVAL);
+    assert_non_null(strstr(err.text, "HF_HUB_CACHE"));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(table_is_well_formed),
         cmocka_unit_test(cache_folders),
+        cmocka_unit_test(hub_variables),
         cmocka_unit_test(defaults),
         cmocka_unit_test(limits_hold_for_flags_and_variables),
         cmocka_unit_test(what_is_no_number_is_refused),

@@ -33,7 +33,7 @@ static ls_spec read_spec(const char *name) {
 static ls_program *build(const ls_spec *spec, int rank, int size, ls_dtype dtype) {
     ls_program *program = NULL;
     ls_error err = {0};
-    if (program_build(&program, spec, (ls_group){rank, size}, dtype, &err) != LS_OK) {
+    if (program_build(&program, spec, (ls_group){rank, size}, dtype, LS_QUANTIZATION_NONE, &err) != LS_OK) {
         fail_msg("%s", err.text);
     }
     return program;
@@ -380,7 +380,8 @@ static void counts_that_do_not_split_are_refused(void **state) {
     ls_spec spec = read_spec("ckpt_f32");
     ls_program *program = NULL;
     ls_error err = {0};
-    assert_int_equal(program_build(&program, &spec, (ls_group){0, 8}, LS_F32, &err), LS_EUNSUPPORTED);
+    assert_int_equal(program_build(&program, &spec, (ls_group){0, 8}, LS_F32, LS_QUANTIZATION_NONE, &err),
+                     LS_EUNSUPPORTED);
     assert_null(program);
 }
 

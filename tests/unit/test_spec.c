@@ -620,6 +620,14 @@ static void generation_good(void **state) {
     assert_true(!d.has_temperature && d.has_top_k && d.top_k == 0 && !d.has_top_p && d.n_eos == 1);
     assert_int_equal(read_generation(&d, "{\"do_sample\":false,\"temperature\":0.6,\"top_k\":20}", &err), LS_OK);
     assert_true(d.has_temperature && d.temperature == 0 && !d.has_top_k);
+    assert_int_equal(read_generation(&d,
+                                     "{\"do_sample\":false,\"min_p\":0.1,\"top_p\":0.5,"
+                                     "\"repetition_penalty\":1.05}",
+                                     &err),
+                     LS_OK);
+    assert_true(d.temperature == 0 && !d.has_min_p && d.has_repetition_penalty && d.repetition_penalty == 1.05);
+    assert_int_equal(read_generation(&d, "{\"min_p\":0.1}", &err), LS_OK);
+    assert_true(d.has_min_p && d.min_p == 0.1 && !d.has_repetition_penalty);
 }
 
 static void generation_bad(void **state) {
@@ -635,6 +643,8 @@ static void generation_bad(void **state) {
         {"{\"top_p\":1.5}", "top_p: 1.5"},
         {"{\"top_k\":-2}", "top_k: -2"},
         {"{\"top_k\":2.5}", "top_k: expected an integer"},
+        {"{\"min_p\":1.5}", "min_p: 1.5"},
+        {"{\"repetition_penalty\":0}", "repetition_penalty: 0"},
         {"{\"do_sample\":1}", "do_sample: expected true or false"},
         {"{\"eos_token_id\":[100]}", "eos_token_id: 100"},
     };

@@ -41,7 +41,7 @@ static ls_status load(one_weight *w, const weight_source *source, void **out, ls
     assert_non_null(*out);
     memset(*out, 0xa5, n + 1);
     weight.data = *out;
-    ls_status st = weight_load(&w->program, source, 0, &weight, err);
+    ls_status st = weight_load(&w->program, source, 0, &weight, 0, weight.rows, err);
     assert_int_equal(((uint8_t *)*out)[n], 0xa5); /* nothing behind its part */
     return st;
 }
@@ -365,8 +365,66 @@ static void places(void **state) {
     arena_deinit(&arena);
 }
 
+/* ---- int8 ---- */
+
+enum { INT8_ROWS = 5, INT8_COLS = 300 };
+
+static void load_int8(ls_group group, int8_t *q, float *scale) {
+    weight_source source = {.dummy_seed = 3, .dummy_dtype = LS_BF16};
+    one_weight w;
+    set_slot(&w, "model.layers.0.mlp.down_proj.weight", 2, INT8_ROWS, INT8_COLS, LS_INT8);
+    w.program.group = group;
+    w.slot.rule = SHARD_ROW;
+    w.slot.col = shard_leaves(INT8_COLS, group);
+    w.slot.n_leaves = shard_leaf_count(group);
+    ls_weight weight = {.format = LS_INT8, .data = q, .scale = scale, .rows = INT8_ROWS, .cols = (int)w.slot.col.count};
+    assert_int_equal(slot_bytes(&w.slot), INT8_ROWS * (w.slot.col.count + 4 * w.slot.n_leaves));
+    for (int64_t row = INT8_ROWS; row-- > 0;) { /* rows may come in any order */
+        assert_int_equal(weight_load(&w.program, &source, 0, &weight, row, row + 1, NULL), LS_OK);
+    }
+}
+
+/* Each rank's numbers and scales are its columns of the whole's, and each number is within half a step. */
+static void int8_shards(void **state) {
+    (void)state;
+    static int8_t whole[INT8_ROWS * INT8_COLS], part[INT8_ROWS * INT8_COLS];
+    float scale[INT8_ROWS * 8], part_scale[INT8_ROWS * 8];
+    load_int8((ls_group){0, 1}, whole, scale);
+    for (int size = 2; size <= 8; size *= 2) {
+        for (int rank = 0; rank < size; rank++) {
+            const ls_group group = {rank, size};
+            const shard_range cols = shard_leaves(INT8_COLS, group);
+            const int count = shard_leaf_count(group), first = shard_leaf_first(group);
+            load_int8(group, part, part_scale);
+            for (int row = 0; row < INT8_ROWS; row++) {
+                assert_memory_equal(part + row * cols.count, whole + row * INT8_COLS + cols.first, (size_t)cols.count);
+                assert_memory_equal(part_scale + row * count, scale + row * 8 + first, (size_t)count * sizeof *scale);
+            }
+        }
+    }
+    weight_source source = {.dummy_seed = 3, .dummy_dtype = LS_BF16};
+    one_weight w;
+    void *data;
+    set_slot(&w, "model.layers.0.mlp.down_proj.weight", 2, INT8_ROWS, INT8_COLS, LS_F32);
+    assert_int_equal(load(&w, &source, &data, NULL), LS_OK);
+    for (int row = 0; row < INT8_ROWS; row++) {
+        for (int leaf = 0; leaf < 8; leaf++) {
+            int largest = 0;
+            for (int64_t k = leaf_border(INT8_COLS, leaf); k < leaf_border(INT8_COLS, leaf + 1); k++) {
+                const int q = whole[row * INT8_COLS + k];
+                const double step = scale[row * 8 + leaf];
+                assert_true(fabs(q * step - (double)((float *)data)[row * INT8_COLS + k]) <= 0.5001 * step);
+                largest = abs(q) > largest ? abs(q) : largest;
+            }
+            assert_int_equal(largest, leaf_border(INT8_COLS, leaf) < INT8_COLS ? 127 : 0);
+        }
+    }
+    free(data);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(int8_shards),
         cmocka_unit_test(dummy_weights_equal_the_golden_ones),
         cmocka_unit_test(dummy_weights_depend_on_seed_name_and_dtype),
         cmocka_unit_test(parts_and_conversions),

@@ -1,6 +1,7 @@
 /* Tables of the CPU back end: which inner loops this machine can run, and the ops. See cpu.h. */
 #include "backend/cpu/cpu.h"
 
+#include <stdio.h>
 #include <string.h>
 
 extern const cpu_isa cpu_isa_ref;
@@ -8,12 +9,13 @@ extern const cpu_isa cpu_isa_ref;
 extern const cpu_isa cpu_isa_avx2, cpu_isa_avx512;
 #endif
 
+/* Every machine with AVX2 has F16C. */
 static bool isa_runs(const cpu_isa *isa) {
 #if defined(__x86_64__)
     if (isa == &cpu_isa_avx512) {
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("fma");
+               __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
     }
     if (isa == &cpu_isa_avx2) {
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -44,6 +46,22 @@ const cpu_isa *cpu_isa_find(const char *name) {
         }
     }
     return NULL;
+}
+
+ls_status cpu_isa_choose(const cpu_isa **out, const char *name, ls_error *err) {
+    const cpu_isa *isa = name == NULL ? cpu_isa_best() : cpu_isa_find(name);
+    if (isa != NULL) {
+        *out = isa;
+        return LS_OK;
+    }
+    char have[64] = "";
+    int used = 0;
+    for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) {
+        if (isa_runs(isas[i])) {
+            used += snprintf(have + used, sizeof have - (size_t)used, "%s%s", used > 0 ? ", " : "", isas[i]->name);
+        }
+    }
+    return error_set(err, LS_EINVAL, "--cpu-isa %s: this machine has %s", name, have);
 }
 
 const char *op_kind_name(ls_op_kind kind) {

@@ -1,28 +1,41 @@
 /* Reference: norm, gate and up projections, SiLU (ffn_in), and the head. Formulas in ops.h. */
 #include "backend/cpu/cpu.h"
 
-static float dot_bias(const ls_bind *bind, int i_weight, int i_bias, int64_t n, const float *x) {
+enum { FFN_ROWS = 96, FFN_COLS = 32 }; /* gate and up of so many rows and columns are in hand at a time */
+
+/* out[m][n - first] = w[n] . x[m0 + m] + bias[n] */
+static void project(const ls_bind *bind, int i_weight, int i_bias, int64_t first, int64_t last, int64_t m0, int64_t n_x,
+                    float out[FFN_ROWS][FFN_COLS]) {
     const ls_weight *w = &bind->weight[i_weight];
-    const uint8_t *row = (const uint8_t *)w->data + (size_t)(n * w->cols) * ls_dtype_bytes(w->format);
-    float sum = bind_isa(bind)->dot[w->format](row, x, w->cols);
-    return i_bias < 0 ? sum : sum + ((const float *)bind->weight[i_bias].data)[n];
+    const int64_t d = bind->d_model;
+    const float *x = (const float *)bind->buf[BUF_X] + m0 * d;
+    void *xq = bind->buf[BUF_XQ] == NULL ? NULL : xq_row(bind->buf[BUF_XQ], d, m0);
+    const cpu_matmul a = {w, column_leaves(w), first, last, x, d, n_x, out[0], FFN_COLS, xq};
+    bind_isa(bind)->matmul(&a);
+    for (int64_t m = 0; m < n_x && i_bias >= 0; m++) {
+        for (int64_t n = first; n < last; n++) {
+            out[m][n - first] += ((const float *)bind->weight[i_bias].data)[n];
+        }
+    }
 }
 
 void ref_ffn_in(const ls_op *op, int index, const ls_bind *bind, const ls_step *step, const ls_team *team) {
     (void)index;
     const op_ffn_in *a = &op->ffn_in;
-    const int64_t d = bind->d_model;
-    const float *x = bind->buf[BUF_X];
     float *act = bind->buf[BUF_ACT];
+    float gate[FFN_ROWS][FFN_COLS], up[FFN_ROWS][FFN_COLS];
     ref_norm_rows(bind, team, a->norm, a->eps, NULL, step->n_rows);
     int64_t first, last;
-    team_range(team, a->d_ffn_loc, 1, &first, &last);
-    for (int64_t m0 = 0; m0 < step->n_rows; m0 += CPU_ROW_TILE) {
-        for (int64_t n = first; n < last; n++) {
-            for (int64_t m = m0; m < m0 + CPU_ROW_TILE && m < step->n_rows; m++) {
-                float gate = dot_bias(bind, a->gate, a->gate_bias, n, x + m * d);
-                float up = dot_bias(bind, a->up, a->up_bias, n, x + m * d);
-                act[m * a->d_ffn_loc + n] = round_to(bind->dtype, gate / (1.0F + ls_exp(-gate)) * up);
+    team_range(team, a->d_ffn_loc, ROWS_UNIT, &first, &last);
+    for (int64_t m0 = 0; m0 < step->n_rows; m0 += FFN_ROWS) {
+        const int64_t n_x = step->n_rows - m0 < FFN_ROWS ? step->n_rows - m0 : FFN_ROWS;
+        for (int64_t n0 = first; n0 < last; n0 += FFN_COLS) {
+            const int64_t n1 = last - n0 < FFN_COLS ? last : n0 + FFN_COLS;
+            project(bind, a->gate, a->gate_bias, n0, n1, m0, n_x, gate);
+            project(bind, a->up, a->up_bias, n0, n1, m0, n_x, up);
+            for (int64_t m = 0; m < n_x; m++) {
+                float *out = act + (m0 + m) * a->d_ffn_loc;
+                bind_isa(bind)->silu(gate[m], up[m], n1 - n0, bind->dtype, out + n0);
             }
         }
     }
@@ -33,12 +46,11 @@ void ref_head(const ls_op *op, int index, const ls_bind *bind, const ls_step *st
     float *logits = bind->buf[BUF_LOGITS];
     ref_norm_rows(bind, team, a->norm, a->eps, step->out_row, step->n_out);
     ref_matmul(bind, team, a->weight, -1, bind->buf[BUF_X], bind->d_model, step->n_out, logits, a->vocab_count);
-    team_wait(team);
-    int64_t first, last;
-    team_range(team, (int64_t)step->n_out * a->vocab_count, LS_LEAF_ALIGN, &first, &last);
-    for (int64_t i = first; i < last; i++) {
-        if (!isfinite(logits[i])) {
-            ref_fault(bind, step->out_row[i / a->vocab_count], index);
+    int64_t first, last; /* the same part as in ref_matmul */
+    team_range(team, a->vocab_count, ROWS_UNIT, &first, &last);
+    for (int64_t m = 0; m < step->n_out; m++) {
+        if (!bind_isa(bind)->finite(logits + m * a->vocab_count + first, last - first)) {
+            ref_fault(bind, step->out_row[m], index);
         }
     }
 }

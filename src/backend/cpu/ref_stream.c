@@ -7,6 +7,18 @@ void ref_fault(const ls_bind *bind, int row, int index) {
                                             memory_order_relaxed);
 }
 
+static void embed_row(const cpu_isa *isa, const ls_weight *table, int64_t row, float *out) {
+    const cpu_leaves leaves = column_leaves(table);
+    isa->widen(table->format,
+               (const uint8_t *)table->data + (size_t)(row * table->cols) * ls_dtype_bytes(table->format), table->cols,
+               out);
+    for (int leaf = 0; leaf < leaves.count && table->scale != NULL; leaf++) {
+        for (int64_t i = leaves.border[leaf]; i < leaves.border[leaf + 1]; i++) {
+            out[i] *= table->scale[row * leaves.count + leaf];
+        }
+    }
+}
+
 void ref_embed(const ls_op *op, int index, const ls_bind *bind, const ls_step *step, const ls_team *team) {
     (void)index;
     const op_embed *a = &op->embed;
@@ -21,9 +33,7 @@ void ref_embed(const ls_op *op, int index, const ls_bind *bind, const ls_step *s
         if (step->token[m] < 0 && bind->group.rank == 0) {
             memcpy(out, step->input_rows + (-1 - (int64_t)step->token[m]) * d, (size_t)d * sizeof *out);
         } else if (step->token[m] >= 0 && row >= 0 && row < a->vocab_count) {
-            for (int64_t i = 0; i < d; i++) {
-                out[i] = load_as(table->format, table->data, row * d + i);
-            }
+            embed_row(bind_isa(bind), table, row, out);
         } else {
             memset(out, 0, (size_t)d * sizeof *out);
         }
@@ -38,18 +48,26 @@ void ref_exchange(const ls_op *op, int index, const ls_bind *bind, const ls_step
     float *h = bind->buf[BUF_H];
     int64_t first, last;
     team_range(team, step->n_rows * d, LS_LEAF_ALIGN, &first, &last);
-    for (int64_t i = first; i < last; i++) {
-        float node[LS_MAX_RANKS];
+    for (int64_t i = first, end; i < last; i = end) { /* row by row */
+        const int64_t row = i / d;
+        end = (row + 1) * d < last ? (row + 1) * d : last;
+        const float *part[LS_MAX_RANKS];
         for (int r = 0; r < n_ranks; r++) {
-            node[r] = bind->peer_part[r][(int64_t)a->slot * bind->m_max * d + i];
+            part[r] = bind->peer_part[r] + (int64_t)a->slot * bind->m_max * d;
         }
-        float sum = leaf_tree(node, n_ranks);
-        if (bias != NULL) {
-            sum += bias[i % d];
+        for (int64_t j = i; j < end; j++) {
+            float node[LS_MAX_RANKS];
+            for (int r = 0; r < n_ranks; r++) {
+                node[r] = part[r][j];
+            }
+            float sum = leaf_tree(node, n_ranks);
+            if (bias != NULL) {
+                sum += bias[j - row * d];
+            }
+            h[j] = (a->init ? 0.0F : h[j]) + sum;
         }
-        h[i] = (a->init ? 0.0F : h[i]) + sum;
-        if (!isfinite(h[i])) {
-            ref_fault(bind, (int)(i / d), index);
+        if (!bind_isa(bind)->finite(h + i, end - i)) {
+            ref_fault(bind, (int)row, index);
         }
     }
 }

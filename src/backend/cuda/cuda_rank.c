@@ -79,10 +79,13 @@ static ls_status load_image(cuda_rank *rank, const char *file, bool generic, ls_
     const cuda_facts *facts = &rank->facts;
     const cuda_image *image = best_image(facts, file, generic);
     if (image == NULL) {
+        char wanted[16];
+        snprintf(wanted, sizeof wanted, "sm_%d%d", facts->cc_major, facts->cc_minor);
         return error_set(err, LS_EUNSUPPORTED,
-                         "%s is sm_%d%d; this program has %skernels for %s: build it with make ARCHS=\"%s%ssm_%d%d\"",
+                         "%s is sm_%d%d; this program has %skernels for %s: build it with make ARCHS=\"%s%s%s\"",
                          facts->name, facts->cc_major, facts->cc_minor, generic ? "no generic ones among its " : "",
-                         cuda_archs, cuda_archs, cuda_archs[0] != '\0' ? " " : "", facts->cc_major, facts->cc_minor);
+                         cuda_archs[0] != '\0' ? cuda_archs : "no chip", cuda_archs, cuda_archs[0] != '\0' ? " " : "",
+                         generic ? "compute_80" : wanted);
     }
     char what[64];
     snprintf(what, sizeof what, "loading kernels %s.%s_%s", file, image->is_ptx ? "compute" : "sm", image->arch);

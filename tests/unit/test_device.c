@@ -1,0 +1,208 @@
+/*
+ * What of GPUs can be tested without one: the words of --device, memory plans of ranks on devices, arenas in memory of
+ * others, which kernels fit which chip, sizes of graphs, and what is said where there is no driver.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "engine/engine.h"
+#ifdef LS_CUDA
+#include <dlfcn.h>
+
+#include "backend/cuda/images.h"
+#include "engine/cuda_engine.h"
+#endif
+
+static void words_of_device(void **state) {
+    (void)state;
+    static const struct {
+        const char *text;
+        bool cuda, cpu;
+        int ordinal;
+    } good[] = {{NULL, true, true, 0},    {"auto", true, true, 0},    {"cpu", false, true, 0},
+                {"cuda", true, false, 0}, {"cuda:0", true, false, 0}, {"cuda:12", true, false, 12}};
+    static const char *const bad[] = {"", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1x", "CPU", "cudas", "cpu:0"};
+    device_choice choice;
+    ls_error err = {0};
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        assert_int_equal(device_choice_read(&choice, good[i].text, &err), LS_OK);
+        assert_int_equal(choice.may_be_cuda, good[i].cuda);
+        assert_int_equal(choice.may_be_cpu, good[i].cpu);
+        assert_int_equal(choice.ordinal, good[i].ordinal);
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        assert_int_equal(device_choice_read(&choice, bad[i], &err), LS_EINVAL);
+        assert_non_null(strstr(err.text, "auto, cpu, cuda or cuda:N"));
+    }
+}
+
+static void borrowed_memory_is_left_alone(void **state) {
+    (void)state;
+    static _Alignas(64) uint8_t memory[256];
+    ls_arena arena;
+    ls_error err = {0};
+    void *piece;
+    memset(memory, 7, sizeof memory);
+    arena_init_at(&arena, memory, sizeof memory);
+    assert_int_equal(arena_take(&arena, 1, 100, &piece, &err), LS_OK);
+    assert_ptr_equal(piece, memory);
+    assert_int_equal(arena_take(&arena, 2, 100, &piece, &err), LS_OK);
+    assert_ptr_equal(piece, memory + 128);
+    assert_int_equal(arena_take(&arena, 2, 1, &piece, &err), LS_EINTERNAL);
+    arena_deinit(&arena);
+    assert_null(arena.base);
+    for (size_t i = 0; i < sizeof memory; i++) {
+        assert_int_equal(memory[i], 7); /* neither touched nor unmapped */
+    }
+}
+
+static ls_model *dummy(void) {
+    ls_model_params params = LS_MODEL_PARAMS_INIT;
+    ls_model *model = NULL;
+    params.model = "Qwen/Qwen3-4B";
+    params.load_format = LS_LOAD_DUMMY;
+    assert_int_equal(ls_model_open(&params, &model, NULL), LS_OK);
+    return model;
+}
+
+/* On a device activations are in the run dtype, parts have room for all leaves, and what the host samples with is its. */
+static void plans_of_devices(void **state) {
+    (void)state;
+    ls_model *model = dummy();
+    engine_config config;
+    ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+    ls_program *program[LS_MAX_RANKS] = {NULL};
+    ls_memory_plan cpu, device;
+    ls_error err = {0};
+    params.threads = 4;
+    memset(&config, 0, sizeof config);
+    assert_int_equal(engine_config_resolve(&config, &model->spec, &params, &err), LS_OK);
+    assert_int_equal(engine_programs_build(program, &model->spec, &config, &err), LS_OK);
+    assert_int_equal(memory_plan_make(&cpu, &config, (const ls_program *const *)program, &err), LS_OK);
+    config.on_device = true;
+    config.workspace_bytes = 1 << 20;
+    assert_int_equal(memory_plan_make(&device, &config, (const ls_program *const *)program, &err), LS_OK);
+
+    const ls_spec *spec = &model->spec;
+    const size_t m = (size_t)config.m_max, d = (size_t)spec->d_model, v = (size_t)spec->n_vocab;
+    const size_t wide = (size_t)(spec->n_heads + 2 * spec->n_kv_heads) * (size_t)spec->d_head;
+    const size_t act = (d + (size_t)spec->n_heads * (size_t)spec->d_head + (size_t)spec->d_ffn) * 2;
+    assert_int_equal(config.dtype, LS_BF16);
+    assert_int_equal(device.rank[0][MEM_WEIGHTS], cpu.rank[0][MEM_WEIGHTS]);
+    assert_int_equal(device.rank[0][MEM_KV_CACHE], cpu.rank[0][MEM_KV_CACHE]);
+    assert_int_equal(device.rank[0][MEM_ACTIVATIONS], m * (4 * d + 4 * wide + act) + (1 << 20));
+    assert_int_equal(cpu.rank[0][MEM_ACTIVATIONS], m * (4 * d + 4 * wide + 2 * act));
+    assert_int_equal(device.rank[0][MEM_EXCHANGE], 8 * cpu.rank[0][MEM_EXCHANGE]);
+    assert_int_equal(device.rank[0][MEM_LOGITS], (size_t)config.n_out_max * v * 4);
+    assert_int_equal(device.rank[0][MEM_ROPE], device.host[MEM_ROPE]);
+    assert_true(device.rank[0][MEM_STEP] >= step_image_bytes(&config) + result_words(&config) * 4);
+    assert_true(device.host[MEM_LOGITS] > device.rank[0][MEM_LOGITS]); /* a copy, and the sampler's scratch */
+    program_destroy(&program[0]);
+    ls_model_close(&model);
+}
+
+/* Without a GPU: an error that says why, or the CPU. */
+static void no_gpu_is_told(void **state) {
+    (void)state;
+#ifdef LS_CUDA
+    void *driver = dlopen("libcuda.so.1", RTLD_LAZY);
+    if (driver != NULL) {
+        skip();
+    }
+    const char *why = "no NVIDIA driver";
+    ls_status expected = LS_ENOTFOUND;
+    assert_true(strlen(ls_cuda_archs()) > 0);
+#else
+    const char *why = "built without CUDA";
+    ls_status expected = LS_EUNSUPPORTED;
+    assert_string_equal(ls_cuda_archs(), "");
+#endif
+    ls_model_params params = LS_MODEL_PARAMS_INIT;
+    ls_model *model = NULL;
+    ls_engine *engine = NULL;
+    ls_error err = {0};
+    params.model = "demo";
+    assert_int_equal(ls_model_open(&params, &model, &err), LS_OK);
+    ls_engine_params on_gpu = LS_ENGINE_PARAMS_INIT;
+    on_gpu.device = "cuda";
+    assert_int_equal(ls_engine_open(model, &on_gpu, &engine, &err), expected);
+    assert_non_null(strstr(err.text, why));
+    assert_null(engine);
+    on_gpu.device = "auto";
+    assert_int_equal(ls_engine_open(model, &on_gpu, &engine, &err), LS_OK);
+    ls_timeline timeline = LS_TIMELINE_INIT;
+    assert_int_equal(ls_engine_get_timeline(engine, &timeline, &err), LS_OK);
+    assert_string_equal(timeline.device, "CPU");
+    ls_profile_line line;
+    size_t n = 7;
+    assert_int_equal(ls_engine_get_profile(engine, &line, 1, &n, &err), LS_OK);
+    assert_int_equal(n, 0);
+    ls_engine_close(&engine);
+    ls_model_close(&model);
+}
+
+#ifdef LS_CUDA
+static void kernels_for_chips(void **state) {
+    (void)state;
+    const cuda_image sm_80 = {.arch = "80"}, sm_89 = {.arch = "89"}, sm_90a = {.arch = "90a"}, sm_120 = {.arch = "120"};
+    const cuda_image ptx = {.arch = "80", .is_ptx = true};
+    const struct {
+        int major, minor;
+        const cuda_image *best, *next, *never;
+    } chips[] = {{8, 0, &sm_80, &ptx, &sm_89},   {8, 6, &sm_80, &ptx, &sm_89}, {8, 9, &sm_89, &sm_80, &sm_90a},
+                 {9, 0, &sm_90a, &ptx, &sm_80},  {10, 3, &ptx, NULL, &sm_90a}, {12, 0, &sm_120, &ptx, &sm_90a},
+                 {12, 1, &sm_120, &ptx, &sm_80}, {7, 5, NULL, NULL, &ptx}};
+    for (size_t i = 0; i < sizeof chips / sizeof *chips; i++) {
+        int best = chips[i].best != NULL ? cuda_image_fit(chips[i].best, chips[i].major, chips[i].minor) : 1;
+        int next = chips[i].next != NULL ? cuda_image_fit(chips[i].next, chips[i].major, chips[i].minor) : 0;
+        assert_true(best > next);
+        assert_true(chips[i].next == NULL || next > 0);
+        assert_int_equal(cuda_image_fit(chips[i].never, chips[i].major, chips[i].minor), 0);
+    }
+    assert_true(n_cuda_images > 0);
+    for (int i = 0; i < n_cuda_images; i++) {
+        assert_true(cuda_images[i].end - cuda_images[i].data > 100);
+        assert_int_equal(*cuda_images[i].end, 0);
+        assert_memory_equal(cuda_images[i].data, cuda_images[i].is_ptx ? "//" : "\177ELF",
+                            cuda_images[i].is_ptx ? 2 : 4);
+    }
+}
+
+static void sizes_of_graphs(void **state) {
+    (void)state;
+    static const struct {
+        const char *text;
+        int max_seqs, n, last;
+    } good[] = {{NULL, 16, 5, 16},  {NULL, 3, 3, 4},   {NULL, 1, 1, 1},
+                {"none", 16, 0, 0}, {"16", 16, 1, 16}, {"2,8", 16, 2, 8}};
+    static const char *const bad[] = {"", "3", "1,", "2,1", "1,1", "1 2", "32", "1,2,none", "-1", "all"};
+    ls_error err = {0};
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        cuda_engine cuda = {0};
+        assert_int_equal(cuda_graphs_read(&cuda, good[i].text, good[i].max_seqs, &err), LS_OK);
+        assert_int_equal(cuda.n_graphs, good[i].n);
+        assert_int_equal(cuda.n_graphs > 0 ? cuda.graph_rows[cuda.n_graphs - 1] : 0, good[i].last);
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        cuda_engine cuda = {0};
+        assert_int_equal(cuda_graphs_read(&cuda, bad[i], 16, &err), LS_EINVAL);
+        assert_non_null(strstr(err.text, "--graph-sizes"));
+    }
+}
+#endif
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(words_of_device),   cmocka_unit_test(borrowed_memory_is_left_alone),
+        cmocka_unit_test(plans_of_devices),  cmocka_unit_test(no_gpu_is_told),
+#ifdef LS_CUDA
+        cmocka_unit_test(kernels_for_chips), cmocka_unit_test(sizes_of_graphs),
+#endif
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
