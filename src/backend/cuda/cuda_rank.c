@@ -143,6 +143,7 @@ ls_status cuda_rank_open(cuda_rank *rank, const cuda_driver *driver, int ordinal
     TRY(cuda_rank_enter(rank, err));
     TRY(cuda_check(rank, driver->cuStreamCreate(&rank->stream, CU_STREAM_NON_BLOCKING), "creating a stream", err));
     TRY(load_modules(rank, generic, err));
+    rank->overlap = rank->facts.cc_major >= 9 && rank->jit_us == 0;
     TRY(load_kernels(rank, decode_kernel_names, n_decode_kernels, &rank->decode_fn, err));
     return load_kernels(rank, prefill_kernel_names, n_prefill_kernels, &rank->prefill_fn, err);
 }
