@@ -489,6 +489,8 @@ typedef struct ls_timeline {
     double limit_us_per_step; /* (weights + KV) / read_bytes_per_s */
     double limit_ratio;       /* limit_us_per_step over the measured step; 1 is the limit; 0 without decode steps */
     const char *device;       /* "CPU" or the GPU's name; lives as long as the engine */
+    int n_graphs;             /* of decode steps, captured at the start; part of shard_us: */
+    int64_t graphs_us;
 } ls_timeline;
 #define LS_TIMELINE_INIT                                                                                               \
     { .struct_size = sizeof(ls_timeline) }

@@ -223,7 +223,7 @@ const option_def option_table[OPTION_COUNT] = {
                          "On a GPU, decode steps of up to so many rows are captured as graphs at the start: rising "
                          "numbers out of 1,2,4,8,16, or none"},
     [OPT_AGAINST] = {OPT_AGAINST, COMMAND_VERIFY, GROUP_ENGINE, OPTION_TEXT, "against", NULL, 0, "SETTINGS",
-                     "dtype=f32,cpu-isa=ref", 0, 0, NULL,
+                     "device=cpu,dtype=f32,cpu-isa=ref", 0, 0, NULL,
                      "The engine to compare with: options as name=value with commas between them; what is not named is "
                      "as given for the first"},
     [OPT_TIMELINE] = {OPT_TIMELINE, COMMAND_GENERATE, GROUP_OUTPUT, OPTION_CHOICE, "timeline", NULL, 0, "FORM", "text",

@@ -25,6 +25,10 @@ typedef struct ls_backend {
     double (*read_rate)(ls_engine *engine);
     /* What params.profile asked for, lines of the engine's lifetime; none where nothing is timed. */
     size_t (*profile)(const ls_engine *engine, const ls_profile_line **out);
+    /* For verify, where ranks are on devices (NULL otherwise): one op of rank 0; memory there, to and from. */
+    ls_status (*run_op)(ls_engine *engine, const ls_step *step, int index, ls_error *err);
+    ls_status (*copy_in)(const ls_engine *engine, void *device, const void *from, size_t bytes, ls_error *err);
+    ls_status (*copy_out)(const ls_engine *engine, const void *device, void *to, size_t bytes, ls_error *err);
     void (*close)(ls_engine *engine);
 } ls_backend;
 

@@ -280,5 +280,26 @@ static size_t cuda_profile_lines(const ls_engine *engine, const ls_profile_line 
     return profile != NULL ? (size_t)profile->n_lines : 0;
 }
 
-const ls_backend backend_cuda = {"cuda",   cuda_open,      cuda_reserve,       cuda_load,
-                                 cuda_run, cuda_read_rate, cuda_profile_lines, cuda_close};
+static ls_status cuda_copy_in(const ls_engine *engine, void *device, const void *from, size_t bytes, ls_error *err) {
+    const cuda_rank *rank = &engine_cuda(engine)->rank;
+    TRY(cuda_rank_enter(rank, err));
+    return cuda_check(rank, rank->driver->cuMemcpyHtoD((CUdeviceptr)(uintptr_t)device, from, bytes), "copying in", err);
+}
+
+static ls_status cuda_copy_out(const ls_engine *engine, const void *device, void *to, size_t bytes, ls_error *err) {
+    const cuda_rank *rank = &engine_cuda(engine)->rank;
+    TRY(cuda_rank_enter(rank, err));
+    return cuda_check(rank, rank->driver->cuMemcpyDtoH(to, (CUdeviceptr)(uintptr_t)device, bytes), "copying out", err);
+}
+
+const ls_backend backend_cuda = {.name = "cuda",
+                                 .open = cuda_open,
+                                 .reserve = cuda_reserve,
+                                 .load = cuda_load,
+                                 .run = cuda_run,
+                                 .read_rate = cuda_read_rate,
+                                 .profile = cuda_profile_lines,
+                                 .run_op = cuda_run_op,
+                                 .copy_in = cuda_copy_in,
+                                 .copy_out = cuda_copy_out,
+                                 .close = cuda_close};

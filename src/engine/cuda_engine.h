@@ -58,6 +58,8 @@ ls_status cuda_load_weights(ls_engine *engine, ls_error *err);
 ls_status cuda_graphs_read(cuda_engine *cuda, const char *sizes, int max_seqs, ls_error *err);
 ls_status cuda_graphs_capture(ls_engine *engine, ls_error *err);
 ls_status cuda_run(ls_engine *engine, int64_t *exchange_ns, ls_error *err);
+/* One op by the kernels for any step, which leave what ops.h says at every border. */
+ls_status cuda_run_op(ls_engine *engine, const ls_step *step, int index, ls_error *err);
 
 /* cuda_profile.c: begin, a mark before each launch, end when the stream is idle again. No-ops where it is off. */
 ls_status cuda_profile_open(cuda_engine *cuda, int n_ops, ls_error *err);

@@ -1,6 +1,7 @@
 /* One step on a GPU: pack, launch, read back. See cuda_engine.h. */
 #include <stdlib.h>
 
+#include "base/clock.h"
 #include "engine/cuda_engine.h"
 
 /* ---- The step's input, packed ---- */
@@ -31,22 +32,21 @@ static void pack_sequences(const ls_step *step, uint8_t *image, size_t *used) {
     *used += (size_t)n_pages * sizeof *page;
 }
 
-static void pack_draws(const step_batch *batch, uint8_t *image, size_t *used) {
-    const ls_step *step = &batch->step;
+static void pack_draws(const ls_step *step, const step_output *output, uint8_t *image, size_t *used) {
     cuda_draw *draw = take(image, used, (size_t)step->n_out * sizeof *draw, &((cuda_step *)image)->draw);
     for (int i = 0; i < step->n_out; i++) {
         const ls_sample_params *how = &step->sample[i];
         draw[i] = (cuda_draw){.temperature = how->temperature,
                               .position = how->position,
                               .choice = how->choice,
-                              .on_host = output_needs_logits(&batch->output[i], how),
+                              .on_host = output != NULL && output_needs_logits(&output[i], how),
                               .seed = how->seed};
     }
 }
 
-/* Bytes of the image. step_image_bytes() is its room: no page belongs to two sequences. */
-static size_t pack_step(const step_batch *batch, uint32_t epoch, uint8_t *image) {
-    const ls_step *step = &batch->step;
+/* Bytes of the image. step_image_bytes() is its room: no page belongs to two sequences. output: what the rows are for;
+ * NULL: for their tokens alone. */
+static size_t pack_step(const ls_step *step, const step_output *output, uint32_t epoch, uint8_t *image) {
     const size_t m = (size_t)step->n_rows, n_out = (size_t)step->n_out;
     cuda_step *head = (cuda_step *)image;
     size_t used = sizeof *head;
@@ -61,7 +61,7 @@ static size_t pack_step(const step_batch *batch, uint32_t epoch, uint8_t *image)
     memcpy(take(image, &used, m * sizeof(int32_t), &head->seq_of), step->seq_of, m * sizeof(int32_t));
     memcpy(take(image, &used, n_out * sizeof(int32_t), &head->out_row), step->out_row, n_out * sizeof(int32_t));
     pack_sequences(step, image, &used);
-    pack_draws(batch, image, &used);
+    pack_draws(step, output, image, &used);
     return used;
 }
 
@@ -135,9 +135,12 @@ static ls_status capture(ls_engine *engine, int i, ls_error *err) {
 
 ls_status cuda_graphs_capture(ls_engine *engine, ls_error *err) {
     cuda_engine *cuda = engine_cuda(engine);
+    int64_t start = clock_ns();
     for (int i = 0; i < cuda->n_graphs; i++) {
         TRY(capture(engine, i, err));
     }
+    engine->n_graphs = cuda->n_graphs;
+    engine->graphs_us = (clock_ns() - start) / 1000;
     return cuda_rank_wait(&cuda->rank, "capturing graphs", CUDA_STEP_TIMEOUT_S, err);
 }
 
@@ -266,7 +269,7 @@ ls_status cuda_run(ls_engine *engine, int64_t *exchange_ns, ls_error *err) {
     cuda_engine *cuda = engine_cuda(engine);
     cuda_rank *rank = &cuda->rank;
     TRY(cuda_rank_enter(rank, err)); /* any thread may drive the engine */
-    size_t bytes = pack_step(&engine->batch, ++cuda->epoch, rank->host_step);
+    size_t bytes = pack_step(&engine->batch.step, engine->batch.output, ++cuda->epoch, rank->host_step);
     TRY(cuda_check(rank, cuda->driver->cuMemcpyHtoDAsync(rank->step, rank->host_step, bytes, rank->stream),
                    "copying a step's input", err));
     cuda_profile_begin(cuda);
@@ -277,4 +280,17 @@ ls_status cuda_run(ls_engine *engine, int64_t *exchange_ns, ls_error *err) {
     TRY(clear_faults(engine, err));
     read_results(engine);
     return LS_OK;
+}
+
+ls_status cuda_run_op(ls_engine *engine, const ls_step *step, int index, ls_error *err) {
+    cuda_engine *cuda = engine_cuda(engine);
+    cuda_rank *rank = &cuda->rank;
+    const ls_program *program = engine->program[0];
+    int n_taken;
+    TRY(cuda_rank_enter(rank, err));
+    size_t bytes = pack_step(step, NULL, ++cuda->epoch, rank->host_step);
+    TRY(cuda_check(rank, cuda->driver->cuMemcpyHtoDAsync(rank->step, rank->host_step, bytes, rank->stream),
+                   "copying a step's input", err));
+    TRY(prefill_launch(rank, program->op, program->n_ops, index, step, &n_taken, err));
+    return cuda_rank_wait(rank, op_kind_name(program->op[index].kind), CUDA_STEP_TIMEOUT_S, err);
 }

@@ -271,7 +271,14 @@ static size_t cpu_profile(const ls_engine *engine, const ls_profile_line **out) 
     return 0;
 }
 
-const ls_backend backend_cpu = {"cpu", cpu_open, cpu_reserve, cpu_load, cpu_run, cpu_read_rate, cpu_profile, cpu_close};
+const ls_backend backend_cpu = {.name = "cpu",
+                                .open = cpu_open,
+                                .reserve = cpu_reserve,
+                                .load = cpu_load,
+                                .run = cpu_run,
+                                .read_rate = cpu_read_rate,
+                                .profile = cpu_profile,
+                                .close = cpu_close};
 
 static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, int ordinal, ls_error *err) {
     int64_t start = clock_ns();

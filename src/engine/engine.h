@@ -132,7 +132,8 @@ struct ls_engine {
     ls_request **running;               /* [max_num_seqs] by admission */
     int n_running;
     engine_stats stats;
-    int64_t open_ns, plan_us, shard_us;
+    int64_t open_ns, plan_us, shard_us, graphs_us;
+    int n_graphs;            /* of a GPU's decode steps */
     double read_bytes_per_s; /* 0: not measured yet */
     ls_error death;          /* status LS_OK while the engine lives; see engine_check_alive */
     pthread_mutex_t lock;

@@ -96,6 +96,8 @@ static void get_timeline(ls_engine *engine, ls_timeline *out) {
         .load_us = engine->model->load_us,
         .plan_us = engine->plan_us,
         .shard_us = engine->shard_us,
+        .n_graphs = engine->n_graphs,
+        .graphs_us = engine->graphs_us,
         .prefill_us = stats->prefill_ns / 1000,
         .decode_us = stats->decode_ns / 1000,
         .prefill_tokens = stats->prefill_tokens,

@@ -57,7 +57,15 @@ static void run_rank(void *arg, int rank, const ls_team *team) {
     }
 }
 
+/* An engine that fails here is dead, which verify_engines tells. */
 static void run_op(ls_engine *engine, const ls_step *step, int index) {
+    if (engine->config.on_device) {
+        ls_error why = {0};
+        if (engine_check_alive(engine, NULL) == LS_OK && engine->backend->run_op(engine, step, index, &why) != LS_OK) {
+            engine->death = why;
+        }
+        return;
+    }
     op_job job = {engine, step, index};
     rank_group_run(engine->group, run_rank, &job);
 }
@@ -378,7 +386,8 @@ static void set_tolerances(verify_run *run) {
     const engine_config *a = &pair->tested->config, *b = &pair->reference->config;
     const ls_dtype dtype[] = {a->dtype, a->kv_dtype, b->dtype, b->kv_dtype};
     bool same_quantization = pair->tested_quantization == pair->reference_quantization;
-    report->bits_expected = a->dtype == b->dtype && a->kv_dtype == b->kv_dtype && same_quantization;
+    report->bits_expected =
+        !a->on_device && !b->on_device && a->dtype == b->dtype && a->kv_dtype == b->kv_dtype && same_quantization;
     report->tolerance = 1e-5;
     report->logits_tolerance = 1e-4;
     for (size_t i = 0; i < sizeof dtype / sizeof *dtype; i++) {
@@ -444,6 +453,8 @@ ls_status verify_engines(const verify_pair *pair, const int32_t *prompt, int n_p
     walk_all(&run, prompt, n_prompt, n_decode);
     run.running = true;
     walk_all(&run, prompt, n_prompt, n_decode);
+    TRY_GOTO(engine_check_alive(tested, err), fail);
+    TRY_GOTO(engine_check_alive(reference, err), fail);
     report.passed = !report.first.found;
     *out = report;
 fail:

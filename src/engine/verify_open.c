@@ -76,9 +76,6 @@ static ls_status open_sized(ls_model *model, const ls_engine_params *given, cons
     if (sized.device == NULL || strcmp(sized.device, "auto") == 0) {
         sized.device = "cpu";
     }
-    if (strcmp(sized.device, "cpu") != 0) {
-        return error_set(err, LS_EUNSUPPORTED, "verify: --device %s: it compares engines on the CPU", sized.device);
-    }
     ls_status st = ls_engine_open(model, &sized, engine, err);
     return st < 0 ? error_prefix(err, st, "the %s engine", which) : LS_OK;
 }

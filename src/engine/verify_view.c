@@ -1,5 +1,7 @@
-/* How the CPU back end keeps what verify compares. See verify.h. */
+/* How back ends keep what verify compares. See verify.h. */
 #include "engine/verify.h"
+
+#include <stdlib.h>
 
 const char *verify_view_name(verify_view view) {
     static const char *const names[VIEWS] = {"h",   "x",   "q",    "k cache", "v cache",
@@ -46,24 +48,36 @@ verify_part verify_part_of(const ls_engine *engine, int rank, const ls_op *op, v
     return (verify_part){n_rows, range.first, range.count, whole};
 }
 
+static const ls_buf buffer_of[VIEWS] = {
+    [VIEW_H] = BUF_H,     [VIEW_X] = BUF_X,       [VIEW_Q] = BUF_QKV,        [VIEW_ATT] = BUF_ATT,
+    [VIEW_ACT] = BUF_ACT, [VIEW_PART] = BUF_PART, [VIEW_LOGITS] = BUF_LOGITS};
+
+static bool is_in_cache(verify_view view) {
+    return view == VIEW_K || view == VIEW_V;
+}
+
+static bool is_act(verify_view view) {
+    return view == VIEW_X || view == VIEW_Q || view == VIEW_ATT || view == VIEW_ACT;
+}
+
+static int slot_of(const ls_op *op) {
+    return op->kind == OP_EXCHANGE ? op->exchange.slot : op->kind == OP_EMBED ? op->embed.slot : op->row.slot;
+}
+
 /* Rows of f32 words in a buffer: where the first lies, and how far apart they are. NULL for what is kept otherwise. */
 static float *words(const ls_engine *engine, int rank, const ls_op *op, verify_view view, int64_t count,
                     int64_t *stride) {
-    static const ls_buf buf[VIEWS] = {
-        [VIEW_H] = BUF_H,     [VIEW_X] = BUF_X,       [VIEW_Q] = BUF_QKV,        [VIEW_ATT] = BUF_ATT,
-        [VIEW_ACT] = BUF_ACT, [VIEW_PART] = BUF_PART, [VIEW_LOGITS] = BUF_LOGITS};
-    if (view == VIEW_K || view == VIEW_V || view == VIEW_SAMPLE) {
+    if (is_in_cache(view) || view == VIEW_SAMPLE) {
         return NULL;
     }
     const ls_spec *spec = &engine->model->spec;
     const ls_bind *bind = &engine->rank[rank].bind;
-    float *data = bind->buf[buf[view]];
+    float *data = bind->buf[buffer_of[view]];
     *stride = count;
     if (view == VIEW_Q) {
         *stride += 2 * shard_kv_heads(spec->n_kv_heads, bind->group).count * spec->d_head;
     } else if (view == VIEW_PART) {
-        int slot = op->kind == OP_EXCHANGE ? op->exchange.slot : op->kind == OP_EMBED ? op->embed.slot : op->row.slot;
-        data += (int64_t)slot * bind->m_max * bind->d_model;
+        data += (int64_t)slot_of(op) * bind->m_max * bind->d_model;
     }
     return data;
 }
@@ -89,9 +103,79 @@ static void read_sample(const ls_engine *engine, int rank, int n_rows, float *ou
     }
 }
 
+/* ---- A rank on a device: the same, fetched from there or brought there (backend/cuda/cuda.h says how it lies) ---- */
+
+/* The i-th piece of a view that lies together, its elements and their type: a row, or a head of a row of the cache. */
+static void *device_piece(const ls_engine *engine, const ls_op *op, verify_view view, const ls_step *step,
+                          const verify_part *part, int64_t i, int64_t *n, ls_dtype *dtype) {
+    const ls_bind *bind = &engine->rank[0].bind;
+    const int d = engine->model->spec.d_head;
+    if (is_in_cache(view)) {
+        uint8_t *base;
+        int64_t heads = part->count / d;
+        int64_t at = cache_place(engine, 0, op, view, step, (int)(i / heads), (int)(i % heads), &base);
+        *n = d;
+        *dtype = engine->config.kv_dtype;
+        return base + (size_t)at * ls_dtype_bytes(*dtype);
+    }
+    *n = part->count;
+    *dtype = is_act(view) ? engine->config.dtype : LS_F32;
+    int64_t skipped = view == VIEW_PART ? (int64_t)slot_of(op) * LS_LEAVES * bind->m_max * bind->d_model : 0;
+    return (uint8_t *)bind->buf[buffer_of[view]] + (size_t)(skipped + i * part->count) * ls_dtype_bytes(*dtype);
+}
+
+/* All pieces, one way or the other; what cannot be fetched is NaN. */
+static void device_move(const ls_engine *engine, const ls_op *op, verify_view view, const ls_step *step, float *out,
+                        const float *in) {
+    verify_part part = verify_part_of(engine, 0, op, view, step);
+    const int64_t n_pieces = is_in_cache(view) ? part.n_rows * part.count / engine->model->spec.d_head : part.n_rows;
+    float *piece = malloc((size_t)(part.count + 1) * sizeof *piece); /* wide enough for any dtype */
+    for (int64_t i = 0; i < n_pieces; i++) {
+        int64_t n;
+        ls_dtype dtype;
+        void *at = device_piece(engine, op, view, step, &part, i, &n, &dtype);
+        const size_t bytes = (size_t)n * ls_dtype_bytes(dtype);
+        for (int64_t k = 0; in != NULL && piece != NULL && k < n; k++) {
+            store_as(dtype, piece, k, in[i * n + k]);
+        }
+        if (in != NULL && piece != NULL) {
+            engine->backend->copy_in(engine, at, piece, bytes, NULL);
+        }
+        bool good = in == NULL && piece != NULL && engine->backend->copy_out(engine, at, piece, bytes, NULL) == LS_OK;
+        for (int64_t k = 0; in == NULL && k < n; k++) {
+            out[i * n + k] = good ? load_as(dtype, piece, k) : NAN;
+        }
+    }
+    free(piece);
+}
+
+static void device_read_sample(const ls_engine *engine, int n_rows, float *out) {
+    const rank_memory *rank = &engine->rank[0];
+    const float *logits = rank->bind.buf[BUF_LOGITS];
+    for (int64_t i = 0; i < n_rows; i++) {
+        int32_t token = -1;
+        float z = -INFINITY;
+        if (engine->backend->copy_out(engine, rank->result + i, &token, sizeof token, NULL) == LS_OK && token >= 0) {
+            engine->backend->copy_out(engine, logits + i * engine->model->spec.n_vocab + token, &z, sizeof z, NULL);
+        }
+        out[2 * i] = z;
+        out[2 * i + 1] = (float)token;
+    }
+}
+
+/* ---- Any rank ---- */
+
 void verify_read(const ls_engine *engine, int rank, const ls_op *op, verify_view view, const ls_step *step,
                  float *out) {
     verify_part part = verify_part_of(engine, rank, op, view, step);
+    if (engine->config.on_device && view == VIEW_SAMPLE) {
+        device_read_sample(engine, part.n_rows, out);
+        return;
+    }
+    if (engine->config.on_device) {
+        device_move(engine, op, view, step, out, NULL);
+        return;
+    }
     const int d = engine->model->spec.d_head;
     int64_t stride;
     const float *data = words(engine, rank, op, view, part.count, &stride);
@@ -116,9 +200,12 @@ void verify_read(const ls_engine *engine, int rank, const ls_op *op, verify_view
 void verify_write(ls_engine *engine, int rank, const ls_op *op, verify_view view, const ls_step *step,
                   const float *in) {
     verify_part part = verify_part_of(engine, rank, op, view, step);
+    if (engine->config.on_device) {
+        device_move(engine, op, view, step, NULL, in);
+        return;
+    }
     const int d = engine->model->spec.d_head;
-    const bool is_act = view == VIEW_X || view == VIEW_Q || view == VIEW_ATT || view == VIEW_ACT;
-    const ls_dtype dtype = is_act ? engine->config.dtype : LS_F32;
+    const ls_dtype dtype = is_act(view) ? engine->config.dtype : LS_F32;
     int64_t stride;
     float *data = words(engine, rank, op, view, part.count, &stride);
     for (int m = 0; m < part.n_rows; m++) {

@@ -1,20 +1,26 @@
 /* Reference: norm, gate and up projections, SiLU (ffn_in), and the head. Formulas in ops.h. */
 #include "backend/cpu/cpu.h"
 
-enum { FFN_ROWS = 96, FFN_COLS = 32 }; /* gate and up of so many rows and columns are in hand at a time */
+/* Gate and up of a block of rows and columns are in hand at a time: few columns of many rows, so that x stays in the cache,
+ * or many of few, so that the weights come in long streams. */
+enum { FFN_ROWS = 96, FFN_COLS = 32, FFN_BLOCK = FFN_ROWS * FFN_COLS };
 
-/* out[m][n - first] = w[n] . x[m0 + m] + bias[n] */
+static int64_t block_cols(int64_t n_x) {
+    return n_x > FFN_ROWS / 2 ? FFN_COLS : FFN_BLOCK / n_x / FFN_COLS * FFN_COLS;
+}
+
+/* out[m * stride + n - first] = w[n] . x[m0 + m] + bias[n] */
 static void project(const ls_bind *bind, int i_weight, int i_bias, int64_t first, int64_t last, int64_t m0, int64_t n_x,
-                    float out[FFN_ROWS][FFN_COLS]) {
+                    float *out, int64_t stride) {
     const ls_weight *w = &bind->weight[i_weight];
     const int64_t d = bind->d_model;
     const float *x = (const float *)bind->buf[BUF_X] + m0 * d;
     void *xq = bind->buf[BUF_XQ] == NULL ? NULL : xq_row(bind->buf[BUF_XQ], d, m0);
-    const cpu_matmul a = {w, column_leaves(w), first, last, x, d, n_x, out[0], FFN_COLS, xq};
+    const cpu_matmul a = {w, column_leaves(w), first, last, x, d, n_x, out, stride, xq};
     bind_isa(bind)->matmul(&a);
     for (int64_t m = 0; m < n_x && i_bias >= 0; m++) {
         for (int64_t n = first; n < last; n++) {
-            out[m][n - first] += ((const float *)bind->weight[i_bias].data)[n];
+            out[m * stride + n - first] += ((const float *)bind->weight[i_bias].data)[n];
         }
     }
 }
@@ -23,19 +29,20 @@ void ref_ffn_in(const ls_op *op, int index, const ls_bind *bind, const ls_step *
     (void)index;
     const op_ffn_in *a = &op->ffn_in;
     float *act = bind->buf[BUF_ACT];
-    float gate[FFN_ROWS][FFN_COLS], up[FFN_ROWS][FFN_COLS];
+    float gate[FFN_BLOCK], up[FFN_BLOCK];
     ref_norm_rows(bind, team, a->norm, a->eps, NULL, step->n_rows);
     int64_t first, last;
     team_range(team, a->d_ffn_loc, ROWS_UNIT, &first, &last);
     for (int64_t m0 = 0; m0 < step->n_rows; m0 += FFN_ROWS) {
         const int64_t n_x = step->n_rows - m0 < FFN_ROWS ? step->n_rows - m0 : FFN_ROWS;
-        for (int64_t n0 = first; n0 < last; n0 += FFN_COLS) {
-            const int64_t n1 = last - n0 < FFN_COLS ? last : n0 + FFN_COLS;
-            project(bind, a->gate, a->gate_bias, n0, n1, m0, n_x, gate);
-            project(bind, a->up, a->up_bias, n0, n1, m0, n_x, up);
+        const int64_t cols = block_cols(n_x);
+        for (int64_t n0 = first; n0 < last; n0 += cols) {
+            const int64_t n1 = last - n0 < cols ? last : n0 + cols;
+            project(bind, a->gate, a->gate_bias, n0, n1, m0, n_x, gate, cols);
+            project(bind, a->up, a->up_bias, n0, n1, m0, n_x, up, cols);
             for (int64_t m = 0; m < n_x; m++) {
                 float *out = act + (m0 + m) * a->d_ffn_loc;
-                bind_isa(bind)->silu(gate[m], up[m], n1 - n0, bind->dtype, out + n0);
+                bind_isa(bind)->silu(gate + m * cols, up + m * cols, n1 - n0, bind->dtype, out + n0);
             }
         }
     }

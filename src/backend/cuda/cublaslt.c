@@ -53,7 +53,7 @@ static void *open_first_of(const char *pattern) {
     void *library = NULL;
     if (glob(pattern, GLOB_BRACE, NULL, &found) == 0) {
         for (size_t i = 0; i < found.gl_pathc && library == NULL; i++) {
-            library = dlopen(found.gl_pathv[i], RTLD_NOW | RTLD_LOCAL);
+            library = dlopen(found.gl_pathv[i], RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
         }
     }
     globfree(&found);
@@ -61,7 +61,7 @@ static void *open_first_of(const char *pattern) {
 }
 
 static ls_status load(cublaslt *lt, ls_error *err) {
-    lt->library = dlopen("libcublasLt.so.13", RTLD_NOW | RTLD_LOCAL);
+    lt->library = dlopen("libcublasLt.so.13", RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (lt->library == NULL) { /* the text of dlerror must outlive the tries below */
         error_set(err, LS_ENOTFOUND, "cuBLASLt: %s", dlerror());
         lt->library =

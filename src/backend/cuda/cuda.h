@@ -65,7 +65,7 @@ typedef struct cuda_rank {
 
 enum {
     CUDA_COUNTERS = 1 << 16,
-    CUDA_SAMPLE_ROWS = 1 << 14 /* output rows of a step, at most: sample has a counter for each */
+    CUDA_SAMPLE_ROWS = 1 << 13 /* output rows of a step, at most: sample has a counter for each */
 };
 
 /* ---- decode.c: kern/decode_*.cu ---- */

@@ -47,7 +47,7 @@ enum {
     PLAIN_SHARED_BYTES = 48 << 10, /* more must be asked for */
     BLOCKS_PER_SM = 2,             /* what row matmuls and attention spread over */
     MAX_ATTN_SLOTS = 32,
-    SAMPLE_COUNTERS = CUDA_SAMPLE_ROWS /* the last of rank->counters */
+    SAMPLE_COUNTERS = CUDA_SAMPLE_ROWS /* the last of rank->counters: one for each output row, prefill's too */
 };
 
 static int at_most(int a, int b) {

@@ -279,7 +279,8 @@ static ls_status exchange(cuda_rank *rank, const op_exchange *a, int index, cons
                                   .init = a->init,
                                   .index = index};
     for (int i = 0; i < bind->group.size; i++) {
-        args.part[i] = bind->peer_part[i] + slot_at(bind, a->slot);
+        const float *part = bind->group.size > 1 ? bind->peer_part[i] : bind->buf[BUF_PART];
+        args.part[i] = part + slot_at(bind, a->slot);
     }
     return launch(rank, FN_prefill_exchange, (unsigned)step->n_rows, 1, PREFILL_ROW_THREADS, 0, &args, err);
 }

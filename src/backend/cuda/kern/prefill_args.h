@@ -5,7 +5,7 @@
 #ifndef LS_BACKEND_CUDA_PREFILL_ARGS_H
 #define LS_BACKEND_CUDA_PREFILL_ARGS_H
 
-#include "step.h"
+#include "backend/cuda/kern/step.h"
 
 enum {
     PREFILL_RANKS = 8, /* = LS_MAX_RANKS, LS_LEAVES, LS_LEAF_ALIGN and LS_MAX_HEAD of ops.h; prefill.c asserts it */

@@ -6,7 +6,7 @@
 //
 //   prefill_attn_<dtype>_<d>   64 pairs, a page of 64 keys at a time, mma.sync with f32 sums; KV in the run dtype
 //   prefill_attn_any           any dtypes and head size, fma in f32: 32 pairs, 32 keys
-#include "prefill.cuh"
+#include "backend/cuda/kern/prefill.cuh"
 
 using namespace prefill;
 

@@ -4,7 +4,7 @@
 // Tall tiles for many rows, flat ones for few; an element's sum has the same order in both. int8 weights are 16-bit values
 // (q is exact in either) whose sums are multiplied by the scale at each leaf border: those are multiples of 16, as is a step
 // of mma. f32: 64 x 64 tiles, fma.
-#include "prefill.cuh"
+#include "backend/cuda/kern/prefill.cuh"
 
 using namespace prefill;
 

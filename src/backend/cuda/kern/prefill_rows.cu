@@ -1,5 +1,5 @@
 // Prefill: the parts of ops that work row by row (ops.h has the formulas). Dtypes are arguments: these kernels wait for memory.
-#include "prefill.cuh"
+#include "backend/cuda/kern/prefill.cuh"
 
 using namespace prefill;
 

@@ -1,0 +1,168 @@
+/* Runs the prefill kernels on the CPU, a block after another (x86-64 only). See emulate.h. */
+#include "emulate.h"
+
+#include "../../../src/backend/cuda/kern/prefill_attn.cu"
+#include "../../../src/backend/cuda/kern/prefill_matmul.cu"
+#include "../../../src/backend/cuda/kern/prefill_rows.cu"
+
+enum { MAX_THREADS = 256, STACK = 128 << 10, SHARED = 232448 };
+
+emulated_index threadIdx, blockIdx, gridDim;
+thread_local __align__(128) uint8_t mm_shared[SHARED], attn_shared[SHARED];
+
+struct fiber {
+    void *stack_pointer;
+    uint8_t *stack;
+    bool is_alive;
+    std::deque<emulated_copy> copies;
+};
+
+struct emulated_warp {
+    int arrived, generation;
+    alignas(16) uint8_t memory[1024];
+};
+
+struct emulated_block {
+    int n_threads, n_alive, current, arrived, generation;
+    fiber thread[MAX_THREADS];
+    emulated_warp warp[MAX_THREADS / 32];
+    void *caller;
+    void (*kernel)(void **args);
+    void **args;
+};
+static emulated_block block;
+
+/* Saves the stack's place and the registers that functions preserve, and goes on with another stack. */
+extern "C" void emulate_switch(void **from, void *to);
+asm(".globl emulate_switch\nemulate_switch:\n"
+    "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\nmov %rsp, (%rdi)\nmov %rsi, %rsp\n"
+    "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
+
+static int next_alive() {
+    int i = block.current;
+    do {
+        i = (i + 1) % block.n_threads;
+    } while (!block.thread[i].is_alive);
+    return i;
+}
+
+static void switch_to(int i) {
+    fiber *from = &block.thread[block.current];
+    block.current = i;
+    threadIdx.x = (unsigned)i;
+    emulate_switch(&from->stack_pointer, block.thread[i].stack_pointer);
+}
+
+static void yield() {
+    int i = next_alive();
+    if (i == block.current) {
+        printf("FATAL a barrier that not all threads reach\n");
+        abort();
+    }
+    switch_to(i);
+}
+
+static void meet(int &arrived, int &generation, int expected) {
+    int mine = generation;
+    if (++arrived == expected) {
+        arrived = 0;
+        generation++;
+    }
+    while (generation == mine) {
+        yield();
+    }
+}
+
+void __syncthreads() {
+    meet(block.arrived, block.generation, block.n_alive);
+}
+void emulated_warp_meet() {
+    emulated_warp &warp = block.warp[block.current / 32];
+    meet(warp.arrived, warp.generation, 32);
+}
+int emulated_lane() {
+    return block.current % 32;
+}
+void *emulated_warp_memory() {
+    return block.warp[block.current / 32].memory;
+}
+std::deque<emulated_copy> &emulated_copies() {
+    return block.thread[block.current].copies;
+}
+
+static void run_thread() {
+    void *unused;
+    block.kernel(block.args);
+    block.thread[block.current].is_alive = false;
+    if (--block.n_alive == 0) {
+        emulate_switch(&unused, block.caller);
+    }
+    switch_to(next_alive());
+}
+
+static void run_block(int n_threads) {
+    block.n_threads = block.n_alive = n_threads;
+    block.arrived = 0;
+    for (emulated_warp &warp : block.warp) {
+        warp.arrived = 0;
+    }
+    for (int i = 0; i < n_threads; i++) {
+        fiber *f = &block.thread[i];
+        f->stack = f->stack == nullptr ? (uint8_t *)aligned_alloc(64, STACK) : f->stack;
+        f->is_alive = true;
+        f->copies.clear();
+        void **top = (void **)(f->stack + STACK - 64);
+        *--top = nullptr; /* nobody to return to, and the alignment of a call */
+        *--top = (void *)run_thread;
+        for (int j = 0; j < 6; j++) {
+            *--top = nullptr;
+        }
+        f->stack_pointer = top;
+    }
+    block.current = 0;
+    threadIdx = {0, 0, 0};
+    emulate_switch(&block.caller, block.thread[0].stack_pointer);
+}
+
+#define KERNEL(name, type) {#name, [](void **args) { name(*(const type *)args[0]); }},
+#define MATMUL(name) KERNEL(name, prefill_matmul_args)
+#define BOTH(d) KERNEL(prefill_attn_bf16_##d, prefill_attn_args) KERNEL(prefill_attn_f16_##d, prefill_attn_args)
+static const struct {
+    const char *name;
+    void (*run)(void **args);
+} kernels[] = {
+    KERNEL(prefill_embed, prefill_embed_args) KERNEL(prefill_exchange, prefill_exchange_args)
+    KERNEL(prefill_norm, prefill_norm_args) KERNEL(prefill_qkv, prefill_qkv_args)
+    KERNEL(prefill_silu, prefill_silu_args) KERNEL(prefill_faults, prefill_faults_args)
+    MATMUL(prefill_mm_bf16_32) MATMUL(prefill_mm_bf16_128) MATMUL(prefill_mm_f16_32) MATMUL(prefill_mm_f16_128)
+    MATMUL(prefill_mm_bf16_int8_32) MATMUL(prefill_mm_bf16_int8_64) MATMUL(prefill_mm_f16_int8_32)
+    MATMUL(prefill_mm_f16_int8_64) MATMUL(prefill_mm_f32) MATMUL(prefill_mm_f32_int8)
+    BOTH(64) BOTH(80) BOTH(96) BOTH(128) BOTH(256) KERNEL(prefill_attn_any, prefill_attn_args)};
+
+/* False: no such kernel, or a launch that the driver would refuse. Shared memory behind shared_bytes must stay untouched. */
+extern "C" bool emulate_launch(const char *name, unsigned grid_x, unsigned grid_y, unsigned threads, unsigned shared_bytes,
+                               void **args) {
+    block.kernel = nullptr;
+    block.args = args;
+    for (const auto &kernel : kernels) {
+        block.kernel = strcmp(kernel.name, name) == 0 ? kernel.run : block.kernel;
+    }
+    if (block.kernel == nullptr || grid_x == 0 || grid_y == 0 || grid_y > 65535 || threads == 0 || threads % 32 != 0 ||
+        threads > MAX_THREADS || shared_bytes > SHARED) {
+        return false;
+    }
+    gridDim = {grid_x, grid_y, 1};
+    for (unsigned i = 0; i < grid_x * grid_y; i++) {
+        blockIdx = {i % grid_x, i / grid_x, 0};
+        memset(mm_shared, 0xff, SHARED);
+        memset(attn_shared, 0xff, SHARED);
+        run_block((int)threads);
+        for (unsigned j = shared_bytes; j < SHARED; j++) {
+            if (mm_shared[j] != 0xff || attn_shared[j] != 0xff) {
+                printf("FATAL %s writes to byte %u of %u of shared memory\n", name, j, shared_bytes);
+                abort();
+            }
+        }
+    }
+    return true;
+}

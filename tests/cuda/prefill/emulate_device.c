@@ -1,0 +1,91 @@
+/* A device for prefill_check that runs kernels by emulate.cpp: stands in for driver.c and cuda_rank.c. Its memory is the
+ * process's own. SMS=n: how many multiprocessors it pretends to have, which decides the tiles of matmuls. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend/cuda/cuda.h"
+
+bool emulate_launch(const char *name, unsigned grid_x, unsigned grid_y, unsigned threads, unsigned shared_bytes,
+                    void **args);
+
+enum { SHARED_BYTES = 232448, SOME_KERNELS = 256 };
+
+static CUresult mem_alloc(CUdeviceptr *out, size_t bytes) {
+    *out = (CUdeviceptr)aligned_alloc(256, bytes);
+    return *out == 0 ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+}
+static CUresult mem_free(CUdeviceptr at) {
+    free((void *)at);
+    return CUDA_SUCCESS;
+}
+static CUresult to_device(CUdeviceptr to, const void *from, size_t bytes) {
+    memcpy((void *)to, from, bytes);
+    return CUDA_SUCCESS;
+}
+static CUresult from_device(void *to, CUdeviceptr from, size_t bytes) {
+    memcpy(to, (const void *)from, bytes);
+    return CUDA_SUCCESS;
+}
+static CUresult set_bytes(CUdeviceptr at, unsigned char value, size_t bytes, CUstream stream) {
+    (void)stream;
+    memset((void *)at, value, bytes);
+    return CUDA_SUCCESS;
+}
+static CUresult synchronize(CUstream stream) {
+    (void)stream;
+    return CUDA_SUCCESS;
+}
+static CUresult set_attribute(CUfunction fn, CUfunction_attribute attribute, int value) {
+    (void)fn;
+    (void)attribute;
+    return value > SHARED_BYTES ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+}
+
+ls_status cuda_driver_open(cuda_driver **out, ls_error *err) {
+    cuda_driver *driver = calloc(1, sizeof *driver);
+    if (driver == NULL) {
+        return error_set(err, LS_ENOMEM, "out of memory");
+    }
+    driver->cuMemAlloc = mem_alloc;
+    driver->cuMemFree = mem_free;
+    driver->cuMemcpyHtoD = to_device;
+    driver->cuMemcpyDtoH = from_device;
+    driver->cuMemsetD8Async = set_bytes;
+    driver->cuStreamSynchronize = synchronize;
+    driver->cuFuncSetAttribute = set_attribute;
+    *out = driver;
+    return LS_OK;
+}
+
+void cuda_driver_close(cuda_driver **driver) {
+    free(*driver);
+    *driver = NULL;
+}
+
+ls_status cuda_rank_open(cuda_rank *rank, const cuda_driver *driver, int ordinal, bool generic, ls_error *err) {
+    const char *sms = getenv("SMS");
+    (void)ordinal;
+    (void)generic;
+    *rank = (cuda_rank){.driver = driver, .prefill_fn = calloc(SOME_KERNELS, sizeof(CUfunction))};
+    rank->facts = (cuda_facts){
+        .name = "emulated", .sm_count = sms != NULL ? atoi(sms) : 2, .shared_bytes_per_block = SHARED_BYTES};
+    return rank->prefill_fn == NULL ? error_set(err, LS_ENOMEM, "out of memory") : LS_OK;
+}
+
+void cuda_rank_close(cuda_rank *rank) {
+    free(rank->prefill_fn);
+}
+
+ls_status cuda_launch(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
+                      unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err) {
+    (void)rank;
+    (void)fn;
+    return grid_z == 1 && emulate_launch(name, grid_x, grid_y, block, shared_bytes, args)
+               ? LS_OK
+               : error_set(err, LS_EABORTED, "%s: a launch that a GPU would refuse", name);
+}
+
+ls_status cuda_check(const cuda_rank *rank, CUresult rc, const char *what, ls_error *err) {
+    (void)rank;
+    return rc == CUDA_SUCCESS ? LS_OK : error_set(err, LS_EABORTED, "%s: error %d", what, (int)rc);
+}
