@@ -4,7 +4,8 @@
  *
  * A case is a model of one layer with 16 sequences at positions that meet the borders of pages and splits. The reference runs
  * once; each stretch of ops runs on the GPU from the reference's inputs, for M = 1, 2, 3, 7, 8, 9 and 16 rows, and must
- *   - agree with the reference within the tolerance (f32 sums: 1e-5 in every dtype, since their inputs are the same bits);
+ *   - agree with the reference within the tolerance (f32 sums of bf16 and f16: 5e-5, since their inputs are the same bits and
+ *     mma rounds its sums towards zero);
  *   - give the bits of M = 16 in its first M rows, whatever the bucket, and the same bits again.
  * int8 is checked against the reference on scale * q in f32.
  *
@@ -733,7 +734,7 @@ static void check_model(device *dev, const model *m, ls_dtype dtype, bool int8, 
     c->rank = device_rank(dev, &c->gpu.bind, decode_workspace(&c->op[I_ATTN], ROWS, 1031));
     run_reference(c);
 
-    const double act = tolerance_of(dtype), f32 = 1e-5, kv = tolerance_of(kv_dtype);
+    const double act = tolerance_of(dtype), f32 = dtype == LS_F32 ? 1e-5 : 5e-5, kv = tolerance_of(kv_dtype);
     float *k = take((size_t)(ROWS * m->kv * m->d_head) * sizeof *k),
           *v = take((size_t)(ROWS * m->kv * m->d_head) * sizeof *v);
     get_kv(c, c->cpu.bind.k_cache, ROWS, k);
