@@ -71,8 +71,9 @@ void *device_copy(device *dev, const void *from, size_t bytes) {
 }
 
 void device_write(device *dev, void *to, const void *from, size_t bytes) {
-    must(dev, dev->driver->cuStreamSynchronize(dev->rank.stream), "before a copy");
-    must(dev, dev->driver->cuMemcpyHtoD((CUdeviceptr)(uintptr_t)to, from, bytes), "cuMemcpyHtoD");
+    /* On the rank's stream: a plain copy may still be on its way when a kernel there begins. */
+    must(dev, dev->driver->cuMemcpyHtoDAsync((CUdeviceptr)(uintptr_t)to, from, bytes, dev->rank.stream), "a copy");
+    must(dev, dev->driver->cuStreamSynchronize(dev->rank.stream), "a copy");
 }
 
 void device_read(device *dev, void *to, const void *from, size_t bytes) {
