@@ -22,7 +22,7 @@ static void pack_sequences(const ls_step *step, uint8_t *image, size_t *used) {
     for (int i = 0; i < step->n_seqs; i++) {
         const ls_step_seq *from = &step->seq[i];
         int n_tokens = from->n_past + from->n_rows, n = pages_for(n_tokens);
-        int n_splits = (n_tokens + LS_SPLIT_TOKENS - 1) / LS_SPLIT_TOKENS;
+        int n_splits = (n_tokens + CUDA_SPLIT_TOKENS - 1) / CUDA_SPLIT_TOKENS;
         seq[i] = (cuda_seq){from->first_row, from->n_rows, from->n_past, n_pages};
         memcpy(page + n_pages, from->page, (size_t)n * sizeof *page);
         n_pages += n;

@@ -13,7 +13,7 @@
  */
 #include "backend/cuda/kern/common.cuh"
 
-enum { WARPS = DECODE_ATTN_THREADS / 32, HEADS = DECODE_ATTN_HEADS, BATCH = 4 };
+enum { WARPS = DECODE_ATTN_THREADS / 32, HEADS = DECODE_ATTN_HEADS, BATCH = 8 };
 
 struct eight {
     float v[8];
@@ -294,24 +294,54 @@ DEVICE void weigh(const decode_attn_args &a, typename attention<KV, LANES>::shar
     __syncthreads();
 }
 
-/* The splits' results of one row and block of heads, in index order. */
-DEVICE void combine(const decode_attn_args &a, const float *partial, int stride, int n_splits, int n_heads,
-                    int64_t to) {
-    for (int at = threadIdx.x; at < n_heads * a.d; at += blockDim.x) {
-        const int h = at / a.d;
-        float max = __ldcg(partial + n_heads * a.d + h), sum = __ldcg(partial + n_heads * (a.d + 1) + h),
-              o = __ldcg(partial + at);
-#pragma unroll 4
-        for (int i = 1; i < n_splits; i++) {
-            const float *next = partial + (int64_t)i * stride;
-            const float next_max = __ldcg(next + n_heads * a.d + h), next_sum = __ldcg(next + n_heads * (a.d + 1) + h),
-                        next_o = __ldcg(next + at);
-            const float all_max = fmaxf(max, next_max), old = expf(max - all_max), fresh = expf(next_max - all_max);
-            max = all_max;
-            sum = sum * old + next_sum * fresh;
-            o = o * old + next_o * fresh;
+/* The splits' results of one row and block of heads, added in index order, scaled to the largest of all. `room` has
+ * n_room floats of shared memory; max[HEADS] too. */
+DEVICE void combine(const decode_attn_args &a, const float *partial, int stride, int n_splits, int n_heads, int64_t to,
+                    float *room, int n_room, float *max) {
+    enum { MINE = HEADS * 256 / DECODE_ATTN_THREADS }; /* outputs of a thread, at most */
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const float *maxes = partial + n_heads * a.d, *sums = maxes + n_heads;
+    if (warp < n_heads) {
+        float m = -INFINITY;
+        for (int i = lane; i < n_splits; i += 32) {
+            m = fmaxf(m, __ldcg(maxes + (int64_t)i * stride + warp));
         }
-        store_as(a.dtype, a.att, to + at, o / sum);
+        m = warp_max(m);
+        if (lane == 0) {
+            max[warp] = m;
+        }
+    }
+    float o[MINE] = {0.0F}, sum[MINE] = {0.0F};
+    const int fit = n_room / (2 * n_heads); /* splits whose weights are in hand at a time */
+    for (int first = 0; first < n_splits; first += fit) {
+        const int count = min(fit, n_splits - first);
+        __syncthreads();
+        for (int i = threadIdx.x; i < count * n_heads; i += blockDim.x) {
+            const int64_t at = (int64_t)(first + i / n_heads) * stride + i % n_heads;
+            const float weight = expf(__ldcg(maxes + at) - max[i % n_heads]);
+            room[2 * i] = weight;
+            room[2 * i + 1] = weight * __ldcg(sums + at);
+        }
+        __syncthreads();
+#pragma unroll
+        for (int k = 0; k < MINE; k++) {
+            const int at = threadIdx.x + k * DECODE_ATTN_THREADS;
+            if (at < n_heads * a.d) {
+                const float *from = partial + (int64_t)first * stride + at, *weights = room + 2 * (at / a.d);
+#pragma unroll 8
+                for (int i = 0; i < count; i++) {
+                    o[k] = fmaf(weights[2 * n_heads * i], __ldcg(from + (int64_t)i * stride), o[k]);
+                    sum[k] += weights[2 * n_heads * i + 1];
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < MINE; k++) {
+        const int at = threadIdx.x + k * DECODE_ATTN_THREADS;
+        if (at < n_heads * a.d) {
+            store_as(a.dtype, a.att, to + at, o[k] / sum[k]);
+        }
     }
 }
 
@@ -390,7 +420,7 @@ template <int KV, int LANES> DEVICE void attn(const decode_attn_args &a) {
     }
     __syncthreads();
     if (s.is_last) {
-        combine(a, partial, stride, n_splits, n_heads, to);
+        combine(a, partial, stride, n_splits, n_heads, to, &s.o[0][0][0], WARPS * HEADS * shape::WIDTH, s.max);
     }
 }
 

@@ -14,7 +14,6 @@
  */
 #include "backend/cuda/kern/common.cuh"
 
-enum { UNROLL = 4 };
 
 /* Where a lane finds its units. ACT: dtype of x, and of W unless INT8. COLUMNS: 8 or 16 rows of x. */
 template <int ACT, bool INT8, int COLUMNS, bool ODD> struct units {
@@ -25,6 +24,7 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct units {
     static constexpr int UNIT = 16 / W_BYTES;           /* elements of a unit */
     static constexpr int CHUNK = 4 * UNIT;              /* elements of a row that a warp takes at a time */
     static constexpr int X_LOADS = UNIT * X_BYTES / 16; /* 16-byte loads of x for a unit */
+    static constexpr int UNROLL = IS_F32 || COLUMNS > 8 ? 4 : INT8 ? 6 : 8; /* chunks of a warp in flight: measured */
 
     const char *low, *high; /* rows g and g + 8 of W */
     const char *x;
@@ -219,6 +219,7 @@ DEVICE void finish(const decode_matmul_args &a, const decode_matrix &w, const fl
 /* Shared memory: warps * COLUMNS * 16 floats. A warp is a leaf. */
 template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const decode_matmul_args &a) {
     using tile_t = tile<ACT, INT8, COLUMNS, ODD>;
+    constexpr int UNROLL = tile_t::UNROLL;
     extern __shared__ __align__(16) float sums[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int leaf = blockIdx.y * (blockDim.x / 32) + warp;

@@ -13,7 +13,7 @@
 enum {
     CUDA_MAX_DECODE = 16,  /* rows of the decode kernels: two tiles of mma's N = 8 */
     CUDA_PAGE_TOKENS = 64, /* = LS_PAGE_TOKENS and LS_SPLIT_TOKENS of ops.h; launchers assert it */
-    CUDA_SPLIT_TOKENS = 256
+    CUDA_SPLIT_TOKENS = 128
 };
 
 /* A sequence of the step: its rows follow one another (ops.h: ls_step_seq). */
