@@ -2,9 +2,10 @@
 """Decode and prefill on CPU cores beside llama.cpp (or ik_llama.cpp), run in turn, medians of --rounds runs.
 
     bench/peers/llama_bench_cpu.py --lockstep build/lockstep --model FOLDER --llama-bench PATH \\
-        --pair none:model-bf16.gguf:"-fa 1" --pair w8a8:model-q8_0.gguf:"-fa 1 -rtr 1"
+        --pair none:model-bf16.gguf:"-fa 0":"-fa 1" --pair w8a8:model-q8_0.gguf:"-fa 0 -rtr 1":"-fa 1 -rtr 1"
 
-A pair is our --quantization, the peer's file of the same weights, and what else the peer's llama-bench is given. Each round
+A pair is our --quantization, the peer's file of the same weights, and what else the peer's llama-bench is given for decode
+and for prefill: its best settings. Each round
 runs both engines once for decode (--n tokens after a prompt of one token; the peer's tgN) and once for prefill (a prompt of
 --p tokens; the peer's ppN), whole processes one after the other, so that a machine whose speed drifts treats them alike.
 Peak memory bandwidth is what lockstep measures in its own runs.
@@ -58,19 +59,19 @@ def main():
         with open(long, "w", encoding="ascii") as file:
             file.write(" a" * args.p)
         for pair in args.pair:
-            quantization, gguf, extra = pair.split(":", 2)
+            quantization, gguf, for_decode, for_prefill = pair.split(":")
             rows = {"decode": ([], []), "prefill": ([], [])}
             ratios, tokens = [], 0
             for _ in range(args.rounds):
                 line = ours(args, quantization, short, args.n)
                 rows["decode"][0].append(line["decode_tokens"] / line["decode_us"] * 1e6)
                 ratios.append(line["limit_ratio"] * 100)
-                rows["decode"][1].append(theirs(args, gguf, extra, 0, args.n))
+                rows["decode"][1].append(theirs(args, gguf, for_decode, 0, args.n))
                 line = ours(args, quantization, long, 1)
                 tokens = line["prefill_tokens"]
                 rows["prefill"][0].append(tokens / line["prefill_us"] * 1e6)
-                rows["prefill"][1].append(theirs(args, gguf, extra, args.p, 0))
-            print(f"{quantization} beside {os.path.basename(gguf)} {extra}, tokens/s, median (min to max) of {args.rounds}")
+                rows["prefill"][1].append(theirs(args, gguf, for_prefill, args.p, 0))
+            print(f"{quantization} beside {os.path.basename(gguf)} ({for_decode}; {for_prefill}), tokens/s, median (min to max) of {args.rounds}")
             for name, (we, they) in rows.items():
                 ratio = statistics.median(we) / statistics.median(they)
                 what = f"{name} {args.n if name == 'decode' else tokens}"

@@ -86,7 +86,7 @@ ls_status rank_memory_place(rank_memory *out, const engine_config *config, const
         {BUF_SLICE, MEM_LOGITS, on_host * (size_t)config->n_threads * sizeof(ls_sample_part)},
     };
     for (size_t i = 0; i < sizeof piece / sizeof *piece; i++) {
-        if (piece[i].bytes > 0) {
+        if (piece[i].buf != BUF_XQ || piece[i].bytes > 0) { /* NULL says that there is none */
             TRY(arena_take(arena, (int)piece[i].tag, piece[i].bytes, &bind->buf[piece[i].buf], err));
         }
     }

@@ -173,7 +173,7 @@ INLINE int64_t block_rows(const cpu_matmul *a, int64_t m0) {
     INLINE void panel_##suffix(const cpu_matmul *a, const int64_t row[TILE_N], const type *const w[TILE_N],            \
                                int64_t m0, int64_t n_x, f32x4(*sum)[LS_LEAVES]) {                                      \
         float wide[n_x > 1 ? TILE_N * PANEL_COLS : 1];                                                                 \
-        const int64_t ahead = n_x == 1 ? AHEAD_BYTES / (int64_t)sizeof(type) : (int64_t)TILE_N * a->w->cols;                                                   \
+        const int64_t ahead = n_x == 1 ? AHEAD_BYTES / (int64_t)sizeof(type) : (int64_t)TILE_N * a->w->cols;           \
         for (int leaf = 0; leaf < a->leaves.count; leaf++) {                                                           \
             const int64_t from = a->leaves.border[leaf], n = a->leaves.border[leaf + 1] - from;                        \
             const int64_t stride = (n + LANES - 1) / LANES * LANES;                                                    \
@@ -211,7 +211,7 @@ INLINE int64_t block_rows(const cpu_matmul *a, int64_t m0) {
                 w[j] = data + row[j] * a->w->cols;                                                                     \
             }                                                                                                          \
             panel_##suffix(a, row, w, 0, 1, sum);                                                                      \
-            const f32x4 all = leaf_tree_4(sum[0], a->leaves.count);                                                     \
+            const f32x4 all = leaf_tree_4(sum[0], a->leaves.count);                                                    \
             for (int j = 0; j < TILE_N; j++) {                                                                         \
                 a->y[row[j] - a->first] = all[j];                                                                      \
             }                                                                                                          \
