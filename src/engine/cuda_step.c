@@ -152,11 +152,12 @@ static int bucket_of(int n_rows) {
     return bucket;
 }
 
-/* Decode steps of a few rows by their graph, or launch by launch where there is none; others by the general kernels. */
+/* Steps of a few rows, each of its own sequence (decode, and prompts of which one token is left), by their graph, or launch
+ * by launch where there is none; others by the general kernels. */
 static ls_status launch_step(ls_engine *engine, ls_error *err) {
     cuda_engine *cuda = engine_cuda(engine);
     const ls_step *step = &engine->batch.step;
-    if (step->n_pre > 0 || step->n_rows > CUDA_MAX_DECODE) {
+    if (step->n_seqs < step->n_rows || step->n_rows > CUDA_MAX_DECODE) {
         return launch_ops(engine, 0, err);
     }
     for (int i = 0; i < cuda->n_graphs && cuda->profile == NULL; i++) {

@@ -14,7 +14,6 @@
  */
 #include "backend/cuda/kern/common.cuh"
 
-
 /* Where a lane finds its units. ACT: dtype of x, and of W unless INT8. COLUMNS: 8 or 16 rows of x. */
 template <int ACT, bool INT8, int COLUMNS, bool ODD> struct units {
     static constexpr bool IS_F32 = ACT == KERN_F32;
