@@ -207,7 +207,7 @@ $(GPU_CHECKS): %: %.o $(LIB)
 	$(Q)$(LINK) $(filter %.o,$^) $(LIB) $(LIBS) -o $@
 
 -include $(patsubst %.o,%.d,$(LIB_OBJ) $(CLI_OBJ) $(call obj,$(TESTS) $(TEST_HELPERS) tools/make_docs.c $(FUZZERS:%=tests/fuzz/fuzz_%.c))) \
-	$(EXAMPLE_BIN:=.d)
+	$(EXAMPLE_BIN:=.d) $(GPU_BIN:=.d) $(GPU_CHECKS:=.d) $(BUILD)/tests/cuda/decode/decode_device.d
 
 # ---- tests ----
 
