@@ -41,6 +41,11 @@ class ls_engine_params(ctypes.Structure):
         ("kv_cache_memory_bytes", c_int64),
         ("quantization", c_int),
         ("cpu_isa", c_char_p),
+        ("device", c_char_p),
+        ("kernels", c_char_p),
+        ("graph_sizes", c_char_p),
+        ("gpu_memory_utilization", c_double),
+        ("profile", c_bool),
         ("trace_events", c_int),
     ]
 

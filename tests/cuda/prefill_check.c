@@ -702,12 +702,13 @@ static void check_op(tally *t, world *w, int index) {
     t->ops++;
 }
 
-/* Where cuBLASLt should serve, it does. */
+/* Where cuBLASLt should serve, it does. For one row in f32 it has none without split-K: the own kernel's. */
 static void check_library(tally *t, world *w) {
     const ls_bind *bind = &w->gpu->rank.bind;
     const ls_weight *out = &w->gpu_weight[W_OUT];
     const cublaslt_shape wanted = {w->dtype, out->rows, out->cols, out->rows};
-    if (w->use_lt && out->rows % 8 == 0 && out->cols % 8 == 0 &&
+    const bool declines = w->dtype == LS_F32 && w->n_rows == 1;
+    if (w->use_lt && !declines && out->rows % 8 == 0 && out->cols % 8 == 0 &&
         !cublaslt_matmul(w->gpu->rank.cublaslt, wanted, w->n_rows, address(bind->buf[BUF_ATT]), address(out->data),
                          address(bind->buf[BUF_PART]), w->gpu->rank.workspace, w->gpu->rank.stream)) {
         bad_line(t, w, 4, "cuBLASLt", "it has no algorithm");
