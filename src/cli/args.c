@@ -56,7 +56,7 @@ static void describe(const command_def *def, char *out, size_t out_bytes) {
 ls_status args_parse(ls_options *options, unsigned command, int argc, char **argv, ls_error *err) {
     struct argp_option table[2 * OPTION_COUNT + GROUP_COUNT + 1] = {0};
     char *help[OPTION_COUNT] = {0};
-    char program[64], doc[2048];
+    char program[64], doc[2048], word[32] = "";
     const command_def *def_command = command_table;
     while (def_command->command != command) {
         def_command++;
@@ -79,7 +79,10 @@ ls_status args_parse(ls_options *options, unsigned command, int argc, char **arg
             table[n++] = (struct argp_option){.name = def->alias, .flags = OPTION_ALIAS, .group = group + 1};
         }
     }
-    struct argp argp = {.options = table, .parser = take, .args_doc = def_command->word, .doc = doc};
+    if (def_command->word != NULL) {
+        snprintf(word, sizeof word, "[%s]", def_command->word);
+    }
+    struct argp argp = {.options = table, .parser = take, .args_doc = word[0] != '\0' ? word : NULL, .doc = doc};
     args_state state = {.command = def_command, .options = options, .err = err, .status = LS_OK};
     snprintf(program, sizeof program, "lockstep %s", def_command->name);
     argv[0] = program;

@@ -231,6 +231,7 @@ static void schedule_prompts(ls_engine *engine, bool may_admit) {
         take_over(engine, request);
         if (!take_pages(engine, request)) {
             give_back(engine, request); /* what it took over: a waiting request holds no pages */
+            request->n_reused = 0;
             return;
         }
         int n = chunk_rows(engine, request);
