@@ -367,7 +367,7 @@ static const char *history_path(const ls_options *options, char *path, size_t pa
 }
 
 static ls_status open_engine(chat *c, ls_error *err) {
-    TRY(cli_open_model(&c->options, &c->model, err));
+    TRY(cli_open_to_run(&c->options, &c->model, err));
     ls_engine_params params = cli_engine_params(&c->options);
     if (!options_given(&c->options, OPT_MAX_NUM_SEQS)) {
         params.max_num_seqs = 1; /* one conversation: its KV cache is all that is planned */

@@ -196,7 +196,7 @@ static ls_status generate_all(generate *g, int argc, char **argv, ls_error *err)
     if (g->options.value[OPT_TRACE].set) {
         TRY(trace_file_open(&g->trace, g->options.value[OPT_TRACE].text, err));
     }
-    TRY(cli_open_model(&g->options, &g->model, err));
+    TRY(cli_open_to_run(&g->options, &g->model, err));
     ls_engine_params params = cli_engine_params(&g->options);
     params.trace_events = g->trace != NULL ? TRACE_FILE_EVENTS : 0;
     TRY(ls_engine_open(g->model, &params, &g->engine, err));

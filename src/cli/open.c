@@ -80,7 +80,8 @@ ls_status cli_find_text(const ls_options *options, char *out, size_t out_bytes, 
     return find_model(options, true, out, out_bytes, err);
 }
 
-ls_status cli_open_model(const ls_options *options, ls_model **out, ls_error *err) {
+/* device: for ls_model_params. */
+static ls_status open_model(const ls_options *options, const char *device, ls_model **out, ls_error *err) {
     const option_value *v = options->value;
     bool is_dummy = strcmp(v[OPT_LOAD_FORMAT].text, "dummy") == 0;
     char folder[4096], cache[4096];
@@ -89,6 +90,7 @@ ls_status cli_open_model(const ls_options *options, ls_model **out, ls_error *er
     params.load_format = is_dummy ? LS_LOAD_DUMMY : LS_LOAD_SAFETENSORS;
     params.cache_folder = options_cache_folder(options, cache, sizeof cache);
     params.log_fn = cli_log;
+    params.device = device;
     params.log_level = v[OPT_VERBOSE].integer != 0 ? LS_LOG_DEBUG : LS_LOG_WARN;
     /* Shapes that are built in need nothing from the hub. */
     if (is_dummy && is_on_hub(params.model)) {
@@ -100,6 +102,14 @@ ls_status cli_open_model(const ls_options *options, ls_model **out, ls_error *er
     TRY(find_model(options, is_dummy, folder, sizeof folder, err));
     params.model = folder;
     return ls_model_open(&params, out, err);
+}
+
+ls_status cli_open_model(const ls_options *options, ls_model **out, ls_error *err) {
+    return open_model(options, NULL, out, err);
+}
+
+ls_status cli_open_to_run(const ls_options *options, ls_model **out, ls_error *err) {
+    return open_model(options, options->value[OPT_DEVICE].text, out, err);
 }
 
 static ls_dtype dtype_of(const char *text) {
@@ -142,7 +152,7 @@ ls_engine_params cli_engine_params(const ls_options *options) {
 }
 
 ls_status cli_open(const ls_options *options, ls_model **model, ls_engine **engine, ls_error *err) {
-    TRY(cli_open_model(options, model, err));
+    TRY(cli_open_to_run(options, model, err));
     ls_engine_params params = cli_engine_params(options);
     return ls_engine_open(*model, &params, engine, err);
 }

@@ -121,6 +121,9 @@ static void publish_token(ls_request *request, int32_t token) {
     if (request->first_token_ns < 0) {
         request->first_token_ns = clock_ns();
     }
+    if (engine->first_token_ns == 0) {
+        engine->first_token_ns = request->first_token_ns;
+    }
     logit_edits_push(&request->edits, token, true);
     bool ends = ends_answer(request, token);
     clear_piece(engine);
