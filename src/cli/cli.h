@@ -42,6 +42,9 @@ ls_status cli_hub_params(ls_hub_params *params, options_hub_text *text, const ls
 ls_status cli_open_model(const ls_options *options, ls_model **out, ls_error *err);
 ls_status cli_open_to_run(const ls_options *options, ls_model **out, ls_error *err);
 ls_status cli_open(const ls_options *options, ls_model **model, ls_engine **engine, ls_error *err);
+/* ls_engine_open with progress on stderr, unless --timeline none asks for silence. */
+ls_status cli_open_engine(const ls_options *options, ls_model *model, const ls_engine_params *params, ls_engine **out,
+                          ls_error *err);
 /* The engine's parameters as the options give them. */
 ls_engine_params cli_engine_params(const ls_options *options);
 

@@ -372,7 +372,7 @@ static ls_status open_engine(chat *c, ls_error *err) {
     if (!options_given(&c->options, OPT_MAX_NUM_SEQS)) {
         params.max_num_seqs = 1; /* one conversation: its KV cache is all that is planned */
     }
-    return ls_engine_open(c->model, &params, &c->engine, err);
+    return cli_open_engine(&c->options, c->model, &params, &c->engine, err);
 }
 
 static ls_status chat_all(chat *c, int argc, char **argv, ls_error *err) {

@@ -6,6 +6,7 @@
 
 #include "base/file.h"
 #include "cli/cli.h"
+#include "cli/progress.h"
 
 void cli_log(void *user, ls_log_level level, const char *text) {
     static const char *const names[] = {"error", "warning", "info", "debug", "trace"};
@@ -151,8 +152,22 @@ ls_engine_params cli_engine_params(const ls_options *options) {
     return params;
 }
 
+ls_status cli_open_engine(const ls_options *options, ls_model *model, const ls_engine_params *params, ls_engine **out,
+                          ls_error *err) {
+    const char *timeline = options->value[OPT_TIMELINE].text;
+    ls_engine_params shown = *params;
+    progress_view view = progress_begin("loading");
+    if (strcmp(timeline, "none") != 0) {
+        shown.progress_fn = progress_of_loading;
+        shown.progress_user = &view;
+    }
+    ls_status st = ls_engine_open(model, &shown, out, err);
+    progress_clear(&view);
+    return st;
+}
+
 ls_status cli_open(const ls_options *options, ls_model **model, ls_engine **engine, ls_error *err) {
     TRY(cli_open_to_run(options, model, err));
     ls_engine_params params = cli_engine_params(options);
-    return ls_engine_open(*model, &params, engine, err);
+    return cli_open_engine(options, *model, &params, engine, err);
 }

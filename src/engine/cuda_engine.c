@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "base/clock.h"
+#include "engine/ranges.h"
 
 /* ---- Opening ---- */
 
@@ -203,12 +204,20 @@ static ls_status prepare(ls_engine *engine, ls_error *err) {
     end_opening_lt(cuda);
     rank->cublaslt = cuda->lt;
     TRY(prefill_prepare(rank, engine->program[0]->op, engine->program[0]->n_ops, err));
-    return cuda->profile == NULL ? cuda_graphs_capture(engine, err) : LS_OK;
+    if (cuda->profile != NULL) {
+        return LS_OK;
+    }
+    range_begin("capture");
+    ls_status st = cuda_graphs_capture(engine, err);
+    range_end();
+    return st;
 }
 
 static void *prepare_thread(void *arg) {
     cuda_engine *cuda = engine_cuda(arg);
+    range_begin("prepare");
     cuda->unprepared.status = prepare(arg, &cuda->unprepared);
+    range_end();
     return NULL;
 }
 

@@ -12,6 +12,7 @@
 
 #include "base/clock.h"
 #include "engine/engine.h"
+#include "engine/ranges.h"
 #ifdef LS_CUDA
 #include "backend/cuda/images.h"
 #endif
@@ -299,8 +300,8 @@ static ls_status load_weights(ls_engine *engine, const ls_engine_params *params,
     return st;
 }
 
-static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, int ordinal, ls_error *err) {
-    int64_t start = clock_ns();
+/* All but the weights. */
+static ls_status plan(ls_engine *engine, const ls_engine_params *params, int ordinal, ls_error *err) {
     TRY(cpu_isa_choose(&engine->isa, params->cpu_isa, err));
     TRY(engine_config_resolve(&engine->config, &engine->model->spec, params, err));
     const engine_config *config = &engine->config;
@@ -313,9 +314,20 @@ static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, i
     rank_group_run(engine->group, fill_rope, engine);
     const size_t piece_bytes = longest_piece(engine->model->tokenizer);
     TRY(text_buffer_reserve(&engine->piece, piece_bytes, err));
-    TRY(text_buffer_reserve(&engine->scratch, piece_bytes, err));
+    return text_buffer_reserve(&engine->scratch, piece_bytes, err);
+}
+
+static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, int ordinal, ls_error *err) {
+    int64_t start = clock_ns();
+    range_begin("plan");
+    ls_status st = plan(engine, params, ordinal, err);
+    range_end();
+    TRY(st);
     int64_t planned = clock_ns();
-    TRY(load_weights(engine, params, err));
+    range_begin("load");
+    st = load_weights(engine, params, err);
+    range_end();
+    TRY(st);
     engine->open_ns = start;
     engine->plan_us = (planned - start) / 1000;
     engine->shard_us = (clock_ns() - planned) / 1000;

@@ -247,7 +247,8 @@ template <typename SOURCE> DEVICE void load_leaf(const load_args &a, const SOURC
     float *stage = stages[threadIdx.x / 32];
     const int lane = threadIdx.x % 32, n = a.border[leaf + 1] - a.border[leaf];
     const int64_t first = row * a.cols + a.border[leaf];
-    const bool by_group = source.aligned && a.out % 8 == 0 && a.cols % LOAD_GROUP == 0; /* borders are multiples of 16 */
+    const bool by_group =
+        source.aligned && a.out % 8 == 0 && a.cols % LOAD_GROUP == 0; /* borders are multiples of 16 */
     const float scale = __fdiv_rn(__uint_as_float(largest(source, first, n, by_group, stage)), 127.0f);
     const bool good = scale > 0.0f && magnitude(scale) < 0x7f800000u;
     uint8_t *out = (uint8_t *)a.out + first;
