@@ -6,19 +6,19 @@
 #include <time.h>
 #include <unistd.h>
 
-static double now_s(void) {
+static double clock_s(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
 progress_view progress_begin(const char *name) {
-    double now = now_s();
+    double now = clock_s();
     return (progress_view){.name = name, .is_terminal = isatty(STDERR_FILENO) != 0, .start_s = now, .told_s = now};
 }
 
 double progress_seconds(const progress_view *view) {
-    return now_s() - view->start_s;
+    return clock_s() - view->start_s;
 }
 
 void progress_bytes(char *out, size_t out_bytes, double bytes) {
@@ -69,13 +69,13 @@ void progress_of_loading(void *user, const ls_load_progress *p) {
     double seconds = (double)p->elapsed_us * 1e-6, per_s = seconds > 0 ? (double)p->bytes / seconds : 0;
     if (view->is_terminal && seconds > at_once_s) {
         progress_draw(view, p->bytes, p->total_bytes, per_s, "");
-    } else if (!view->is_terminal && now_s() - view->told_s > between_lines_s) {
+    } else if (!view->is_terminal && clock_s() - view->told_s > between_lines_s) {
         char have[24], total[24], rate[24];
         progress_bytes(have, sizeof have, (double)p->bytes);
         progress_bytes(total, sizeof total, (double)p->total_bytes);
         progress_bytes(rate, sizeof rate, per_s);
         fprintf(stderr, "lockstep: %s: %d %%, %s of %s, %s/s\n", view->name,
                 p->total_bytes > 0 ? (int)((double)p->bytes * 100 / (double)p->total_bytes) : 100, have, total, rate);
-        view->told_s = now_s();
+        view->told_s = clock_s();
     }
 }

@@ -310,6 +310,9 @@ static double cuda_read_rate(ls_engine *engine) {
 
 static void cuda_close(ls_engine *engine) {
     cuda_engine *cuda = engine_cuda(engine);
+    if (engine->model->start != NULL) { /* refused before the device was opened */
+        cuda_start_release(engine->model->start);
+    }
     if (cuda == NULL) {
         return;
     }

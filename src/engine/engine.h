@@ -159,6 +159,8 @@ ls_status check_struct_size(const char *name, size_t given, size_t known, ls_err
 typedef struct cuda_start cuda_start;
 /* NULL if there can be no such threads. */
 cuda_start *cuda_start_begin(int ordinal);
+/* Meanwhile the files of a checkpoint, which outlives `start`, are read into the page cache. Once. */
+void cuda_start_read_ahead(cuda_start *start, const ls_checkpoint *checkpoint);
 /* Waits until the GPU is open, or could not be: opening it again tells why. What the two took is 0 in the latter case. */
 void cuda_start_wait(cuda_start *start, int64_t *driver_us, int64_t *context_us);
 /* Lets go of the context. From then on `start` does nothing more. From any thread, any number of times. */

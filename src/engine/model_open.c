@@ -26,7 +26,16 @@ static ls_status open_folder(ls_model *model, const ls_model_params *params, ls_
                              tokenizer_max_id(model->tokenizer), model->spec.n_vocab);
         }
     }
-    return params->load_format == LS_LOAD_DUMMY ? LS_OK : checkpoint_open(&model->checkpoint, params->model, err);
+    if (params->load_format == LS_LOAD_DUMMY) {
+        return LS_OK;
+    }
+    TRY(checkpoint_open(&model->checkpoint, params->model, err));
+#ifdef LS_CUDA
+    if (model->start != NULL) {
+        cuda_start_read_ahead(model->start, model->checkpoint);
+    }
+#endif
+    return LS_OK;
 }
 
 /* Every weight of the model, before any engine: a wrong checkpoint is refused at once. */
