@@ -32,6 +32,7 @@ import torch
 GOLDEN_RATIO = 0x9E3779B97F4A7C15
 MASK = (1 << 64) - 1
 CHUNK = 1 << 20  # elements at a time: about 40 MB of temporaries
+DEVICE_CHUNK = 1 << 26  # 2.5 GB of temporaries on a GPU
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SAFETENSORS_NAME = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -63,6 +64,29 @@ def values_at(name, shape, index, seed=0):
     return np.float32(0.5) * v
 
 
+def shifted_right(x, n):
+    """Logical shift of u64 held in int64, whose own shift keeps the sign."""
+    return (x >> n) & ((1 << (64 - n)) - 1)
+
+
+def signed(x):
+    """The int64 with the bits of a u64."""
+    return x - (1 << 64) if x >> 63 else x
+
+
+def values_on(device, name, shape, first, n, seed=0):
+    """values_at() for n indices from `first`, computed by torch on a device: the same bits. int64 wraps as u64 does."""
+    h = signed(fnv1a64(name.encode()) ^ ((seed * GOLDEN_RATIO) & MASK))
+    x = torch.arange(first + 1, first + 1 + n, dtype=torch.int64, device=device) * signed(GOLDEN_RATIO) + h
+    x = (x ^ shifted_right(x, 30)) * signed(0xBF58476D1CE4E5B9)
+    x = (x ^ shifted_right(x, 27)) * signed(0x94D049BB133111EB)
+    x = x ^ shifted_right(x, 31)
+    v = 2 * (shifted_right(x, 40).to(torch.float32) * 2.0**-24) - 1
+    if len(shape) == 2:
+        return v * float(np.sqrt(np.float32(3) / np.float32(shape[1])))
+    return 1 + v * 0.1 if name.endswith("norm.weight") else v * 0.5
+
+
 def chunks(name, shape, dtype=torch.float32, seed=0):
     """Yields (first index, 1-D torch tensor in dtype) from the start of the tensor to its end."""
     n = math.prod(shape)
@@ -82,9 +106,17 @@ def tensor(name, shape, dtype=torch.float32, seed=0):
 @torch.no_grad()
 def fill(model, dtype=None, seed=0):
     """Overwrites a transformers model's parameters with dummy weights, rounded to dtype (default: each parameter's own)
-    and stored in the parameter's dtype. A tied head follows the embedding: it is the same parameter."""
+    and stored in the parameter's dtype. A tied head follows the embedding: it is the same parameter. What lies on a GPU is
+    made there, in seconds for any model that fits."""
     for name, parameter in model.named_parameters():
-        parameter.copy_(tensor(name, tuple(parameter.shape), dtype or parameter.dtype, seed))
+        shape, dtype_made = tuple(parameter.shape), dtype or parameter.dtype
+        if parameter.device.type == "cpu":
+            parameter.copy_(tensor(name, shape, dtype_made, seed))
+            continue
+        flat = parameter.view(-1)
+        for first in range(0, len(flat), DEVICE_CHUNK):
+            n = min(DEVICE_CHUNK, len(flat) - first)
+            flat[first:first + n] = values_on(parameter.device, name, shape, first, n, seed).to(dtype_made)
     return model
 
 
