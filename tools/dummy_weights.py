@@ -17,7 +17,7 @@ and then rounded to nearest even to the checkpoint's dtype (f32, bf16 or f16).
 
 Command line: writes a checkpoint that transformers loads, in memory bounded by one chunk whatever the model's size:
 
-    python3 tools/dummy_weights.py CONFIG_FOLDER OUT_FOLDER [--seed N] [--dtype bfloat16] [--max-shard-size 4GB]
+    python3 tools/dummy_weights.py CONFIG_FOLDER OUT_FOLDER [--seed N] [--dtype bfloat16] [--max-shard-size 4GB] [--device cuda]
 """
 import argparse
 import json
@@ -87,12 +87,16 @@ def values_on(device, name, shape, first, n, seed=0):
     return 1 + v * 0.1 if name.endswith("norm.weight") else v * 0.5
 
 
-def chunks(name, shape, dtype=torch.float32, seed=0):
-    """Yields (first index, 1-D torch tensor in dtype) from the start of the tensor to its end."""
-    n = math.prod(shape)
-    for first in range(0, n, CHUNK):
-        index = np.arange(first, min(first + CHUNK, n), dtype=np.uint64)
-        yield first, torch.from_numpy(values_at(name, shape, index, seed)).to(dtype)
+def chunks(name, shape, dtype=torch.float32, seed=0, device="cpu"):
+    """Yields (first index, 1-D torch tensor in dtype, on the CPU) from the start of the tensor to its end."""
+    n, most = math.prod(shape), CHUNK if device == "cpu" else DEVICE_CHUNK
+    for first in range(0, n, most):
+        count = min(most, n - first)
+        if device == "cpu":
+            made = torch.from_numpy(values_at(name, shape, np.arange(first, first + count, dtype=np.uint64), seed))
+        else:
+            made = values_on(device, name, shape, first, count, seed)
+        yield first, made.to(dtype).cpu()
 
 
 def tensor(name, shape, dtype=torch.float32, seed=0):
@@ -130,7 +134,7 @@ def tensors_of(config_folder):
     return [(name, tuple(p.shape)) for name, p in model.named_parameters()], config
 
 
-def write_shard(path, tensors, dtype, seed):
+def write_shard(path, tensors, dtype, seed, device):
     """One safetensors file, streamed."""
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, shape in tensors:
@@ -142,11 +146,11 @@ def write_shard(path, tensors, dtype, seed):
     with open(path, "wb") as f:
         f.write(len(text).to_bytes(8, "little") + text)
         for name, shape in tensors:
-            for _, part in chunks(name, shape, dtype, seed):
-                f.write(part.view(torch.uint8).numpy().tobytes())
+            for _, part in chunks(name, shape, dtype, seed, device):
+                f.write(part.view(torch.uint8).numpy().data)
 
 
-def write_checkpoint(config_folder, out_folder, seed=0, dtype=None, max_shard_bytes=4 * 10**9):
+def write_checkpoint(config_folder, out_folder, seed=0, dtype=None, max_shard_bytes=4 * 10**9, device="cpu"):
     """A Hugging Face checkpoint: config.json and other small files as they are in config_folder, plus the weights."""
     tensors, config = tensors_of(config_folder)
     dtype = dtype or config.dtype or torch.float32
@@ -164,7 +168,7 @@ def write_checkpoint(config_folder, out_folder, seed=0, dtype=None, max_shard_by
     weight_map = {}
     for i, shard in enumerate(shards):
         name = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        write_shard(os.path.join(out_folder, name), shard, dtype, seed)
+        write_shard(os.path.join(out_folder, name), shard, dtype, seed, device)
         weight_map.update((tensor_name, name) for tensor_name, _ in shard)
         print(f"{name}: {len(shard)} tensors")
     if len(shards) > 1:
@@ -200,8 +204,9 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=DTYPES, help="default: what config.json says, else float32")
     parser.add_argument("--max-shard-size", type=byte_size, default="4GB")
+    parser.add_argument("--device", default="cpu", help="of torch, that makes them: cuda takes seconds (default: cpu)")
     args = parser.parse_args()
-    write_checkpoint(args.config_folder, args.out_folder, args.seed & MASK, DTYPES.get(args.dtype), args.max_shard_size)
+    write_checkpoint(args.config_folder, args.out_folder, args.seed & MASK, DTYPES.get(args.dtype), args.max_shard_size, args.device)
 
 
 if __name__ == "__main__":
