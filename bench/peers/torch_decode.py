@@ -4,8 +4,9 @@
     python3 bench/peers/torch_decode.py --model FOLDER_WITH_CONFIG_JSON --dtype bf16
 
 The model class of transformers with random weights and a static KV cache; one step, the greedy token included, is compiled with
-mode="reduce-overhead" (CUDA graphs, no breaks). A run is a prompt of --prompt tokens, run eagerly, and --n decode steps that
-the host does not wait for, so that nothing but the GPU's work is timed. f32 is true f32. Prints one line of JSON.
+mode="reduce-overhead" (CUDA graphs, no breaks). A run is a prompt of --prompt tokens, run eagerly, and --n decode steps:
+"streamed", where the host reads each token before the next step, as who shows text must and as lockstep does, or "queued",
+where it reads none before the end. f32 is true f32. Prints one line of JSON.
 """
 import argparse
 import json
@@ -54,9 +55,9 @@ def main():
     cache = transformers.StaticCache(config=config, max_cache_len=(args.prompt + args.n + 8) // 8 * 8)
     eager = decode_step(model, cache)
     compiled = torch.compile(eager, mode="reduce-overhead", fullgraph=True)
-    prefill_ms, step_ms, compile_s = [], [], 0.0
+    prefill_ms, streamed_ms, queued_ms, compile_s = [], [], [], 0.0
     with torch.inference_mode():
-        for run in range(args.runs + 1):  # the first compiles and is not counted
+        for run in range(2 * args.runs + 1):  # the first compiles and is not counted, then streamed and queued in turn
             cache.reset()
             wait()
             start = time.perf_counter()
@@ -66,17 +67,19 @@ def main():
             start = time.perf_counter()
             for _ in range(args.n if run > 0 else 4):
                 token = compiled(token).clone()
+                if run % 2 == 1:
+                    token.tolist()
             wait()
             if run == 0:
                 compile_s = time.perf_counter() - start
             else:
-                step_ms.append((time.perf_counter() - start) * 1e3 / args.n)
+                (streamed_ms if run % 2 == 1 else queued_ms).append((time.perf_counter() - start) * 1e3 / args.n)
     print(json.dumps({
         "peer": "transformers, torch.compile with CUDA graphs",
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "CPU",
         "dtype": args.dtype, "batch": args.batch, "context": [args.prompt, args.prompt + args.n],
-        "ms_per_step": step_ms, "median_ms": statistics.median(step_ms), "prefill_ms": statistics.median(prefill_ms[1:]), "compile_s": compile_s}))
+        "streamed_ms": streamed_ms, "queued_ms": queued_ms, "prefill_ms": statistics.median(prefill_ms[1:]), "compile_s": compile_s}))
     return 0
 
 
