@@ -2,11 +2,11 @@
 """What lockstep reaches on one GPU, measured by one command: a Markdown table, and JSON with every run.
 
     make ARCHS=sm_90a gpu-bundle
-    python3 bench/one_gpu.py [--qwen FOLDER_WITH_CONFIG_JSON --checkpoint FOLDER] [--json FILE] [--markdown FILE]
+    python3 bench/one_gpu.py [--checkpoint FOLDER --config FOLDER] [--json FILE] [--markdown FILE]
 
 Weights are made up, of shapes that lockstep knows by name. --checkpoint is a folder that holds or receives Qwen3-4B as
-safetensors (8 GB; made by tools/dummy_weights.py, which needs torch and a config.json): put it where it stays in memory, such as
-/dev/shm. Rows are run in turn, --runs rounds of them, each run a process of its own; a row's figure
+safetensors (8 GB, made by tools/dummy_weights.py, which needs torch, from the config.json and tokenizer.json in --config): put
+it where it stays in memory, such as /dev/shm. Rows are run in turn, --runs rounds of them, each run a process of its own; a row's figure
 is the median. The limit is what lockstep measures in the same process: its own loads of the same weights. A row that cannot be
 run says why and leaves the others alone. Exit status 1 if a row failed to run or reached less than it must.
 """
@@ -71,7 +71,7 @@ def rows_of(args, long_prompt):
     ]
     if args.checkpoint:
         rows.append(Row("start_checkpoint", "process start to first token, 8 GB in the page cache", args.checkpoint,
-                        [*SHORT, "-n", "1"], "s", 3, 1.5))
+                        [*SHORT, "-n", "4"], "s", 3, 1.5))
     wanted = args.rows.split(",") if args.rows else [row.key for row in rows]
     unknown = set(wanted) - {row.key for row in rows}
     if unknown:
@@ -131,7 +131,7 @@ def make_checkpoint(args):
         return
     maker = os.path.join(ROOT, "tools", "dummy_weights.py")
     try:
-        runs.child([sys.executable, maker, args.qwen, args.checkpoint, "--dtype", "bfloat16", "--device", "cuda"])
+        runs.child([sys.executable, maker, args.config or "", args.checkpoint, "--dtype", "bfloat16", "--device", "cuda"])
     except runs.Failed as why:
         print(f"start_checkpoint: no checkpoint could be made: {why}", flush=True)
         args.checkpoint = None
@@ -180,9 +180,10 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--lockstep", default=os.path.join(ROOT, "build/gpu/lockstep"))
     parser.add_argument("--library", default=os.path.join(ROOT, "build/gpu/liblockstep.so"))
-    parser.add_argument("--qwen", default="Qwen/Qwen3-4B", help="a name whose shapes lockstep knows, or a folder with config.json")
+    parser.add_argument("--qwen", default="Qwen/Qwen3-4B", help="a name whose shapes lockstep knows, or a folder with config.json but no tokenizer")
     parser.add_argument("--mistral", default="mistralai/Mistral-7B-v0.1")
-    parser.add_argument("--checkpoint", help="folder of Qwen3-4B as safetensors, made if it is not there: then --qwen must be a folder")
+    parser.add_argument("--checkpoint", help="folder of Qwen3-4B as safetensors; made, if it is not there, from --config")
+    parser.add_argument("--config", help="folder with Qwen3-4B's config.json and tokenizer.json")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N; cpu tries this program out on a small model")
     parser.add_argument("--rows", help="only these, commas between them")
     parser.add_argument("--runs", type=int, default=5)

@@ -26,8 +26,9 @@ def child(command, timeout_s=300):
 
 
 def generate(lockstep, model, options, timeout_s=120):
-    """One `lockstep generate`: its timeline, and as first_token_s the time from before the fork to its first byte of output,
-    which is the first token of an answer that streams."""
+    """One `lockstep generate`: its timeline, and as first_token_s the time from before the fork to its first byte of output
+    behind PROMPT, which is the first token of an answer that streams. A model without a tokenizer does not repeat the prompt."""
+    repeated = len(PROMPT) if os.path.exists(os.path.join(model, "tokenizer.json")) else 0
     command = [lockstep, "generate", "-m", model, "--temp", "0", "--seed", "1", "--ignore-eos", "--timeline", "json", *options]
     start = time.perf_counter()
     try:
@@ -35,7 +36,9 @@ def generate(lockstep, model, options, timeout_s=120):
     except OSError as error:
         raise Failed(str(error)) from error
     with process:
-        os.read(process.stdout.fileno(), 1)
+        while repeated >= 0:
+            got = os.read(process.stdout.fileno(), repeated + 1)
+            repeated -= len(got) if got else repeated + 1
         first_token_s = time.perf_counter() - start
         try:
             _, said = process.communicate(timeout=timeout_s)
