@@ -362,6 +362,7 @@ gpu-bundle: $(APP) $(CANARY) $(GPU_BIN) $(GPU_CHECKS)
 	@$(if $(NVCC),:,echo 'gpu-bundle: nvcc was not found'; exit 1)
 	@rm -rf $(GPU_BUNDLE) && mkdir -p $(GPU_BUNDLE)/lib
 	@$(bundled_link) $(CLI_OBJ) $(LIB) $(LIBS) -o $(GPU_BUNDLE)/lockstep
+	@$(bundled_link) -shared -Wl,-Bsymbolic $(LIB_OBJ) $(LIBS) -o $(GPU_BUNDLE)/liblockstep.so
 	@$(bundled_link) $(CANARY).o $(call obj,$(filter tests/unit/%,$(TEST_HELPERS))) $(LIB) $(LIBS) -lcmocka -o $(GPU_BUNDLE)/test_canary
 	@$(foreach t,$(GPU_BIN),$(bundled_link) $t.o $(CUDA_HELPERS) $(LIB) $(LIBS) -lcmocka -o $(GPU_BUNDLE)/$(notdir $t) &&) :
 	@$(foreach t,$(GPU_CHECKS),$(bundled_link) $t.o $(wildcard $(dir $t)decode_device.o) $(LIB) $(LIBS) -o $(GPU_BUNDLE)/$(notdir $t) &&) :
