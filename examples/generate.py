@@ -47,6 +47,7 @@ class ls_engine_params(ctypes.Structure):
         ("gpu_memory_utilization", c_double),
         ("profile", c_bool),
         ("trace_events", c_int),
+        ("async_scheduling", c_char_p),
     ]
 
 

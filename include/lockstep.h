@@ -166,7 +166,10 @@ typedef struct ls_engine_params {
                                     * decode steps are captured as graphs; "none" launches every kernel anew */
     double gpu_memory_utilization; /* share of a GPU's memory that the engine may fill with pages; default 0.9 */
     bool profile;                  /* time the kernels of every step, see ls_engine_get_profile; slows them down */
-    int trace_events; /* kept for each thread (32 bytes each), see ls_engine_get_trace; default: no trace */
+    int trace_events;             /* kept for each thread (32 bytes each), see ls_engine_get_trace; default: no trace */
+    const char *async_scheduling; /* of a GPU: "auto" (default) starts decode steps while the ones before them run,
+                                   * wherever that changes nothing but the time; "off" waits for each. Not with profile
+                                   * or trace_events */
 } ls_engine_params;
 #define LS_ENGINE_PARAMS_INIT                                                                                          \
     { .struct_size = sizeof(ls_engine_params) }

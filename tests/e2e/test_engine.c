@@ -1,8 +1,9 @@
 /*
  * An engine under load: a thread of its own, requests that come, go, wait, stop and are cancelled while few pages and
  * seats are there, KV reuse from turn to turn, several engines at once. What comes out is what each request gives alone.
+ * All of it also one step behind (delayed.h).
  */
-#include "e2e.h"
+#include "delayed.h"
 
 #include <poll.h>
 #include <pthread.h>
@@ -57,7 +58,8 @@ typedef struct load_request {
     int cancel_after; /* tokens; 0: never */
 } load_request;
 
-static void make_load(load_request *load, int n, int n_vocab) {
+/* plain: every other fifty of them leave the drawing to the device. */
+static void make_load(load_request *load, int n, int n_vocab, bool plain) {
     prng r = {20261122};
     for (int i = 0; i < n; i++) {
         load_request *l = &load[i];
@@ -92,6 +94,14 @@ static void make_load(load_request *load, int n, int n_vocab) {
         p->logprobs = i % 19 == 0 ? 3 : -1;
         p->prompt_logprobs = i % 23 == 0 ? 0 : -1;
         l->cancel_after = i % 29 == 28 ? 1 + below(&r, 4) : 0;
+        if (plain && i / 50 % 2 == 0) {
+            p->top_k = 0;
+            p->top_p = p->repetition_penalty = 1;
+            p->min_p = p->frequency_penalty = 0;
+            p->logprobs = p->prompt_logprobs = -1;
+            p->n_logit_bias = 0;
+            p->hash_logits = false;
+        }
     }
 }
 
@@ -192,15 +202,15 @@ static int poll_all(load_run *run, int *n_cancelled, int *n_preempted) {
     return n_told;
 }
 
-static void thousand_requests(void **state) {
-    (void)state;
+typedef ls_engine *(*open_fn)(ls_model *model, const ls_engine_params *params);
+
+static void run_load(open_fn open_crowded, int n, bool plain) {
     golden_list list;
     golden_case *c = checkpoint(&list);
     ls_model *model = golden_model(c);
-    const int n = sanitized() ? 150 : 1000;
     load_request *load = calloc((size_t)n, sizeof *load);
     assert_non_null(load);
-    make_load(load, n, c->n_vocab);
+    make_load(load, n, c->n_vocab, plain);
     ls_engine_params alone = LS_ENGINE_PARAMS_INIT, crowded = LS_ENGINE_PARAMS_INIT;
     alone.threads = crowded.threads = 1;
     alone.max_num_seqs = 1;
@@ -215,7 +225,7 @@ static void thousand_requests(void **state) {
     crowded.max_num_seqs = 7;
     crowded.max_num_batched_tokens = 24;
     crowded.kv_cache_memory_bytes = 4 * page_bytes;
-    engine = engine_open(model, &crowded);
+    engine = open_crowded(model, &crowded);
     load_run run = {engine, load, n};
     ls_error err = {0};
     ASSERT_OK(ls_engine_start(engine, &err), &err);
@@ -228,18 +238,31 @@ static void thousand_requests(void **state) {
     assert_null(complaint);
     ls_engine_stats stats = LS_ENGINE_STATS_INIT;
     ASSERT_OK(ls_engine_get_stats(engine, &stats, &err), &err);
-    print_message("%d requests, %lld steps, told %d times, %d preempted (%lld times), %d cancelled\n", n,
-                  (long long)stats.steps, n_told, n_preempted, (long long)stats.preemptions, n_cancelled);
+    print_message(
+        "%d requests, %lld steps, %lld of them ahead, told %d times, %d preempted (%lld times), %d cancelled\n", n,
+        (long long)stats.steps, (long long)engine->stats.ahead_steps, n_told, n_preempted, (long long)stats.preemptions,
+        n_cancelled);
     assert_int_equal(stats.finished, n);
     assert_int_equal(stats.cancelled, n_cancelled);
     assert_int_equal(stats.failed, 0);
     assert_int_equal(stats.n_running + stats.n_waiting, 0);
     assert_int_equal(stats.n_free_pages, stats.n_pages);
     assert_true(n_cancelled > 0 && (n_preempted > 0 || sanitized()));
+    assert_true(plain ? engine->stats.ahead_steps > stats.steps / 10 : engine->stats.ahead_steps == 0);
     ls_engine_close(&engine);
     free(load);
     ls_model_close(&model);
     golden_close(&list);
+}
+
+static void thousand_requests(void **state) {
+    (void)state;
+    run_load(engine_open, sanitized() ? 150 : 1000, false);
+}
+
+static void one_step_behind(void **state) {
+    (void)state;
+    run_load(delayed_engine_open, sanitized() ? 150 : 1000, true);
 }
 
 /* ---- A thread of its own ---- */
@@ -487,9 +510,9 @@ static void reuse_from_turn_to_turn(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(thousand_requests),       cmocka_unit_test(rules_of_the_thread),
-        cmocka_unit_test(cancel_and_free),         cmocka_unit_test(several_engines),
-        cmocka_unit_test(reuse_from_turn_to_turn),
+        cmocka_unit_test(thousand_requests),   cmocka_unit_test(one_step_behind),
+        cmocka_unit_test(rules_of_the_thread), cmocka_unit_test(cancel_and_free),
+        cmocka_unit_test(several_engines),     cmocka_unit_test(reuse_from_turn_to_turn),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
