@@ -181,6 +181,9 @@ typedef struct ls_engine_params {
     int trace_events; /* kept for each thread (32 bytes each), see ls_engine_get_trace; default: no trace */
     ls_load_progress_fn progress_fn; /* told how loading goes; NULL: nobody */
     void *progress_user;
+    const char *async_scheduling; /* of a GPU: "auto" (default) starts decode steps while the ones before them run,
+                                   * wherever that changes nothing but the time; "off" waits for each. Not with profile
+                                   * or trace_events */
 } ls_engine_params;
 #define LS_ENGINE_PARAMS_INIT                                                                                          \
     { .struct_size = sizeof(ls_engine_params) }

@@ -222,6 +222,11 @@ const option_def option_table[OPTION_COUNT] = {
                          "1,2,4,8,16", 0, 0, NULL,
                          "On a GPU, decode steps of up to so many rows are captured as graphs at the start: rising "
                          "numbers out of 1,2,4,8,16, or none"},
+    [OPT_ASYNC_SCHEDULING] =
+        {OPT_ASYNC_SCHEDULING, COMMANDS_RUN, GROUP_ENGINE, OPTION_CHOICE, "async-scheduling", NULL, 0, "MODE", "auto",
+         0, 0, "auto|off",
+         "On a GPU, auto starts the next decode step while the last one runs, from tokens that are still there; off "
+         "waits for each step; both give the same text"},
     [OPT_AGAINST] = {OPT_AGAINST, COMMAND_VERIFY, GROUP_ENGINE, OPTION_TEXT, "against", NULL, 0, "SETTINGS",
                      "device=cpu,dtype=f32,cpu-isa=ref", 0, 0, NULL,
                      "The engine to compare with: options as name=value with commas between them; what is not named is "

@@ -141,6 +141,7 @@ static ls_status cuda_open(ls_engine *engine, const ls_engine_params *params, in
                  (double)cuda->rank.jit_us / 1e6);
     }
     config->on_device = true;
+    config->runs_ahead = wants_async_scheduling(params) && !params->profile && params->trace_events == 0;
     TRY(fit_pages(engine, params, err));
     if (params->threads == 0 && config->n_threads > MOST_THREADS) {
         config->n_threads = MOST_THREADS;
@@ -230,7 +231,6 @@ static ls_status cuda_load(ls_engine *engine, ls_error *err) {
     rank->bind = placed->bind;
     rank->step = (CUdeviceptr)(uintptr_t)placed->step;
     rank->step_bytes = step_image_bytes(config);
-    rank->host_step = engine->host.step;
     rank->counters = (CUdeviceptr)(uintptr_t)placed->counters;
     rank->drawn = (CUdeviceptr)(uintptr_t)placed->result;
     rank->workspace = (CUdeviceptr)(uintptr_t)placed->workspace;
@@ -239,6 +239,11 @@ static ls_status cuda_load(ls_engine *engine, ls_error *err) {
                    cuda->driver->cuMemcpyHtoDAsync((CUdeviceptr)(uintptr_t)rank->bind.rope, engine->host.rope,
                                                    rope_bytes, rank->stream),
                    "copying the RoPE table", err));
+    engine->host.fault[0] = batch_faults(&engine->batch[0], config);
+    for (int i = 0; i < 2; i++) {
+        TRY(cuda_check(rank, cuda->driver->cuEventCreate(&cuda->done[i], CU_EVENT_DISABLE_TIMING), "creating an event",
+                       err));
+    }
     bool beside = thread_start(&cuda->prepares, prepare_thread, engine) == 0;
     ls_status st = cuda_load_weights(engine, err);
     if (beside) {
@@ -264,7 +269,7 @@ static ls_status cuda_load(ls_engine *engine, ls_error *err) {
 /* Microseconds that n reads of the weights took, or 0. */
 static double time_reads(cuda_engine *cuda, CUevent begin, CUevent end, unsigned n_blocks, int64_t n_words, int n) {
     const cuda_driver *api = cuda->driver;
-    CUdeviceptr sink = cuda->rank.drawn; /* next step's results overwrite it */
+    CUdeviceptr sink = cuda->rank.workspace; /* nothing in it outlives a step */
     void *args[] = {&cuda->memory, &n_words, &sink};
     float ms = 0;
     bool good = api->cuEventRecord(begin, cuda->rank.stream) == CUDA_SUCCESS;
@@ -329,6 +334,11 @@ static void cuda_close(ls_engine *engine) {
                 cuda->driver->cuGraphExecDestroy(cuda->graph[i]);
             }
         }
+        for (int i = 0; i < 2; i++) {
+            if (cuda->done[i] != NULL) {
+                cuda->driver->cuEventDestroy(cuda->done[i]);
+            }
+        }
         cuda_profile_close(cuda);
         cublaslt_close(&cuda->lt);
         if (cuda->memory != 0) {
@@ -371,7 +381,8 @@ const ls_backend backend_cuda = {.name = "cuda",
                                  .open = cuda_open,
                                  .reserve = cuda_reserve,
                                  .load = cuda_load,
-                                 .run = cuda_run,
+                                 .submit = cuda_submit,
+                                 .collect = cuda_collect,
                                  .read_rate = cuda_read_rate,
                                  .profile = cuda_profile_lines,
                                  .run_op = cuda_run_op,

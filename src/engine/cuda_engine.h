@@ -42,6 +42,7 @@ typedef struct cuda_engine {
     int n_graphs;
     int graph_rows[CUDA_GRAPHS]; /* rising: most rows of graph i */
     CUgraphExec graph[CUDA_GRAPHS];
+    CUevent done[2]; /* the step of engine->batch[i] is over and its results are there */
     /* While weights are loaded: a thread opens cuBLASLt, another prepares kernels and captures graphs. */
     pthread_t opens_lt, prepares;
     bool is_opening_lt;
@@ -62,7 +63,8 @@ ls_status cuda_load_weights(ls_engine *engine, ls_error *err);
 /* cuda_step.c */
 ls_status cuda_graphs_read(cuda_engine *cuda, const char *sizes, int max_seqs, ls_error *err);
 ls_status cuda_graphs_capture(ls_engine *engine, ls_error *err);
-ls_status cuda_run(ls_engine *engine, int64_t *exchange_ns, ls_error *err);
+ls_status cuda_submit(ls_engine *engine, step_batch *batch, ls_error *err);
+ls_status cuda_collect(ls_engine *engine, step_batch *batch, ls_error *err);
 /* One op by the kernels for any step, which leave what ops.h says at every border. */
 ls_status cuda_run_op(ls_engine *engine, const ls_step *step, int index, ls_error *err);
 
@@ -71,6 +73,6 @@ ls_status cuda_profile_open(cuda_engine *cuda, int n_ops, ls_error *err);
 void cuda_profile_close(cuda_engine *cuda);
 void cuda_profile_begin(cuda_engine *cuda);
 ls_status cuda_profile_mark(cuda_engine *cuda, int op, ls_error *err);
-ls_status cuda_profile_end(ls_engine *engine, ls_error *err);
+ls_status cuda_profile_end(ls_engine *engine, const step_batch *batch, ls_error *err);
 
 #endif

@@ -4,11 +4,13 @@
  *   decode against prefill   the logits of a greedy text, step by step, and of the same text as one prompt: other kernels,
  *                            the same model
  *   the same bits            of decode steps from run to run, for any number of rows, with graphs and without
+ *   steps ahead              change no bit of what waiting for every step gives
  *   against the CPU          dummy weights and drawn tokens are the CPU engine's
  */
 #include <math.h>
 
 #include "../e2e/e2e.h"
+#include "engine/engine.h"
 
 static const struct {
     ls_dtype dtype;
@@ -142,6 +144,55 @@ static void decode_bits_do_not_depend_on_rows(void **state) {
     ls_model_close(&model);
 }
 
+/* Sequences that come, go, stop and are taken away while steps are ahead. Prompts of one token, so that the decode kernels
+ * run everything whoever is in a step. */
+static void steps_ahead_change_nothing(void **state) {
+    (void)state;
+    static const char *const graph_sizes[] = {NULL, "none", "1,2"};
+    int32_t id[ROWS];
+    ls_model *model = demo_model();
+    for (int i = 0; i < ROWS; i++) {
+        id[i] = 300 + 17 * i;
+    }
+    for (size_t k = 0; k < 2 * COUNT(graph_sizes); k++) {
+        job jobs[2][ROWS];
+        for (int ahead = 0; ahead < 2; ahead++) {
+            ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+            params.dtype = LS_BF16;
+            params.graph_sizes = graph_sizes[k / 2];
+            params.async_scheduling = ahead ? "auto" : "off";
+            ls_engine *engine = engine_open(model, &params);
+            fill(jobs[ahead], id, k % 2 == 1);
+            for (int i = 0; i < ROWS; i++) {
+                job *j = &jobs[ahead][i];
+                j->max_tokens = 20 + 12 * i;
+                j->no_hash = j->stop_at_eos = true;
+                j->join_step = i % 3 == 2 ? 5 * i : 0;
+                j->leave_step = i % 5 == 4 ? 5 * i + 9 : 0;
+            }
+            int n_steps = jobs_run(engine, jobs[ahead], ROWS);
+            int64_t n_ahead = engine->stats.ahead_steps;
+            print_message("%d steps, %lld of them ahead\n", n_steps, (long long)n_ahead);
+            assert_true(ahead ? n_ahead > n_steps / 2 : n_ahead == 0);
+            ls_engine_close(&engine);
+        }
+        for (int i = 0; i < ROWS; i++) {
+            char what[64];
+            snprintf(what, sizeof what, "graphs %s, %s, prompt %d",
+                     graph_sizes[k / 2] != NULL ? graph_sizes[k / 2] : "", k % 2 == 1 ? "sampled" : "greedy", i);
+            if (jobs[0][i].leave_step == 0) {
+                assert_same_answer(&jobs[0][i], &jobs[1][i], what);
+            } else { /* taken away between two steps: as far as both came */
+                int n = jobs[0][i].n_token < jobs[1][i].n_token ? jobs[0][i].n_token : jobs[1][i].n_token;
+                assert_memory_equal(jobs[0][i].token, jobs[1][i].token, (size_t)n * sizeof(int32_t));
+            }
+        }
+        jobs_clear(jobs[0], ROWS);
+        jobs_clear(jobs[1], ROWS);
+    }
+    ls_model_close(&model);
+}
+
 /* In f32 the noise decides, not the rounding: the same seeds give the CPU's text, drawn on the device (no filter) or by
  * the host (top-k). */
 static void drawn_tokens_are_the_cpus(void **state) {
@@ -234,6 +285,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(decode_agrees_with_prefill_and_cpu),
         cmocka_unit_test(decode_bits_do_not_depend_on_rows),
+        cmocka_unit_test(steps_ahead_change_nothing),
         cmocka_unit_test(drawn_tokens_are_the_cpus),
         cmocka_unit_test(generic_kernels_agree),
         cmocka_unit_test(errors_name_the_cause),

@@ -52,11 +52,11 @@ typedef struct cuda_rank {
     cuda_facts facts;
     ls_bind bind;      /* device addresses */
     CUdeviceptr step;  /* a cuda_step and its arrays */
-    void *host_step;   /* pinned copy of it */
-    size_t step_bytes; /* room of both */
+    size_t step_bytes; /* its room */
     CUdeviceptr
         counters;      /* u32 [CUDA_COUNTERS], zero at the start: "last block" counters, left at zero by their users */
-    CUdeviceptr drawn; /* int32 [n_out_max] tokens drawn on the device, -1 where the host draws */
+    CUdeviceptr drawn; /* int32 [n_out_max] tokens drawn on the device, -1 where the host draws; the next step may start
+                          from them */
     CUdeviceptr workspace; /* attention's partial results, cuBLASLt's scratch: decode_workspace, prefill_workspace */
     size_t workspace_bytes;
     struct cublaslt *cublaslt; /* NULL: not there; prefill then runs its own matmul kernel */
@@ -118,8 +118,10 @@ void cuda_rank_close(cuda_rank *rank); /* accepts a zeroed one */
 ls_status cuda_rank_enter(const cuda_rank *rank, ls_error *err);
 /* A kernel of any module, loaded; LS_EINTERNAL if there is none of that name. */
 ls_status cuda_rank_kernel(const cuda_rank *rank, const char *name, CUfunction *out, ls_error *err);
-/* Waits until the stream has done all its work, in vain for at most timeout_s (LS_EABORTED). */
+/* Waits until the stream has done all its work, or (an event that is not NULL) what it was given before that; in vain for at most timeout_s
+ * (LS_EABORTED). */
 ls_status cuda_rank_wait(const cuda_rank *rank, const char *what, int timeout_s, ls_error *err);
+ls_status cuda_rank_wait_event(const cuda_rank *rank, CUevent event, const char *what, int timeout_s, ls_error *err);
 /* Bytes of the device that are free, and all. */
 ls_status cuda_rank_memory(const cuda_rank *rank, size_t *free_bytes, size_t *total_bytes, ls_error *err);
 

@@ -178,11 +178,11 @@ ls_status cuda_rank_memory(const cuda_rank *rank, size_t *free_bytes, size_t *to
 }
 
 /* Steps take milliseconds: whoever waits longer than that need not burn a core. */
-ls_status cuda_rank_wait(const cuda_rank *rank, const char *what, int timeout_s, ls_error *err) {
+ls_status cuda_rank_wait_event(const cuda_rank *rank, CUevent event, const char *what, int timeout_s, ls_error *err) {
     const int64_t patience_ns = 20000000;
     int64_t start = clock_ns();
     for (;;) {
-        CUresult rc = rank->driver->cuStreamQuery(rank->stream);
+        CUresult rc = event != NULL ? rank->driver->cuEventQuery(event) : rank->driver->cuStreamQuery(rank->stream);
         if (rc != CUDA_ERROR_NOT_READY) {
             return cuda_check(rank, rc, what, err);
         }
@@ -195,4 +195,8 @@ ls_status cuda_rank_wait(const cuda_rank *rank, const char *what, int timeout_s,
             nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
         }
     }
+}
+
+ls_status cuda_rank_wait(const cuda_rank *rank, const char *what, int timeout_s, ls_error *err) {
+    return cuda_rank_wait_event(rank, NULL, what, timeout_s, err);
 }

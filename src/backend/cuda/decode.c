@@ -17,6 +17,7 @@ _Static_assert((int)KERN_F32 == (int)LS_F32 && (int)KERN_BF16 == (int)LS_BF16 &&
                    (int)KERN_INT8 == (int)LS_INT8,
                "kernels know dtypes by these numbers");
 _Static_assert((int)DECODE_LEAVES == (int)LS_LEAVES && (int)DECODE_LEAVES == (int)CUDA_NODES, "one leaf tree");
+_Static_assert((int)CUDA_TOKEN_DRAWN == (int)LS_TOKEN_DRAWN, "kernels know drawn tokens by this number");
 
 /* ---- Kernels by name ---- */
 
@@ -110,6 +111,7 @@ static ls_status launch_embed(cuda_rank *rank, const ls_op *op, int m_bucket, ls
         .table = table->data,
         .scale = table->scale,
         .y = (float *)bind->buf[BUF_PART] + (int64_t)a->slot * CUDA_NODES * bind->m_max * bind->d_model,
+        .fault = (int32_t *)bind->fault,
         .format = table->format,
         .d = bind->d_model,
         .vocab_first = a->vocab_first,

@@ -18,12 +18,13 @@ enum {
     DECODE_SAMPLE_BLOCKS = 64 /* of one row, at most */
 };
 
-/* embed: y[m] = table row of token[m] in f32, or an input row, or zeros. */
+/* embed: y[m] = table row of token[m] in f32, or an input row, or zeros. A row's faults begin here. */
 typedef struct decode_embed_args {
     const cuda_step *step;
     const void *table;  /* [vocab_count][d] */
     const float *scale; /* int8: [vocab_count][8] */
     float *y;           /* [M][d] */
+    int32_t *fault;     /* [M] */
     int32_t format, d, vocab_first, vocab_count;
     int32_t takes_input_rows;          /* rank 0 */
     int32_t border[DECODE_LEAVES + 1]; /* leaves of d */

@@ -42,6 +42,7 @@ typedef struct prefill_embed_args {
     const void *table;  /* [vocab_count][d_model] of dtype */
     const float *scale; /* int8 */
     float *part;        /* [M][d_model] */
+    int32_t *fault;     /* [M] */
     int32_t dtype, d_model, vocab_first, vocab_count;
     int32_t takes_input_rows; /* for tokens below 0: rank 0 */
 } prefill_embed_args;

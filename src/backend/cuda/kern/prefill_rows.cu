@@ -18,13 +18,16 @@ static __device__ float row_sum(float x) {
     return sum;
 }
 
-// part[m] = table[token[m] - vocab_first], an input row, or 0. Grid: rows.
+// part[m] = table[token[m] - vocab_first], an input row, or 0; fault[m] = 0. Grid: rows.
 extern "C" __global__ void __launch_bounds__(PREFILL_ROW_THREADS) prefill_embed(const prefill_embed_args a) {
     const int64_t m = blockIdx.x, d = a.d_model;
-    const int64_t token = of_step<int32_t>(a.step, a.step->token)[m], row = token - a.vocab_first;
+    const int64_t token = step_token(a.step, m), row = token - a.vocab_first;
     const bool mine = token >= 0 && row >= 0 && row < a.vocab_count;
     const bool is_input = token < 0 && a.takes_input_rows && a.step->input_rows != 0;
     int leaf = 0;
+    if (threadIdx.x == 0) {
+        a.fault[m] = 0;
+    }
     for (int64_t i = threadIdx.x; i < d; i += PREFILL_ROW_THREADS) {
         float x = 0;
         if (mine && a.dtype == INT8) {
