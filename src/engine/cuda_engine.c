@@ -3,6 +3,8 @@
 
 #include <stdlib.h>
 
+#include "backend/cuda/measure.h"
+
 /* ---- Opening ---- */
 
 /* Scratch that the kernels need for this configuration: the same memory serves all ops in turn. */
@@ -109,7 +111,6 @@ static ls_status cuda_open(ls_engine *engine, const ls_engine_params *params, in
     TRY(cuda_driver_open(&cuda->driver, err));
     bool generic = params->kernels != NULL && strcmp(params->kernels, "generic") == 0;
     TRY(cuda_rank_open(&cuda->rank, cuda->driver, ordinal, generic, err));
-    TRY(cuda_rank_kernel(&cuda->rank, "read_all", &cuda->read_all, err));
     TRY(cuda_rank_kernel(&cuda->rank, "load_dummy", &cuda->load_dummy, err));
     cuda->is_opening_lt = !generic && pthread_create(&cuda->opens_lt, NULL, open_lt, cuda) == 0;
     memcpy(engine->device_name, cuda->rank.facts.name, sizeof engine->device_name);
@@ -193,49 +194,15 @@ static ls_status cuda_load(ls_engine *engine, ls_error *err) {
 
 /* ---- The limit ---- */
 
-/* Microseconds that n reads of the weights took, or 0. */
-static double time_reads(cuda_engine *cuda, CUevent begin, CUevent end, unsigned n_blocks, int64_t n_words, int n) {
-    const cuda_driver *api = cuda->driver;
-    CUdeviceptr sink = cuda->rank.drawn; /* next step's results overwrite it */
-    void *args[] = {&cuda->memory, &n_words, &sink};
-    float ms = 0;
-    bool good = api->cuEventRecord(begin, cuda->rank.stream) == CUDA_SUCCESS;
-    for (int i = 0; i < n && good; i++) {
-        good = cuda_launch(&cuda->rank, cuda->read_all, "read_all", n_blocks, 1, 1, 512, 0, args, NULL) == LS_OK;
-    }
-    good = good && api->cuEventRecord(end, cuda->rank.stream) == CUDA_SUCCESS &&
-           api->cuEventSynchronize(end) == CUDA_SUCCESS && api->cuEventElapsedTime(&ms, begin, end) == CUDA_SUCCESS;
-    return good ? (double)ms * 1000 : 0;
-}
-
-/* The best of several launches of several shapes: how much is in flight matters. */
 static double cuda_read_rate(ls_engine *engine) {
-    enum { PASSES = 6 };
-    cuda_engine *cuda = engine_cuda(engine);
-    const int64_t enough_bytes = (int64_t)1 << 30;
-    int64_t bytes = (int64_t)engine->rank_arena[0].by_tag[MEM_WEIGHTS];
-    int n = (int)(enough_bytes / (bytes + 1));
-    n = n < 1 ? 1 : n > 100 ? 100 : n;
-    CUevent begin = NULL, end = NULL;
-    double best = 0;
-    if (cuda_rank_enter(&cuda->rank, NULL) == LS_OK &&
-        cuda->driver->cuEventCreate(&begin, CU_EVENT_DEFAULT) == CUDA_SUCCESS &&
-        cuda->driver->cuEventCreate(&end, CU_EVENT_DEFAULT) == CUDA_SUCCESS) {
-        for (int pass = 0; pass < 3 * PASSES; pass++) {
-            unsigned blocks_per_sm = 1u << pass % 3; /* 1, 2, 4: 64 to 256 KB in flight */
-            double us =
-                time_reads(cuda, begin, end, blocks_per_sm * (unsigned)cuda->rank.facts.sm_count, bytes / 16, n);
-            double rate = us > 0 ? (double)bytes * n * 1e6 / us : 0;
-            best = rate > best ? rate : best;
-        }
+    cuda_rank *rank = &engine_cuda(engine)->rank;
+    const int64_t bytes = (int64_t)engine->rank_arena[0].by_tag[MEM_WEIGHTS];
+    const CUdeviceptr sink = rank->drawn; /* next step's results overwrite it */
+    ls_rate rate = {0, 0};
+    if (cuda_rank_enter(rank, NULL) == LS_OK) {
+        cuda_measure_read(rank, engine_cuda(engine)->memory, bytes / 16 * 16, sink, &rate, NULL);
     }
-    if (begin != NULL) {
-        cuda->driver->cuEventDestroy(begin);
-    }
-    if (end != NULL) {
-        cuda->driver->cuEventDestroy(end);
-    }
-    return best;
+    return rate.best;
 }
 
 /* ---- Closing ---- */

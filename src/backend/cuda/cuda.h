@@ -6,7 +6,7 @@
  *   cuda_rank.c     context, stream, module, functions, pinned step buffers of one rank
  *   decode.c        launches the ops of a decode step, M <= 16 rows; kern/decode_*.cu
  *   prefill.c       launches the ops of any other step; kern/prefill_*.cu, matmuls by cuBLASLt (cublaslt.c)
- *   step_graph.c    a captured graph for each decode bucket; plain launches for the rest
+ *   measure.[ch]    what the device can do: reads, copies, launches, matmuls; nvml.[ch] its clocks and health
  *
  * Memory: ls_bind's pointers are device addresses. Activations (act in ops.h) lie in the run dtype; h, parts and logits are
  * f32. BUF_PART has room for CUDA_NODES nodes a slot: [2][CUDA_NODES][M_max][D]. A row matmul may leave its sum as 1, 2, 4
@@ -96,6 +96,8 @@ ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first,
 
 /* ---- cuda_rank.c ---- */
 
+/* What device `ordinal` is, without a context on it; the rank holds nothing to close. LS_ENOTFOUND: no such device. */
+ls_status cuda_rank_facts(cuda_rank *rank, const cuda_driver *driver, int ordinal, ls_error *err);
 /* Opens device `ordinal`: primary context (current on the calling thread from then on), stream, modules for its chip, all
  * kernels. `generic`: the kernels that unknown chips run, which the driver compiles. The driver is borrowed. *rank may be
  * closed whatever came of it. LS_ENOTFOUND: no such device; LS_EUNSUPPORTED: no kernels for its chip. */
