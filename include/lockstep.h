@@ -599,9 +599,11 @@ typedef struct ls_verify_params {
                                    * many tokens */
     size_t n_prompt_tokens;
     int decode_steps; /* after the prompt; the reference's greedy tokens are fed to both */
+    int n_sequences; /* more than 1, at most 16: shorter prompts join the first after its decode steps, as one step, and
+                       * two decode steps with a row of each follow */
 } ls_verify_params;
 #define LS_VERIFY_PARAMS_INIT                                                                                          \
-    { .struct_size = sizeof(ls_verify_params), .n_prompt_tokens = 40, .decode_steps = 4 }
+    { .struct_size = sizeof(ls_verify_params), .n_prompt_tokens = 40, .decode_steps = 4, .n_sequences = 5 }
 
 /* Where two engines differ. `error` is max|tested - reference| over the rank's part of a row, divided by max|reference| of
  * the row; infinity where one of them is not a finite number. */
@@ -612,7 +614,7 @@ typedef struct ls_verify_place {
     const char *buffer; /* "q", "k cache", "att", ..., constant */
     int layer;          /* -1 outside the layers */
     int rank;           /* of the tested engine; -1: all together */
-    int step, position; /* 0 is the prompt; position of the row's token */
+    int step, position; /* step 0 is the prompt; position of the row's token */
     double error;
 } ls_verify_place;
 
@@ -641,6 +643,9 @@ typedef struct ls_verify_report {
     double logits_error;                  /* worst of them */
     int n_margin_rows;   /* rows whose best two logits lie further apart than twice the format's tolerance */
     int n_other_choices; /* of those: where the engines choose different tokens; a breach */
+    int n_sequences;     /* step n_decode_steps + 1 is the prompts of the others, later ones have a row of each */
+    char first_kernels
+        [128]; /* of `first`, on a GPU: what was launched between the border before it and this one; else "" */
 } ls_verify_report;
 #define LS_VERIFY_REPORT_INIT                                                                                          \
     { .struct_size = sizeof(ls_verify_report) }

@@ -47,11 +47,15 @@ const command_def command_table[COMMAND_COUNT] = {
      "computes "
      "with a stride of the window's length."},
     {COMMAND_VERIFY, "verify", "MODEL", "compare two back ends or dtypes, op by op",
-     "Two engines run the same tokens: a prompt of 40, then 4 of the reference's own choice. First every op alone, "
+     "Two engines run the same tokens: a prompt of 40, then 4 of the reference's own choice; then four shorter prompts "
+     "beside it as one step, and two steps with a token of each of the five. First every op alone, "
      "on the reference's inputs, so that errors do not pile up; then the first engine runs by itself. What every op "
      "of every layer writes on every rank is compared by max|a-b| / max|b| of a row, with the tolerance of the coarser "
      "format (f32 1e-5, f16 2e-3, bf16 2e-2, int8 5e-2); engines of the same formats must agree to the bit, whatever "
      "their ranks, threads and instruction sets. Exit code 1 if they differ by more.\n\n"
+     "With --device cuda every step runs by the kernels that it has in use: prompts by those for any step, the others "
+     "by those for decode steps, which are compared where they leave what the next one reads. The first difference is "
+     "told with its op, layer, rank and kernels.\n\n"
      "Names in --against are those of the options under Engine: --against dtype=f32,tensor-parallel-size=1. Sizes of "
      "context, batch and KV cache are verify's own."},
     {COMMAND_PULL, "pull", "MODEL", "download a model from the hub into the local cache",

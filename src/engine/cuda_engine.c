@@ -267,6 +267,8 @@ const ls_backend backend_cuda = {.name = "cuda",
                                  .read_rate = cuda_read_rate,
                                  .profile = cuda_profile_lines,
                                  .run_op = cuda_run_op,
+                                 .run_decode = cuda_run_decode,
+                                 .kernels = cuda_kernels,
                                  .copy_in = cuda_copy_in,
                                  .copy_out = cuda_copy_out,
                                  .close = cuda_close};

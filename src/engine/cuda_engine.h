@@ -45,6 +45,7 @@ typedef struct cuda_engine {
     ls_error no_lt; /* why */
     uint32_t epoch;
     cuda_profile *profile; /* NULL: not asked for */
+    char kernels[128];     /* what cuda_kernels told last */
 } cuda_engine;
 
 static inline cuda_engine *engine_cuda(const ls_engine *engine) {
@@ -60,6 +61,8 @@ ls_status cuda_graphs_capture(ls_engine *engine, ls_error *err);
 ls_status cuda_run(ls_engine *engine, int64_t *exchange_ns, ls_error *err);
 /* One op by the kernels for any step, which leave what ops.h says at every border. */
 ls_status cuda_run_op(ls_engine *engine, const ls_step *step, int index, ls_error *err);
+ls_status cuda_run_decode(ls_engine *engine, const ls_step *step, int first, int *n_taken, ls_error *err);
+const char *cuda_kernels(ls_engine *engine);
 
 /* cuda_profile.c: begin, a mark before each launch, end when the stream is idle again. No-ops where it is off. */
 ls_status cuda_profile_open(cuda_engine *cuda, int n_ops, ls_error *err);

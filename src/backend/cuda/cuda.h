@@ -27,7 +27,7 @@
 #include "backend/cuda/kern/step.h"
 #include "backend/ops.h"
 
-enum { CUDA_NODES = 8 };
+enum { CUDA_NODES = 8, CUDA_NOTED = 8 };
 
 /* Every kernel: extern "C" __global__ functions of kern/ *.cu, found by name when the rank is opened. decode.c and prefill.c
  * each have their list. */
@@ -61,6 +61,8 @@ typedef struct cuda_rank {
     bool overlap; /* decode kernels begin while the one before them ends (programmatic dependent launch); only with the
                      chip's own code for sm_90 and later: PTX for older chips does not wait */
     CUfunction *decode_fn, *prefill_fn;
+    const char *launched[CUDA_NOTED]; /* names of the first kernels since n_launched was set to 0, for verify */
+    int n_launched;
 } cuda_rank;
 
 enum {
@@ -112,6 +114,12 @@ ls_status cuda_rank_wait(const cuda_rank *rank, const char *what, int timeout_s,
 /* Bytes of the device that are free, and all. */
 ls_status cuda_rank_memory(const cuda_rank *rank, size_t *free_bytes, size_t *total_bytes, ls_error *err);
 
+/* Notes the name of a kernel that is launched by other means than cuda_launch. */
+static inline void cuda_note_launch(cuda_rank *rank, const char *name) {
+    if (rank->n_launched < CUDA_NOTED) {
+        rank->launched[rank->n_launched++] = name;
+    }
+}
 /* Enqueues a kernel on rank->stream; args as cuLaunchKernel takes them. Errors carry the kernel's name and CUDA's. */
 ls_status cuda_launch(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
                       unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err);

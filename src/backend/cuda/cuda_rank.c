@@ -25,6 +25,7 @@ ls_status cuda_check(const cuda_rank *rank, CUresult rc, const char *what, ls_er
 
 ls_status cuda_launch(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
                       unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err) {
+    cuda_note_launch(rank, name);
     CUresult rc =
         rank->driver->cuLaunchKernel(fn, grid_x, grid_y, grid_z, block, 1, 1, shared_bytes, rank->stream, args, NULL);
     return rc == CUDA_SUCCESS ? LS_OK : cuda_check(rank, rc, name, err);
