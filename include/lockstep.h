@@ -167,6 +167,8 @@ typedef struct ls_engine_params {
     double gpu_memory_utilization; /* share of a GPU's memory that the engine may fill with pages; default 0.9 */
     bool profile;                  /* time the kernels of every step, see ls_engine_get_profile; slows them down */
     int trace_events; /* kept for each thread (32 bytes each), see ls_engine_get_trace; default: no trace */
+    int64_t
+        device_memory_bytes; /* of plans alone (ls_plan_*): of a GPU that need not be there; default: ask the driver */
 } ls_engine_params;
 #define LS_ENGINE_PARAMS_INIT                                                                                          \
     { .struct_size = sizeof(ls_engine_params) }
@@ -544,13 +546,18 @@ typedef struct ls_plan_report {
     int64_t total_bytes;
     int64_t kv_bytes_per_token;         /* one token of one sequence, all ranks */
     int64_t weight_read_bytes_per_step; /* read by one decode step, all ranks */
+    /* With params.device "cuda": ranks' bytes are the GPU's, shared ones pinned memory of the host. */
+    bool on_gpu;
+    bool driver_measured; /* else driver_bytes is assumed, because the GPU is not there */
+    int64_t driver_bytes; /* of the GPU, besides all of the above: driver, kernels, libraries, and other programs */
 } ls_plan_report;
 #define LS_PLAN_REPORT_INIT                                                                                            \
     { .struct_size = sizeof(ls_plan_report) }
 
 /* Opens nothing and reads no weights: a model opened with LS_LOAD_DUMMY on a folder needs config.json alone. A plan larger
  * than the machine is no error here. Errors: those of ls_engine_open for the same parameters, but LS_ENOMEM and
- * LS_ENUMERIC. */
+ * LS_ENUMERIC. params.device "cuda" or "cuda:N" plans for a GPU: one of params.device_memory_bytes, which need not be
+ * there, or the one that is, whose memory is then asked for; any other device is the CPU. */
 LS_API ls_status ls_plan_make(const ls_model *model, const ls_engine_params *params, ls_plan_report *out,
                               ls_error *err);
 
@@ -571,8 +578,14 @@ typedef struct ls_plan_budget {
 LS_API ls_status ls_plan_get_budget(int64_t device_memory_bytes, double utilization, int n_ranks, ls_plan_budget *out,
                                     ls_error *err);
 
+/* The same for the GPU of params.device and params.device_memory_bytes (see ls_plan_make), with
+ * params.gpu_memory_utilization. Used by others is what is in use once a program has loaded its kernels: the driver's own
+ * and other programs' memory; of a GPU that is not there, 0.6 GB of the driver's. Errors: LS_EINVAL if params.device is no
+ * GPU; those of ls_gpu_measure. */
+LS_API ls_status ls_plan_get_gpu_budget(const ls_engine_params *params, ls_plan_budget *out, ls_error *err);
+
 /* What fits into a budget with every sequence at full length (kv_cache_memory_bytes is not looked at). The memory of a rank
- * is its own and of what ranks share its part on one machine, all of it on a device of its own. */
+ * is its own and of what ranks share its part on one machine, all of it on a device of its own, none of it on a GPU. */
 typedef struct ls_plan_fit {
     size_t struct_size;
     int64_t need_bytes;           /* of the fullest rank, with the parameters as given */

@@ -31,6 +31,11 @@ const command_def command_table[COMMAND_COUNT] = {
     {COMMAND_PLAN, "plan", "MODEL", "show the memory of every rank before anything is loaded",
      "No weights are read: a folder with config.json is enough, or a name whose shapes are built in. --load-format "
      "safetensors checks the tensors as well.\n\n"
+     "--device cuda plans for a GPU, which need not be there if --device-memory-bytes says how large it is: ranks' "
+     "bytes "
+     "are the GPU's, and pinned is memory of this machine that it copies from and to. What the driver takes besides is "
+     "measured where there is the GPU, else assumed. Without --device, a GPU that is here is planned for, but with "
+     "--device-memory-bytes ranks on the CPU.\n\n"
      "The budget of a rank is --gpu-memory-utilization times the device's total memory, minus what others use of it. "
      "With --device-memory-bytes every rank has a device of that size, and nobody else uses it. Without, the ranks "
      "share this machine: total is its memory (or its control group's, if that is less) divided by the ranks, and used "
@@ -175,7 +180,7 @@ const option_def option_table[OPTION_COUNT] = {
     [OPT_PROMPT_LOGPROBS] = {OPT_PROMPT_LOGPROBS, COMMAND_GENERATE, GROUP_SAMPLING, OPTION_INT, "prompt-logprobs", NULL,
                              0, "N", NULL, 0, 20, NULL, "With --json: the same for the tokens of the prompt"},
     [OPT_DEVICE] =
-        {OPT_DEVICE, COMMANDS_RUN, GROUP_ENGINE, OPTION_TEXT, "device", NULL, 0, "DEVICE", "auto", 0, 0, NULL,
+        {OPT_DEVICE, COMMANDS_PLAN, GROUP_ENGINE, OPTION_TEXT, "device", NULL, 0, "DEVICE", "auto", 0, 0, NULL,
          "What runs the model: cpu, cuda, cuda:N for one of several GPUs, or auto: a GPU if there is one that "
          "the model fits on, else the CPU"},
     [OPT_TENSOR_PARALLEL_SIZE] = {OPT_TENSOR_PARALLEL_SIZE, COMMANDS_PLAN, GROUP_ENGINE, OPTION_INT,

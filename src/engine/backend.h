@@ -50,6 +50,12 @@ typedef struct device_choice {
 
 ls_status device_choice_read(device_choice *out, const char *text, ls_error *err);
 
+/* A GPU's memory before an engine takes any: of `used`, the driver's own share is measured with others', or assumed. */
+typedef struct gpu_memory {
+    int64_t total_bytes, used_bytes;
+    bool measured;
+} gpu_memory;
+
 /* What the host does with a row of logits: false where the drawn token is all that is asked for, and it is drawn from the
  * whole row as it came. */
 struct step_output;

@@ -1,7 +1,8 @@
 /*
  * Engines whose rank is a GPU: what stands between the engine and backend/cuda. One rank so far.
  *
- *   cuda_engine.c    opens the device, fits the KV cache to it, reserves memory, measures it
+ *   cuda_engine.c    opens the device, reserves memory, measures it
+ *   cuda_plan.c      what the configuration is on a device: the KV cache that fits, scratch; for engines and plans
  *   cuda_load.c      weights: files -> pinned buffers of many threads -> device; dummy ones are made there
  *   cuda_step.c      packs a step, runs it (a graph for decode, plain launches for the rest), reads its results
  *   cuda_profile.c   times every launch, for --profile and --trace
@@ -51,6 +52,15 @@ typedef struct cuda_engine {
 static inline cuda_engine *engine_cuda(const ls_engine *engine) {
     return engine->device;
 }
+
+/* cuda_plan.c: refuses what GPUs do not do; then, with the programs of the ranks and the device's memory, all that the
+ * configuration lacks. */
+ls_status cuda_config_check(const engine_config *config, const ls_engine_params *params, ls_error *err);
+ls_status cuda_config_complete(engine_config *config, const ls_program *program, const ls_engine_params *params,
+                               const gpu_memory *memory, ls_error *err);
+/* What params.device has and what of it is in use once kernels are loaded, or what is assumed of a device of
+ * params.device_memory_bytes. */
+ls_status cuda_find_memory(const ls_engine_params *params, int ordinal, gpu_memory *out, ls_error *err);
 
 /* cuda_load.c */
 ls_status cuda_load_weights(ls_engine *engine, ls_error *err);
