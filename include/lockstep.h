@@ -493,6 +493,7 @@ typedef struct ls_timeline {
     const char *device;       /* "CPU" or the GPU's name; lives as long as the engine */
     int n_graphs;             /* of decode steps, captured at the start; part of shard_us: */
     int64_t graphs_us;
+    const char *no_gpu; /* where --device auto chose the CPU: why; else "". Lives as long as the engine */
 } ls_timeline;
 #define LS_TIMELINE_INIT                                                                                               \
     { .struct_size = sizeof(ls_timeline) }
@@ -729,60 +730,48 @@ LS_API ls_status ls_machine_measure(int n_threads, const char *isa, ls_machine_s
 
 /* ---- GPUs: what they are, how they are, and what they can do -------------------------------------------------------- */
 
-/* How many GPUs the driver shows, at least 1. Errors: LS_ENOTFOUND without a driver or without a GPU; LS_EUNSUPPORTED
- * where the driver is too old, or in a library that was built without CUDA. They say which. */
+/* How many the driver shows, at least 1. Errors say why there is none: LS_ENOTFOUND without a driver or without a GPU,
+ * LS_EUNSUPPORTED where the driver is too old or the library was built without CUDA. */
 LS_API ls_status ls_gpu_count(int *out, ls_error *err);
 
-/* Plain data. What is not known is -1, or "" for text. The last part comes from libnvidia-ml.so.1, which is optional. */
+/* Plain data. What is not known is -1, or "" for text. From ecc on it is told by libnvidia-ml.so.1, which is optional. */
 typedef struct ls_gpu_info {
     size_t struct_size;
-    char name[96]; /* "NVIDIA H100 80GB HBM3" */
-    char chip[16]; /* "sm_90" */
-    char bus[16];  /* PCI address, "0000:19:00.0" */
-    int n_sms;     /* streaming multiprocessors */
+    char name[96], chip[16], bus[16]; /* "NVIDIA H100 80GB HBM3", "sm_90", PCI "0000:19:00.0" */
+    char kernels[16]; /* of the library, that run on it: "sm_90a"; "compute_80": the driver compiles them; "": none */
+    int n_sms;
     int64_t l2_bytes, memory_bytes;
-    /* Of the library's kernels, those that run on it: "sm_90a"; "compute_80": those that the driver compiles at the first
-     * start; "": none. */
-    char kernels[16];
-    int cuda_version;   /* that the driver is for: 13000 is 13.0 */
-    uint32_t peers;     /* bit N: it can reach the memory of GPU N */
-    char driver[32];    /* release: "580.95.05" */
-    int ecc;            /* of its memory: 1 on, 0 off */
-    int64_t ecc_errors; /* uncorrected ones since the driver was loaded */
+    int cuda_version;               /* that the driver is for: 13000 is 13.0 */
+    uint32_t peers;                 /* bit N: it can reach the memory of GPU N */
+    int ecc;                        /* of its memory: 1 on, 0 off */
+    int64_t ecc_errors;             /* uncorrected ones since the driver was loaded */
+    char driver[32], slowed_by[96]; /* its release; what holds the clocks down now: "power cap, heat", or "": nothing */
     int sm_clock_mhz, max_sm_clock_mhz, memory_clock_mhz, max_memory_clock_mhz; /* now, and at most */
-    char slowed_by[96]; /* what holds the clocks down now: "power cap, heat"; "": nothing */
     int temperature_c, power_w, power_limit_w;
-    int pcie_generation, pcie_lanes; /* of the link as it is now; it may be slower while idle */
-    int n_processes;                 /* that use it */
+    int pcie_generation, pcie_lanes, n_processes; /* of the link now, which may be slow while idle; that use it */
 } ls_gpu_info;
 #define LS_GPU_INFO_INIT                                                                                               \
     { .struct_size = sizeof(ls_gpu_info) }
-/* GPU `device` of ls_gpu_count, the N of "cuda:N". Takes nothing of its memory. Errors: as ls_gpu_count; LS_ENOTFOUND: there
- * is no such GPU. */
+/* GPU `device` of ls_gpu_count, the N of "cuda:N". Takes none of its memory. Errors: as ls_gpu_count; LS_ENOTFOUND: no such
+ * GPU. */
 LS_API ls_status ls_gpu_get_info(int device, ls_gpu_info *out, ls_error *err);
 
 typedef struct ls_gpu_speed {
     size_t struct_size;
-    int64_t context_us;         /* opening it, with all kernels */
-    int64_t jit_us;             /* of that, what the driver took to compile kernels */
-    int64_t free_bytes;         /* of its memory, once it was open */
-    int64_t buffer_bytes;       /* that was read */
-    ls_rate read;               /* bytes/s */
-    ls_rate to_device, to_host; /* bytes/s of copies from and to pinned memory */
-    double kernel_us;           /* from kernel to kernel in a graph, median */
-    double
-        overlapped_kernel_us; /* the same where a kernel may begin while the one before it ends; 0: not on this chip */
-    int gemm_n;               /* matmul of gemm_n x gemm_n x gemm_n in bf16 with f32 sums, by cuBLASLt */
-    ls_rate gemm_flops;       /* a multiplication and an addition are two; 0: not measured, see no_gemm */
-    char no_gemm[256];        /* why: no libcublasLt, no memory */
-    int gemm_sm_clock_mhz;    /* while it ran; -1: unknown */
-    char gemm_slowed_by[96];  /* what held the clock down then */
+    int64_t context_us, jit_us;       /* opening it with all kernels; of that, what the driver took to compile them */
+    int64_t free_bytes, buffer_bytes; /* of its memory once it was open; that was read */
+    ls_rate read, to_device, to_host; /* bytes/s of its memory, and of copies from and to pinned memory */
+    double kernel_us, overlapped_kernel_us; /* from kernel to kernel in a graph, median; where one may begin before
+                                                    * the one before it ends, or 0: not on this chip */
+    int gemm_n;                             /* matmul of gemm_n x gemm_n x gemm_n in bf16 with f32 sums, by cuBLASLt */
+    ls_rate gemm_flops;                     /* a multiplication and an addition are two; 0: not measured, see no_gemm */
+    int gemm_sm_clock_mhz;                  /* while it ran; -1: unknown */
+    char gemm_slowed_by[96], no_gemm[256];  /* what held the clock down then; why there was no matmul */
 } ls_gpu_speed;
 #define LS_GPU_SPEED_INIT                                                                                              \
     { .struct_size = sizeof(ls_gpu_speed) }
-/* Measures: less than a second on the GPU, besides opening it (1 s, or longer where the driver compiles kernels or cuBLASLt
- * is loaded for the first time). Errors: as ls_gpu_get_info; LS_EUNSUPPORTED: no kernels for its chip; LS_ENOMEM: too little
- * of its memory is free; LS_EABORTED with the driver's own words. */
+/* Measures, less than a second, besides opening it and loading cuBLASLt. Errors: as ls_gpu_get_info; LS_EUNSUPPORTED: no
+ * kernels for its chip; LS_ENOMEM: too little of its memory is free; LS_EABORTED with the driver's own words. */
 LS_API ls_status ls_gpu_measure(int device, ls_gpu_speed *out, ls_error *err);
 
 /* ---- Trace: who did what when ------------------------------------------------------------------------------------- */

@@ -24,6 +24,9 @@ void timeline_print(FILE *out, const ls_timeline *t) {
     fprintf(out, "shard    %9.1f ms  %d %s x %d %s, %s, %s, %.2f GB/s\n", (double)t->shard_us / 1000, t->n_ranks,
             t->n_ranks == 1 ? "rank" : "ranks", t->n_threads, t->n_threads == 1 ? "thread" : "threads", t->device,
             ls_dtype_name(t->dtype), rate(t->weights_memory_bytes, t->shard_us) / 1e9);
+    if (t->no_gpu[0] != '\0') {
+        fprintf(out, "no GPU                %s\n", t->no_gpu);
+    }
     if (t->n_graphs > 0) {
         fprintf(out, "graphs   %9.1f ms  %d of decode steps, captured\n", (double)t->graphs_us / 1000, t->n_graphs);
     }
@@ -45,24 +48,28 @@ void timeline_print(FILE *out, const ls_timeline *t) {
 }
 
 json_t *timeline_json(const ls_timeline *t) {
-    return json_pack("{s:s, s:i, s:I, s:i, s:i, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, "
-                     "s:I, s:I, s:i, s:I, "
-                     "s:I, "
-                     "s:I, s:I, s:f, s:f, s:f}",
-                     "device", t->device, "graphs", t->n_graphs, "graphs_us", (json_int_t)t->graphs_us, "ranks",
-                     t->n_ranks, "threads_per_rank", t->n_threads, "dtype", ls_dtype_name(t->dtype), "kv_cache_dtype",
-                     ls_dtype_name(t->kv_cache_dtype), "isa", t->isa, "load_us", (json_int_t)t->load_us, "plan_us",
-                     (json_int_t)t->plan_us, "shard_us", (json_int_t)t->shard_us, "prefill_us",
-                     (json_int_t)t->prefill_us, "decode_us", (json_int_t)t->decode_us, "prefill_tokens",
-                     (json_int_t)t->prefill_tokens, "decode_tokens", (json_int_t)t->decode_tokens, "prefill_steps",
-                     (json_int_t)t->prefill_steps, "decode_steps", (json_int_t)t->decode_steps, "tokens_per_s",
-                     rate(t->decode_tokens, t->decode_us), "ms_per_token", per_step_ms(t->decode_us, t->decode_steps),
-                     "weight_bytes_per_step", (json_int_t)t->weight_bytes_per_step, "kv_bytes_per_step",
-                     (json_int_t)t->kv_bytes_per_step, "exchanges_per_step", t->exchanges_per_step, "exchange_us",
-                     (json_int_t)t->exchange_us, "weights_memory_bytes", (json_int_t)t->weights_memory_bytes,
-                     "kv_memory_bytes", (json_int_t)t->kv_memory_bytes, "other_memory_bytes",
-                     (json_int_t)t->other_memory_bytes, "read_gb_per_s", t->read_bytes_per_s / 1e9, "limit_ms_per_step",
-                     t->limit_us_per_step / 1000, "limit_ratio", t->limit_ratio);
+    json_t *object = json_pack(
+        "{s:s, s:i, s:I, s:i, s:i, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, "
+        "s:I, s:I, s:i, s:I, "
+        "s:I, "
+        "s:I, s:I, s:f, s:f, s:f}",
+        "device", t->device, "graphs", t->n_graphs, "graphs_us", (json_int_t)t->graphs_us, "ranks", t->n_ranks,
+        "threads_per_rank", t->n_threads, "dtype", ls_dtype_name(t->dtype), "kv_cache_dtype",
+        ls_dtype_name(t->kv_cache_dtype), "isa", t->isa, "load_us", (json_int_t)t->load_us, "plan_us",
+        (json_int_t)t->plan_us, "shard_us", (json_int_t)t->shard_us, "prefill_us", (json_int_t)t->prefill_us,
+        "decode_us", (json_int_t)t->decode_us, "prefill_tokens", (json_int_t)t->prefill_tokens, "decode_tokens",
+        (json_int_t)t->decode_tokens, "prefill_steps", (json_int_t)t->prefill_steps, "decode_steps",
+        (json_int_t)t->decode_steps, "tokens_per_s", rate(t->decode_tokens, t->decode_us), "ms_per_token",
+        per_step_ms(t->decode_us, t->decode_steps), "weight_bytes_per_step", (json_int_t)t->weight_bytes_per_step,
+        "kv_bytes_per_step", (json_int_t)t->kv_bytes_per_step, "exchanges_per_step", t->exchanges_per_step,
+        "exchange_us", (json_int_t)t->exchange_us, "weights_memory_bytes", (json_int_t)t->weights_memory_bytes,
+        "kv_memory_bytes", (json_int_t)t->kv_memory_bytes, "other_memory_bytes", (json_int_t)t->other_memory_bytes,
+        "read_gb_per_s", t->read_bytes_per_s / 1e9, "limit_ms_per_step", t->limit_us_per_step / 1000, "limit_ratio",
+        t->limit_ratio);
+    if (object != NULL && t->no_gpu[0] != '\0') {
+        json_object_set_new(object, "no_gpu", json_string(t->no_gpu));
+    }
+    return object;
 }
 
 void profile_print(FILE *out, const ls_profile_line *line, size_t n, double limit_bytes_per_s) {

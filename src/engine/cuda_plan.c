@@ -103,7 +103,11 @@ ls_status cuda_find_memory(const ls_engine_params *params, int ordinal, gpu_memo
         return LS_OK;
     }
     bool generic = params->kernels != NULL && strcmp(params->kernels, "generic") == 0;
-    TRY_GOTO(cuda_driver_open(&driver, err), fail);
+    st = cuda_driver_open(&driver, err);
+    if (st != LS_OK) {
+        TRY_GOTO(error_prefix(err, st, "--device cuda without --device-memory-bytes plans for the GPU that is here"),
+                 fail);
+    }
     TRY_GOTO(cuda_rank_open(&rank, driver, ordinal, generic, err), fail);
     TRY_GOTO(cuda_rank_memory(&rank, &free_bytes, &total_bytes, err), fail);
     *out = (gpu_memory){(int64_t)total_bytes, (int64_t)(total_bytes - free_bytes), true};

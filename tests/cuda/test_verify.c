@@ -134,9 +134,10 @@ static ls_status wrong_decode(ls_engine *engine, const ls_step *step, int first,
 /* In f32, so that a wrong word is a float everywhere. What qkv's matmul leaves is seen in what attention makes of it. */
 static void faults_of_decode_kernels_are_named(void **state) {
     (void)state;
-    static const char *const kernel[OP_KINDS] = {"decode_embed",  "decode_matmul_f32", "decode_attn_f32",
-                                                 "decode_matmul", "decode_exchange",   "decode_matmul",
-                                                 "decode_matmul", "decode_matmul",     "decode_sample"};
+    static const char *const kernel[OP_KINDS] = {
+        [OP_EMBED] = "decode_embed",        [OP_QKV] = "decode_matmul_f32",    [OP_ATTN] = "decode_attn_f32",
+        [OP_OUT] = "decode_matmul_f32",     [OP_EXCHANGE] = "decode_exchange", [OP_FFN_IN] = "decode_matmul_f32",
+        [OP_FFN_OUT] = "decode_matmul_f32", [OP_HEAD] = "decode_matmul_f32",   [OP_SAMPLE] = "decode_sample"};
     ls_model *model = demo_model();
     ls_engine *tested = open_engine(model, NULL, LS_F32, LS_QUANTIZATION_NONE);
     ls_engine *reference = open_engine(model, "cpu", LS_F32, LS_QUANTIZATION_NONE);
