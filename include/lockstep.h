@@ -166,9 +166,8 @@ typedef struct ls_engine_params {
                                     * decode steps are captured as graphs; "none" launches every kernel anew */
     double gpu_memory_utilization; /* share of a GPU's memory that the engine may fill with pages; default 0.9 */
     bool profile;                  /* time the kernels of every step, see ls_engine_get_profile; slows them down */
-    int trace_events; /* kept for each thread (32 bytes each), see ls_engine_get_trace; default: no trace */
-    int64_t
-        device_memory_bytes; /* of plans alone (ls_plan_*): of a GPU that need not be there; default: ask the driver */
+    int trace_events;            /* kept for each thread (32 bytes each), see ls_engine_get_trace; default: no trace */
+    int64_t device_memory_bytes; /* of plans alone: of a GPU that need not be there; default: ask the driver */
 } ls_engine_params;
 #define LS_ENGINE_PARAMS_INIT                                                                                          \
     { .struct_size = sizeof(ls_engine_params) }
@@ -548,9 +547,8 @@ typedef struct ls_plan_report {
     int64_t kv_bytes_per_token;         /* one token of one sequence, all ranks */
     int64_t weight_read_bytes_per_step; /* read by one decode step, all ranks */
     /* With params.device "cuda": ranks' bytes are the GPU's, shared ones pinned memory of the host. */
-    bool on_gpu;
-    bool driver_measured; /* else driver_bytes is assumed, because the GPU is not there */
-    int64_t driver_bytes; /* of the GPU, besides all of the above: driver, kernels, libraries, and other programs */
+    bool on_gpu, driver_measured; /* else driver_bytes is assumed, because the GPU is not there */
+    int64_t driver_bytes;         /* of the GPU, besides the above: driver, kernels, libraries and other programs */
 } ls_plan_report;
 #define LS_PLAN_REPORT_INIT                                                                                            \
     { .struct_size = sizeof(ls_plan_report) }
@@ -579,10 +577,9 @@ typedef struct ls_plan_budget {
 LS_API ls_status ls_plan_get_budget(int64_t device_memory_bytes, double utilization, int n_ranks, ls_plan_budget *out,
                                     ls_error *err);
 
-/* The same for the GPU of params.device and params.device_memory_bytes (see ls_plan_make), with
- * params.gpu_memory_utilization. Used by others is what is in use once a program has loaded its kernels: the driver's own
- * and other programs' memory; of a GPU that is not there, 0.6 GB of the driver's. Errors: LS_EINVAL if params.device is no
- * GPU; those of ls_gpu_measure. */
+/* The same for a GPU: params.device, device_memory_bytes (see ls_plan_make), gpu_memory_utilization. Used by others is what
+ * is in use once kernels are loaded, by the driver and other programs; of a GPU that is not there, 0.6 GB. Errors:
+ * LS_EINVAL if params.device is no GPU; those of ls_gpu_measure. */
 LS_API ls_status ls_plan_get_gpu_budget(const ls_engine_params *params, ls_plan_budget *out, ls_error *err);
 
 /* What fits into a budget with every sequence at full length (kv_cache_memory_bytes is not looked at). The memory of a rank
@@ -655,11 +652,10 @@ typedef struct ls_verify_report {
     ls_verify_place first;                /* the first breach in the order of the program */
     int n_logits_rows;                    /* of the free run */
     double logits_error;                  /* worst of them */
-    int n_margin_rows;   /* rows whose best two logits lie further apart than twice the format's tolerance */
-    int n_other_choices; /* of those: where the engines choose different tokens; a breach */
-    int n_sequences;     /* step n_decode_steps + 1 is the prompts of the others, later ones have a row of each */
-    char first_kernels
-        [128]; /* of `first`, on a GPU: what was launched between the border before it and this one; else "" */
+    int n_margin_rows;       /* rows whose best two logits lie further apart than twice the format's tolerance */
+    int n_other_choices;     /* of those: where the engines choose different tokens; a breach */
+    int n_sequences;         /* step n_decode_steps + 1 is the prompts of the others, later ones have a row of each */
+    char first_kernels[128]; /* launched between the border before `first` and its own, on a GPU; else "" */
 } ls_verify_report;
 #define LS_VERIFY_REPORT_INIT                                                                                          \
     { .struct_size = sizeof(ls_verify_report) }
@@ -743,8 +739,7 @@ typedef struct ls_gpu_info {
     int64_t l2_bytes, memory_bytes;
     int cuda_version;               /* that the driver is for: 13000 is 13.0 */
     uint32_t peers;                 /* bit N: it can reach the memory of GPU N */
-    int ecc;                        /* of its memory: 1 on, 0 off */
-    int64_t ecc_errors;             /* uncorrected ones since the driver was loaded */
+    int64_t ecc, ecc_errors;        /* of its memory: 1 on, 0 off; uncorrected ones since the driver was loaded */
     char driver[32], slowed_by[96]; /* its release; what holds the clocks down now: "power cap, heat", or "": nothing */
     int sm_clock_mhz, max_sm_clock_mhz, memory_clock_mhz, max_memory_clock_mhz; /* now, and at most */
     int temperature_c, power_w, power_limit_w;
@@ -752,8 +747,7 @@ typedef struct ls_gpu_info {
 } ls_gpu_info;
 #define LS_GPU_INFO_INIT                                                                                               \
     { .struct_size = sizeof(ls_gpu_info) }
-/* GPU `device` of ls_gpu_count, the N of "cuda:N". Takes none of its memory. Errors: as ls_gpu_count; LS_ENOTFOUND: no such
- * GPU. */
+/* GPU N of "cuda:N". Takes none of its memory. Errors: as ls_gpu_count; LS_ENOTFOUND: no such GPU. */
 LS_API ls_status ls_gpu_get_info(int device, ls_gpu_info *out, ls_error *err);
 
 typedef struct ls_gpu_speed {
@@ -761,8 +755,7 @@ typedef struct ls_gpu_speed {
     int64_t context_us, jit_us;       /* opening it with all kernels; of that, what the driver took to compile them */
     int64_t free_bytes, buffer_bytes; /* of its memory once it was open; that was read */
     ls_rate read, to_device, to_host; /* bytes/s of its memory, and of copies from and to pinned memory */
-    double kernel_us, overlapped_kernel_us; /* from kernel to kernel in a graph, median; where one may begin before
-                                                    * the one before it ends, or 0: not on this chip */
+    double kernel_us, overlapped_kernel_us; /* from kernel to kernel in a graph, median; by overlapping, 0: cannot */
     int gemm_n;                             /* matmul of gemm_n x gemm_n x gemm_n in bf16 with f32 sums, by cuBLASLt */
     ls_rate gemm_flops;                     /* a multiplication and an addition are two; 0: not measured, see no_gemm */
     int gemm_sm_clock_mhz;                  /* while it ran; -1: unknown */

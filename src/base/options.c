@@ -71,7 +71,11 @@ const command_def command_table[COMMAND_COUNT] = {
      "no network."},
     {COMMAND_DOCTOR, "doctor", "MODEL", "show what this machine can do and whether it is well",
      "Memory bandwidth and multiply-adds are measured, which takes some seconds; what cannot be read is said to be "
-     "unknown. Every check ends with ok, warning or problem, and says what to do. With a model: whether it opens and "
+     "unknown. Of each GPU: what it is, its driver and state (as nvidia-smi knows them), whether this build has "
+     "kernels "
+     "for it, and measured: reading its memory, copies from and to pinned memory, the time from kernel to kernel in a "
+     "graph (and where the next one may begin early), and a bf16 matmul by cuBLASLt. Every check ends with ok, warning "
+     "or problem, and says what to do. With a model: whether it opens and "
      "is complete, whether it fits into memory, and how fast it can be here. Exit code 1 if there is a problem."},
     {COMMAND_HELP, "help", "COMMAND", "show the manual of a command", NULL},
 };

@@ -407,24 +407,43 @@ static void check_hub(doctor *d) {
 
 /* ---- A model ---- */
 
+/* Where a model would run that is asked for without more: the first GPU that works, else the CPU. */
+static const gpu *first_gpu(const doctor *d) {
+    return d->gpus[0].measured ? &d->gpus[0] : NULL;
+}
+
+/* What of a plan lies in the memory that its budget is of: the GPU's, or the machine's. */
+static int64_t planned_bytes(const ls_plan_report *plan) {
+    int64_t sum = 0;
+    for (int kind = 0; kind < LS_MEMORY_KINDS; kind++) {
+        sum += plan->rank_bytes[0][kind];
+    }
+    return plan->on_gpu ? sum : plan->total_bytes;
+}
+
 static void check_plan(doctor *d) {
     ls_error error = {0};
     ls_engine_params params = LS_ENGINE_PARAMS_INIT;
     ls_plan_budget budget = LS_PLAN_BUDGET_INIT;
     char need[32], room[32];
+    params.device = first_gpu(d) != NULL ? "cuda" : "cpu";
     d->plan = (ls_plan_report)LS_PLAN_REPORT_INIT;
-    if (ls_plan_make(d->model, &params, &d->plan, &error) < 0 || ls_plan_get_budget(0, 0, 1, &budget, &error) < 0) {
+    if (ls_plan_make(d->model, &params, &d->plan, &error) < 0 ||
+        (d->plan.on_gpu ? ls_plan_get_gpu_budget(&params, &budget, &error)
+                        : ls_plan_get_budget(0, 0, 1, &budget, &error)) < 0) {
         judge(say(d, "model memory", "%s", error.text), PROBLEM, "see lockstep plan --help");
         return;
     }
     d->planned = true;
-    check *c = say(d, "model memory", "%s with %d sequences in %s; a share of %g less what others use leaves %s",
-                   gb_text(d->plan.total_bytes, need), d->plan.max_num_seqs, ls_dtype_name(d->plan.dtype),
-                   budget.utilization, gb_text(budget.budget_bytes > 0 ? budget.budget_bytes : 0, room));
-    if (d->plan.total_bytes > budget.total_bytes) {
-        judge(c, PROBLEM,
-              "more than the machine has: lower --max-model-len, --max-num-seqs or --dtype; see lockstep plan");
-    } else if (d->plan.total_bytes > budget.budget_bytes) {
+    const int64_t bytes = planned_bytes(&d->plan);
+    check *c =
+        say(d, "model memory", "%s%s with %d sequences in %s; a share of %g less what others use leaves %s",
+            gb_text(bytes, need), d->plan.on_gpu ? " of GPU 0" : "", d->plan.max_num_seqs, ls_dtype_name(d->plan.dtype),
+            budget.utilization, gb_text(budget.budget_bytes > 0 ? budget.budget_bytes : 0, room));
+    if (bytes > budget.total_bytes) {
+        judge(c, PROBLEM, "more than the %s has: lower --max-model-len, --max-num-seqs or --dtype; see lockstep plan",
+              d->plan.on_gpu ? "GPU" : "machine");
+    } else if (bytes > budget.budget_bytes) {
         judge(c, WARNING, "tight: end other programs, or lower --max-model-len or --max-num-seqs; see lockstep plan");
     }
 }
@@ -449,13 +468,14 @@ static void check_model(doctor *d) {
     check_plan(d);
     if (d->planned) {
         double bytes = (double)d->plan.weight_read_bytes_per_step;
-        d->expected_ms = bytes * 1e3 / d->speed.read_all.best;
+        double rate = d->plan.on_gpu ? first_gpu(d)->speed.read.best : d->speed.read_all.best;
+        d->expected_ms = bytes * 1e3 / rate;
         check *c = say(d, "model speed",
                        "%.3g ms for each token at best: %.3g GB of weights at %.2f GB/s (KV cache: %" PRId64
                        " bytes more for each token of context)",
-                       d->expected_ms, bytes / 1e9, d->speed.read_all.best / 1e9, d->plan.kv_bytes_per_token);
+                       d->expected_ms, bytes / 1e9, rate / 1e9, d->plan.kv_bytes_per_token);
         const ls_machine_info *i = &d->info;
-        if (i->n_caches > 0 && bytes < (double)i->cache[i->n_caches - 1].bytes) {
+        if (!d->plan.on_gpu && i->n_caches > 0 && bytes < (double)i->cache[i->n_caches - 1].bytes) {
             add(c, "; they fit into the L%d cache, which may be faster", i->cache[i->n_caches - 1].level);
         }
     }
@@ -628,7 +648,7 @@ static ls_status print_json(const doctor *d, ls_error *err) {
     }
     if (d->planned) {
         json_object_set_new(object, "model",
-                            json_pack("{s:I, s:I, s:f}", "plan_bytes", (json_int_t)d->plan.total_bytes,
+                            json_pack("{s:I, s:I, s:f}", "plan_bytes", (json_int_t)planned_bytes(&d->plan),
                                       "weight_read_bytes_per_step", (json_int_t)d->plan.weight_read_bytes_per_step,
                                       "expected_ms_per_token", d->expected_ms));
     }
