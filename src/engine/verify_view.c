@@ -64,18 +64,24 @@ static int slot_of(const ls_op *op) {
     return op->kind == OP_EXCHANGE ? op->exchange.slot : op->kind == OP_EMBED ? op->embed.slot : op->row.slot;
 }
 
+/* Elements of a row of BUF_QKV, of which q is the first. */
+static int64_t row_of_qkv(const ls_engine *engine, int rank) {
+    const ls_spec *spec = &engine->model->spec;
+    const ls_group group = {rank, engine->config.n_ranks};
+    return (spec->n_heads / group.size + 2 * shard_kv_heads(spec->n_kv_heads, group).count) * spec->d_head;
+}
+
 /* Rows of f32 words in a buffer: where the first lies, and how far apart they are. NULL for what is kept otherwise. */
 static float *words(const ls_engine *engine, int rank, const ls_op *op, verify_view view, int64_t count,
                     int64_t *stride) {
     if (is_in_cache(view) || view == VIEW_SAMPLE) {
         return NULL;
     }
-    const ls_spec *spec = &engine->model->spec;
     const ls_bind *bind = &engine->rank[rank].bind;
     float *data = bind->buf[buffer_of[view]];
     *stride = count;
     if (view == VIEW_Q) {
-        *stride += 2 * shard_kv_heads(spec->n_kv_heads, bind->group).count * spec->d_head;
+        *stride = row_of_qkv(engine, rank);
     } else if (view == VIEW_PART) {
         data += (int64_t)slot_of(op) * bind->m_max * bind->d_model;
     }
@@ -154,7 +160,8 @@ static void *device_piece(const ls_engine *engine, const ls_op *op, verify_view 
     }
     *n = part->count;
     *dtype = is_act(view) ? engine->config.dtype : LS_F32;
-    return (uint8_t *)bind->buf[buffer_of[view]] + (size_t)(i * part->count) * ls_dtype_bytes(*dtype);
+    const int64_t stride = view == VIEW_Q ? row_of_qkv(engine, 0) : part->count;
+    return (uint8_t *)bind->buf[buffer_of[view]] + (size_t)(i * stride) * ls_dtype_bytes(*dtype);
 }
 
 /* All pieces, one way or the other; what cannot be fetched is NaN. */
