@@ -184,6 +184,7 @@ typedef struct ls_engine_params {
     const char *async_scheduling; /* of a GPU: "auto" (default) starts decode steps while the ones before them run,
                                    * wherever that changes nothing but the time; "off" waits for each. Not with profile
                                    * or trace_events */
+    int64_t device_memory_bytes; /* of plans alone: of a GPU that need not be there; default: ask the driver */
 } ls_engine_params;
 #define LS_ENGINE_PARAMS_INIT                                                                                          \
     { .struct_size = sizeof(ls_engine_params) }
@@ -513,6 +514,7 @@ typedef struct ls_timeline {
     int64_t load_bytes;            /* read in that time, as in ls_load_progress */
     int64_t first_token_us;        /* from the beginning of ls_model_open to the first token of all; -1 before it */
     int64_t age_us;                /* from there to this call */
+    const char *no_gpu;            /* where --device auto chose the CPU: why; else "". Lives as long as the engine */
 } ls_timeline;
 #define LS_TIMELINE_INIT                                                                                               \
     { .struct_size = sizeof(ls_timeline) }
@@ -566,13 +568,17 @@ typedef struct ls_plan_report {
     int64_t total_bytes;
     int64_t kv_bytes_per_token;         /* one token of one sequence, all ranks */
     int64_t weight_read_bytes_per_step; /* read by one decode step, all ranks */
+    /* With params.device "cuda": ranks' bytes are the GPU's, shared ones pinned memory of the host. */
+    bool on_gpu, driver_measured; /* else driver_bytes is assumed, because the GPU is not there */
+    int64_t driver_bytes;         /* of the GPU, besides the above: driver, kernels, libraries and other programs */
 } ls_plan_report;
 #define LS_PLAN_REPORT_INIT                                                                                            \
     { .struct_size = sizeof(ls_plan_report) }
 
 /* Opens nothing and reads no weights: a model opened with LS_LOAD_DUMMY on a folder needs config.json alone. A plan larger
  * than the machine is no error here. Errors: those of ls_engine_open for the same parameters, but LS_ENOMEM and
- * LS_ENUMERIC. */
+ * LS_ENUMERIC. params.device "cuda" or "cuda:N" plans for a GPU: one of params.device_memory_bytes, which need not be
+ * there, or the one that is, whose memory is then asked for; any other device is the CPU. */
 LS_API ls_status ls_plan_make(const ls_model *model, const ls_engine_params *params, ls_plan_report *out,
                               ls_error *err);
 
@@ -593,8 +599,13 @@ typedef struct ls_plan_budget {
 LS_API ls_status ls_plan_get_budget(int64_t device_memory_bytes, double utilization, int n_ranks, ls_plan_budget *out,
                                     ls_error *err);
 
+/* The same for a GPU: params.device, device_memory_bytes (see ls_plan_make), gpu_memory_utilization. Used by others is what
+ * is in use once kernels are loaded, by the driver and other programs; of a GPU that is not there, 0.6 GB. Errors:
+ * LS_EINVAL if params.device is no GPU; those of ls_gpu_measure. */
+LS_API ls_status ls_plan_get_gpu_budget(const ls_engine_params *params, ls_plan_budget *out, ls_error *err);
+
 /* What fits into a budget with every sequence at full length (kv_cache_memory_bytes is not looked at). The memory of a rank
- * is its own and of what ranks share its part on one machine, all of it on a device of its own. */
+ * is its own and of what ranks share its part on one machine, all of it on a device of its own, none of it on a GPU. */
 typedef struct ls_plan_fit {
     size_t struct_size;
     int64_t need_bytes;           /* of the fullest rank, with the parameters as given */
@@ -621,9 +632,11 @@ typedef struct ls_verify_params {
                                    * many tokens */
     size_t n_prompt_tokens;
     int decode_steps; /* after the prompt; the reference's greedy tokens are fed to both */
+    int n_sequences; /* more than 1, at most 16: shorter prompts join the first after its decode steps, as one step, and
+                       * two decode steps with a row of each follow */
 } ls_verify_params;
 #define LS_VERIFY_PARAMS_INIT                                                                                          \
-    { .struct_size = sizeof(ls_verify_params), .n_prompt_tokens = 40, .decode_steps = 4 }
+    { .struct_size = sizeof(ls_verify_params), .n_prompt_tokens = 40, .decode_steps = 4, .n_sequences = 5 }
 
 /* Where two engines differ. `error` is max|tested - reference| over the rank's part of a row, divided by max|reference| of
  * the row; infinity where one of them is not a finite number. */
@@ -634,7 +647,7 @@ typedef struct ls_verify_place {
     const char *buffer; /* "q", "k cache", "att", ..., constant */
     int layer;          /* -1 outside the layers */
     int rank;           /* of the tested engine; -1: all together */
-    int step, position; /* 0 is the prompt; position of the row's token */
+    int step, position; /* step 0 is the prompt; position of the row's token */
     double error;
 } ls_verify_place;
 
@@ -661,8 +674,10 @@ typedef struct ls_verify_report {
     ls_verify_place first;                /* the first breach in the order of the program */
     int n_logits_rows;                    /* of the free run */
     double logits_error;                  /* worst of them */
-    int n_margin_rows;   /* rows whose best two logits lie further apart than twice the format's tolerance */
-    int n_other_choices; /* of those: where the engines choose different tokens; a breach */
+    int n_margin_rows;       /* rows whose best two logits lie further apart than twice the format's tolerance */
+    int n_other_choices;     /* of those: where the engines choose different tokens; a breach */
+    int n_sequences;         /* step n_decode_steps + 1 is the prompts of the others, later ones have a row of each */
+    char first_kernels[128]; /* launched between the border before `first` and its own, on a GPU; else "" */
 } ls_verify_report;
 #define LS_VERIFY_REPORT_INIT                                                                                          \
     { .struct_size = sizeof(ls_verify_report) }
@@ -730,6 +745,49 @@ typedef struct ls_machine_speed {
 /* Measures, 1 to 3 s. n_threads 0: as many as are allowed. isa: as ls_engine_params.cpu_isa. Errors: LS_EINVAL for an isa
  * that is unknown or that this machine lacks, LS_ENOMEM. */
 LS_API ls_status ls_machine_measure(int n_threads, const char *isa, ls_machine_speed *out, ls_error *err);
+
+/* ---- GPUs: what they are, how they are, and what they can do -------------------------------------------------------- */
+
+/* How many the driver shows, at least 1. Errors say why there is none: LS_ENOTFOUND without a driver or without a GPU,
+ * LS_EUNSUPPORTED where the driver is too old or the library was built without CUDA. */
+LS_API ls_status ls_gpu_count(int *out, ls_error *err);
+
+/* Plain data. What is not known is -1, or "" for text. From ecc on it is told by libnvidia-ml.so.1, which is optional. */
+typedef struct ls_gpu_info {
+    size_t struct_size;
+    char name[96], chip[16], bus[16]; /* "NVIDIA H100 80GB HBM3", "sm_90", PCI "0000:19:00.0" */
+    char kernels[16]; /* of the library, that run on it: "sm_90a"; "compute_80": the driver compiles them; "": none */
+    int n_sms;
+    int64_t l2_bytes, memory_bytes;
+    int cuda_version;               /* that the driver is for: 13000 is 13.0 */
+    uint32_t peers;                 /* bit N: it can reach the memory of GPU N */
+    int64_t ecc, ecc_errors;        /* of its memory: 1 on, 0 off; uncorrected ones since the driver was loaded */
+    char driver[32], slowed_by[96]; /* its release; what holds the clocks down now: "power cap, heat", or "": nothing */
+    int sm_clock_mhz, max_sm_clock_mhz, memory_clock_mhz, max_memory_clock_mhz; /* now, and at most */
+    int temperature_c, power_w, power_limit_w;
+    int pcie_generation, pcie_lanes, n_processes; /* of the link now, which may be slow while idle; that use it */
+} ls_gpu_info;
+#define LS_GPU_INFO_INIT                                                                                               \
+    { .struct_size = sizeof(ls_gpu_info) }
+/* GPU N of "cuda:N". Takes none of its memory. Errors: as ls_gpu_count; LS_ENOTFOUND: no such GPU. */
+LS_API ls_status ls_gpu_get_info(int device, ls_gpu_info *out, ls_error *err);
+
+typedef struct ls_gpu_speed {
+    size_t struct_size;
+    int64_t context_us, jit_us;       /* opening it with all kernels; of that, what the driver took to compile them */
+    int64_t free_bytes, buffer_bytes; /* of its memory once it was open; that was read */
+    ls_rate read, to_device, to_host; /* bytes/s of its memory, and of copies from and to pinned memory */
+    double kernel_us, overlapped_kernel_us; /* from kernel to kernel in a graph, median; by overlapping, 0: cannot */
+    int gemm_n;                             /* matmul of gemm_n x gemm_n x gemm_n in bf16 with f32 sums, by cuBLASLt */
+    ls_rate gemm_flops;                     /* a multiplication and an addition are two; 0: not measured, see no_gemm */
+    int gemm_sm_clock_mhz;                  /* while it ran; -1: unknown */
+    char gemm_slowed_by[96], no_gemm[256];  /* what held the clock down then; why there was no matmul */
+} ls_gpu_speed;
+#define LS_GPU_SPEED_INIT                                                                                              \
+    { .struct_size = sizeof(ls_gpu_speed) }
+/* Measures, less than a second, besides opening it and loading cuBLASLt. Errors: as ls_gpu_get_info; LS_EUNSUPPORTED: no
+ * kernels for its chip; LS_ENOMEM: too little of its memory is free; LS_EABORTED with the driver's own words. */
+LS_API ls_status ls_gpu_measure(int device, ls_gpu_speed *out, ls_error *err);
 
 /* ---- Trace: who did what when ------------------------------------------------------------------------------------- */
 

@@ -34,6 +34,11 @@ typedef struct ls_backend {
     size_t (*profile)(const ls_engine *engine, const ls_profile_line **out);
     /* For verify, where ranks are on devices (NULL otherwise): one op of rank 0; memory there, to and from. */
     ls_status (*run_op)(ls_engine *engine, const ls_step *step, int index, ls_error *err);
+    /* The same by the kernels of decode steps, as such a step launches them from op `first` on: *n_taken ops, of which
+     * the last may leave what only the next one goes on with. And names of the kernels that were launched since the
+     * call before, borrowed until the next. */
+    ls_status (*run_decode)(ls_engine *engine, const ls_step *step, int first, int *n_taken, ls_error *err);
+    const char *(*kernels)(ls_engine *engine);
     ls_status (*copy_in)(const ls_engine *engine, void *device, const void *from, size_t bytes, ls_error *err);
     ls_status (*copy_out)(const ls_engine *engine, const void *device, void *to, size_t bytes, ls_error *err);
     void (*close)(ls_engine *engine);
@@ -51,5 +56,11 @@ typedef struct device_choice {
 } device_choice;
 
 ls_status device_choice_read(device_choice *out, const char *text, ls_error *err);
+
+/* A GPU's memory before an engine takes any: of `used`, the driver's own share is measured with others', or assumed. */
+typedef struct gpu_memory {
+    int64_t total_bytes, used_bytes;
+    bool measured;
+} gpu_memory;
 
 #endif

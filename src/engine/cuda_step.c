@@ -1,4 +1,5 @@
 /* One step on a GPU: pack, launch, read back. See cuda_engine.h. */
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/clock.h"
@@ -288,13 +289,40 @@ ls_status cuda_collect(ls_engine *engine, step_batch *batch, ls_error *err) {
     return LS_OK;
 }
 
-ls_status cuda_run_op(ls_engine *engine, const ls_step *step, int index, ls_error *err) {
+/* ---- For verify ---- */
+
+static ls_status bring_step(ls_engine *engine, const ls_step *step, ls_error *err) {
     cuda_engine *cuda = engine_cuda(engine);
     cuda_rank *rank = &cuda->rank;
+    TRY(cuda_rank_enter(rank, err));
+    return copy_in_step(cuda, &engine->batch[0], step, NULL, err);
+}
+
+ls_status cuda_run_op(ls_engine *engine, const ls_step *step, int index, ls_error *err) {
+    cuda_rank *rank = &engine_cuda(engine)->rank;
     const ls_program *program = engine->program[0];
     int n_taken;
-    TRY(cuda_rank_enter(rank, err));
-    TRY(copy_in_step(cuda, &engine->batch[0], step, NULL, err));
+    TRY(bring_step(engine, step, err));
     TRY(prefill_launch(rank, program->op, program->n_ops, index, step, &n_taken, err));
     return cuda_rank_wait(rank, op_kind_name(program->op[index].kind), CUDA_STEP_TIMEOUT_S, err);
+}
+
+ls_status cuda_run_decode(ls_engine *engine, const ls_step *step, int first, int *n_taken, ls_error *err) {
+    cuda_rank *rank = &engine_cuda(engine)->rank;
+    const ls_program *program = engine->program[0];
+    TRY(bring_step(engine, step, err));
+    TRY(decode_launch(rank, program->op, program->n_ops, first, bucket_of(step->n_rows), n_taken, err));
+    return cuda_rank_wait(rank, op_kind_name(program->op[first].kind), CUDA_STEP_TIMEOUT_S, err);
+}
+
+const char *cuda_kernels(ls_engine *engine) {
+    cuda_engine *cuda = engine_cuda(engine);
+    size_t n = 0;
+    cuda->kernels[0] = '\0';
+    for (int i = 0; i < cuda->rank.n_launched && n < sizeof cuda->kernels; i++) {
+        n += (size_t)snprintf(cuda->kernels + n, sizeof cuda->kernels - n, "%s%s", i > 0 ? ", " : "",
+                              cuda->rank.launched[i]);
+    }
+    cuda->rank.n_launched = 0;
+    return cuda->kernels;
 }

@@ -394,15 +394,11 @@ static bool may_fall_back(ls_status st) {
 }
 
 static ls_status open_on_gpu(ls_model *model, const ls_engine_params *params, const device_choice *choice,
-                             ls_engine **out, ls_error *err) {
-    ls_error why = {0};
-    ls_status st = engine_open_on(&backend_cuda, model, params, choice->ordinal, out, &why);
+                             ls_engine **out, ls_error *why) {
+    ls_status st = engine_open_on(&backend_cuda, model, params, choice->ordinal, out, why);
     if (st != LS_OK && choice->may_be_cpu && may_fall_back(st)) {
-        log_line(&model->log, LS_LOG_INFO, "running on the CPU: %s", why.text);
+        log_line(&model->log, LS_LOG_INFO, "running on the CPU: %s", why->text);
         return LS_IDLE;
-    }
-    if (st != LS_OK && err != NULL) {
-        *err = why;
     }
     return st;
 }
@@ -412,10 +408,10 @@ const char *ls_cuda_archs(void) {
 }
 
 static ls_status open_on_gpu(ls_model *model, const ls_engine_params *params, const device_choice *choice,
-                             ls_engine **out, ls_error *err) {
+                             ls_engine **out, ls_error *why) {
     (void)model, (void)params, (void)out;
     return choice->may_be_cpu ? LS_IDLE
-                              : error_set(err, LS_EUNSUPPORTED,
+                              : error_set(why, LS_EUNSUPPORTED,
                                           "--device cuda: this program was built without CUDA; build it where make "
                                           "finds nvcc");
 }
@@ -427,8 +423,17 @@ ls_status ls_engine_open(ls_model *model, const ls_engine_params *params, ls_eng
     device_choice choice;
     memcpy(&known, params, params->struct_size);
     TRY(device_choice_read(&choice, known.device, err));
-    ls_status st = choice.may_be_cuda ? open_on_gpu(model, &known, &choice, out, err) : LS_IDLE;
-    return st == LS_IDLE ? engine_open_on(&backend_cpu, model, &known, 0, out, err) : st;
+    ls_error why = {0};
+    ls_status st = choice.may_be_cuda ? open_on_gpu(model, &known, &choice, out, &why) : LS_IDLE;
+    if (st != LS_IDLE) {
+        if (st != LS_OK && err != NULL) {
+            *err = why;
+        }
+        return st;
+    }
+    TRY(engine_open_on(&backend_cpu, model, &known, 0, out, err));
+    memcpy((*out)->no_gpu, why.text, sizeof why.text);
+    return LS_OK;
 }
 
 void ls_engine_close(ls_engine **out) {

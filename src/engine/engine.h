@@ -128,6 +128,7 @@ struct ls_engine {
     const ls_backend *backend;
     void *device;         /* the back end's own, or NULL */
     char device_name[96]; /* of the GPU; empty on the CPU */
+    char no_gpu[512];     /* why "auto" came to be the CPU, or empty */
     const cpu_isa *isa;
     rank_group *group;
     ls_exchange *exchange;

@@ -6,10 +6,13 @@
  *   the same bits            of decode steps from run to run, for any number of rows, with graphs and without
  *   steps ahead              change no bit of what waiting for every step gives
  *   against the CPU          dummy weights and drawn tokens are the CPU engine's
+ *   memory and speed         plans are what engines take; what is measured is possible
  */
 #include <math.h>
 
 #include "../e2e/e2e.h"
+#include "engine/engine.h"
+
 #include "engine/engine.h"
 
 static const struct {
@@ -259,6 +262,69 @@ static void generic_kernels_agree(void **state) {
     ls_model_close(&model);
 }
 
+/* `lockstep plan` and the arenas, to the byte; where memory is what limits the cache, other programs move it a little. */
+static void plans_equal_engines(void **state) {
+    (void)state;
+    static const struct {
+        ls_dtype dtype;
+        ls_quantization quantization;
+        int seqs, len, rows;
+        int64_t kv_bytes;
+    } cases[] = {{LS_AUTO, LS_QUANTIZATION_NONE, 0, 0, 0, 0},
+                 {LS_F32, LS_QUANTIZATION_NONE, 3, 100, 40, 0},
+                 {LS_F16, LS_QUANTIZATION_W8A16, 33, 2048, 1000, 64 << 20},
+                 {LS_F32, LS_QUANTIZATION_NONE, 4096, 0, 4096, 0}};
+    ls_model *model = demo_model();
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+        ls_plan_report plan = LS_PLAN_REPORT_INIT;
+        ls_error err = {0};
+        params.device = "cuda";
+        params.dtype = cases[i].dtype;
+        params.quantization = cases[i].quantization;
+        params.max_num_seqs = cases[i].seqs;
+        params.max_model_len_tokens = cases[i].len;
+        params.max_num_batched_tokens = cases[i].rows;
+        params.kv_cache_memory_bytes = cases[i].kv_bytes;
+        ASSERT_OK(ls_plan_make(model, &params, &plan, &err), &err);
+        ls_engine *engine = engine_open(model, &params);
+        const engine_config *config = &engine->config;
+        assert_true(plan.on_gpu && plan.driver_measured);
+        print_message("plan %zu: %d pages, %.2f GB, driver %.2f GB\n", i, plan.n_pages, (double)plan.total_bytes / 1e9,
+                      (double)plan.driver_bytes / 1e9);
+        assert_int_equal(plan.n_threads, config->n_threads);
+        assert_true(abs(plan.n_pages - config->n_pages) <= config->n_pages / 100);
+        for (int tag = 0; tag < MEM_TAGS && plan.n_pages == config->n_pages; tag++) {
+            assert_int_equal(plan.rank_bytes[0][tag], engine->rank_arena[0].by_tag[tag]);
+            assert_int_equal(plan.shared_bytes[tag], engine->host_arena.by_tag[tag]);
+        }
+        assert_true(plan.n_pages == config->n_pages || i == 3);
+        ls_engine_close(&engine);
+    }
+    ls_model_close(&model);
+}
+
+static void what_doctor_measures(void **state) {
+    (void)state;
+    ls_gpu_info info = LS_GPU_INFO_INIT;
+    ls_gpu_speed speed = LS_GPU_SPEED_INIT;
+    ls_error err = {0};
+    int n = 0;
+    ASSERT_OK(ls_gpu_count(&n, &err), &err);
+    ASSERT_OK(ls_gpu_get_info(n - 1, &info, &err), &err);
+    ASSERT_OK(ls_gpu_measure(n - 1, &speed, &err), &err);
+    assert_true(n >= 1 && strlen(info.name) > 3 && info.n_sms > 0 && strncmp(info.chip, "sm_", 3) == 0);
+    assert_true(strncmp(info.kernels, "sm_", 3) == 0 || strncmp(info.kernels, "compute_", 8) == 0);
+    assert_true(speed.free_bytes > 0 && speed.free_bytes < info.memory_bytes);
+    assert_true(speed.read.median > 1e10 && speed.read.best < 2e13 && speed.read.median <= speed.read.best);
+    assert_true(speed.to_device.best > 1e8 && speed.to_device.best < speed.read.best);
+    assert_true(speed.to_host.best > 1e8 && speed.to_host.best < speed.read.best);
+    assert_true(speed.kernel_us > 0.1 && speed.kernel_us < 100);
+    assert_true(speed.gemm_flops.best > 1e11 || strlen(speed.no_gemm) > 10);
+    ASSERT_FAILS(ls_gpu_get_info(n, &info, &err), &err, LS_ENOTFOUND, "no GPU");
+    ASSERT_FAILS(ls_gpu_get_info(-1, &info, &err), &err, LS_EINVAL, "GPU -1");
+}
+
 static void errors_name_the_cause(void **state) {
     (void)state;
     ls_model *model = demo_model();
@@ -288,6 +354,8 @@ int main(void) {
         cmocka_unit_test(steps_ahead_change_nothing),
         cmocka_unit_test(drawn_tokens_are_the_cpus),
         cmocka_unit_test(generic_kernels_agree),
+        cmocka_unit_test(plans_equal_engines),
+        cmocka_unit_test(what_doctor_measures),
         cmocka_unit_test(errors_name_the_cause),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -7,7 +7,7 @@
  *   decode.c        launches the ops of a decode step, M <= 16 rows; kern/decode_*.cu
  *   prefill.c       launches the ops of any other step; kern/prefill_*.cu, matmuls by cuBLASLt (cublaslt.c)
  *   load.c          launches what converts weights, or makes them up; kern/load.cu
- *   step_graph.c    a captured graph for each decode bucket; plain launches for the rest
+ *   measure.[ch]    what the device can do: reads, copies, launches, matmuls; nvml.[ch] its clocks and health
  *
  * Memory: ls_bind's pointers are device addresses. Activations (act in ops.h) lie in the run dtype; h, parts and logits are
  * f32. BUF_PART has room for CUDA_NODES nodes a slot: [2][CUDA_NODES][M_max][D]. A row matmul may leave its sum as 1, 2, 4
@@ -29,7 +29,7 @@
 #include "backend/cuda/kern/step.h"
 #include "backend/ops.h"
 
-enum { CUDA_NODES = 8 };
+enum { CUDA_NODES = 8, CUDA_NOTED = 8 };
 
 /* Every kernel: extern "C" __global__ functions of kern/ *.cu, found by name when the rank is opened. decode.c and prefill.c
  * each have their list. */
@@ -63,6 +63,8 @@ typedef struct cuda_rank {
     bool overlap; /* decode kernels begin while the one before them ends (programmatic dependent launch); only with the
                      chip's own code for sm_90 and later: PTX for older chips does not wait */
     CUfunction *decode_fn, *prefill_fn;
+    const char *launched[CUDA_NOTED]; /* names of the first kernels since n_launched was set to 0, for verify */
+    int n_launched;
 } cuda_rank;
 
 enum {
@@ -109,6 +111,8 @@ ls_status cuda_load_rows(const cuda_rank *rank, const cuda_load_kernels *kernels
 
 /* ---- cuda_rank.c ---- */
 
+/* What device `ordinal` is, without a context on it; the rank holds nothing to close. LS_ENOTFOUND: no such device. */
+ls_status cuda_rank_facts(cuda_rank *rank, const cuda_driver *driver, int ordinal, ls_error *err);
 /* Opens device `ordinal`: primary context (current on the calling thread from then on), stream, modules for its chip, all
  * kernels. `generic`: the kernels that unknown chips run, which the driver compiles. The driver is borrowed. *rank may be
  * closed whatever came of it. LS_ENOTFOUND: no such device; LS_EUNSUPPORTED: no kernels for its chip. */
@@ -125,6 +129,12 @@ ls_status cuda_rank_wait_event(const cuda_rank *rank, CUevent event, const char 
 /* Bytes of the device that are free, and all. */
 ls_status cuda_rank_memory(const cuda_rank *rank, size_t *free_bytes, size_t *total_bytes, ls_error *err);
 
+/* Notes the name of a kernel that is launched by other means than cuda_launch. */
+static inline void cuda_note_launch(cuda_rank *rank, const char *name) {
+    if (rank->n_launched < CUDA_NOTED) {
+        rank->launched[rank->n_launched++] = name;
+    }
+}
 /* Enqueues a kernel on rank->stream; args as cuLaunchKernel takes them. Errors carry the kernel's name and CUDA's. */
 ls_status cuda_launch(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
                       unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err);

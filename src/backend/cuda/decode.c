@@ -77,6 +77,7 @@ static ls_status launch(cuda_rank *rank, int kernel, unsigned x, unsigned y, uns
         return cuda_launch(rank, rank->decode_fn[kernel], decode_kernel_names[kernel], x, y, z, block, (unsigned)shared,
                            (void *[]){args}, err);
     }
+    cuda_note_launch(rank, decode_kernel_names[kernel]);
     CUlaunchAttribute overlap = {.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
                                  .value.programmaticStreamSerializationAllowed = 1};
     const CUlaunchConfig config = {.gridDimX = x,

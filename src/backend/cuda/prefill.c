@@ -212,6 +212,7 @@ static ls_status matmul(cuda_rank *rank, int i_weight, prefill_leaves leaves, co
     if (w->rows == 0 || (!int8 && rank->cublaslt != NULL &&
                          cublaslt_matmul(rank->cublaslt, (cublaslt_shape){w->format, w->rows, w->cols, y_stride}, m,
                                          address(x), address(w->data), address(y), rank->workspace, rank->stream))) {
+        cuda_note_launch(rank, "cuBLASLt");
         return LS_OK;
     }
     prefill_matmul_args args = {.x = x,
