@@ -35,7 +35,7 @@ typedef struct cuda_engine {
     cuda_rank rank;
     CUdeviceptr memory; /* the rank's arena */
     void *pinned;       /* the host's */
-    CUfunction read_all, load_dummy;
+    CUfunction read_all, load_dummy, copy_words;
     int n_graphs;
     int graph_rows[CUDA_GRAPHS]; /* rising: most rows of graph i */
     CUgraphExec graph[CUDA_GRAPHS];

@@ -599,7 +599,8 @@ static void discarded_tokens_leave_nothing(void **state) {
     while (ls_engine_step(engine, &err) == LS_OK) {
     }
     const int32_t *answer = result_of(whole).tokens + TOKENS;
-    for (int i = 1; i < 12; i++) { /* from i = 5 on with a second page */
+    /* From i = 5 on there is a second page. */
+    for (int i = sanitized() ? 4 : 1; i < 12 && (n_stops < 2 || !sanitized()); i++) {
         bool is_new = true;
         for (int j = 0; j < i; j++) {
             is_new = is_new && answer[j] != answer[i];
@@ -621,7 +622,7 @@ static void discarded_tokens_leave_nothing(void **state) {
         assert_int_equal(told[0].n_reused[2], TOKENS + i);
         n_stops++;
     }
-    assert_true(n_stops > 5);
+    assert_true(n_stops > (sanitized() ? 1 : 5));
     ls_engine_close(&engine);
     ls_model_close(&model);
 }
