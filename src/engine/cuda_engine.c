@@ -57,6 +57,7 @@ static ls_status cuda_open(ls_engine *engine, const ls_engine_params *params, in
     TRY(cuda_graphs_read(cuda, params->graph_sizes, config->max_seqs, err));
     bool generic = params->kernels != NULL && strcmp(params->kernels, "generic") == 0;
     TRY(open_device(engine, ordinal, generic, err));
+    TRY(cuda_rank_kernel(&cuda->rank, "copy_words", &cuda->copy_words, err));
     cuda->is_opening_lt = !generic && pthread_create(&cuda->opens_lt, NULL, open_lt, cuda) == 0;
     memcpy(engine->device_name, cuda->rank.facts.name, sizeof engine->device_name);
     if (cuda->rank.jit_us > 0) {

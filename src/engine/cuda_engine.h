@@ -38,6 +38,7 @@ typedef struct cuda_engine {
     CUdeviceptr memory; /* the rank's arena */
     void *pinned;       /* the host's, NULL until it is registered */
     cuda_load_kernels load_kernels;
+    CUfunction copy_words;
     CUevent cleared; /* the weights' memory is zero */
     int n_graphs;
     int graph_rows[CUDA_GRAPHS]; /* rising: most rows of graph i */

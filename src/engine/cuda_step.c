@@ -67,12 +67,18 @@ static size_t pack_step(cuda_engine *cuda, const ls_step *step, const step_outpu
     return used;
 }
 
+/* Between the device and pinned memory, which has the same address there. */
+static ls_status copy_words(cuda_engine *cuda, CUdeviceptr from, CUdeviceptr to, size_t n, ls_error *err) {
+    enum { THREADS = 256 };
+    int32_t n_words = (int32_t)n;
+    return cuda_launch(&cuda->rank, cuda->copy_words, "copy_words", (unsigned)((n + THREADS - 1) / THREADS), 1, 1,
+                       THREADS, 0, (void *[]){&from, &to, &n_words}, err);
+}
+
 static ls_status copy_in_step(cuda_engine *cuda, const step_batch *batch, const ls_step *step,
                               const step_output *output, ls_error *err) {
-    const cuda_rank *rank = &cuda->rank;
     size_t bytes = pack_step(cuda, step, output, batch->image);
-    return cuda_check(rank, rank->driver->cuMemcpyHtoDAsync(rank->step, batch->image, bytes, rank->stream),
-                      "copying a step's input", err);
+    return copy_words(cuda, (CUdeviceptr)(uintptr_t)batch->image, cuda->rank.step, (bytes + 3) / 4, err);
 }
 
 /* ---- Launching ---- */
@@ -200,8 +206,7 @@ static ls_status copy_results(ls_engine *engine, const step_batch *batch, ls_err
     const cuda_rank *rank = &cuda->rank;
     const size_t n_vocab = (size_t)engine->model->spec.n_vocab;
     size_t words = result_faults(&engine->config) + (size_t)batch->step.n_rows;
-    TRY(cuda_check(rank, api->cuMemcpyDtoHAsync(batch->result, rank->drawn, words * sizeof(int32_t), rank->stream),
-                   "copying a step's results", err));
+    TRY(copy_words(cuda, rank->drawn, (CUdeviceptr)(uintptr_t)batch->result, words, err));
     CUdeviceptr logits = (CUdeviceptr)(uintptr_t)rank->bind.buf[BUF_LOGITS];
     for (int first = 0, last = 0; next_host_rows(batch, &first, &last);) {
         size_t skipped = (size_t)first * n_vocab, n = (size_t)(last - first) * n_vocab;

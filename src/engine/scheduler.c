@@ -45,9 +45,7 @@ void scheduler_drop_kept(ls_engine *engine, ls_request *request) {
     pages_shrink(&engine->pages, request->page, &request->n_pages, 0);
 }
 
-/* Of the computed tokens alone: the step ahead may have brought one more. */
 static void keep_pages(ls_engine *engine, ls_request *request) {
-    pages_shrink(&engine->pages, request->page, &request->n_pages, pages_for(request->n_computed));
     ls_request **link = &engine->kept;
     while (*link != NULL) {
         link = &(*link)->next_kept;

@@ -4,13 +4,13 @@
  *   decode against prefill   the logits of a greedy text, step by step, and of the same text as one prompt: other kernels,
  *                            the same model
  *   the same bits            of decode steps from run to run, for any number of rows, with graphs and without
- *   steps ahead              change no bit of what waiting for every step gives
+ *   steps ahead              change no bit of what waiting for every step gives, and faults stay with their rows
  *   against the CPU          dummy weights and drawn tokens are the CPU engine's
  *   memory and speed         plans are what engines take; what is measured is possible
  */
 #include <math.h>
 
-#include "../e2e/e2e.h"
+#include "../e2e/edit.h"
 #include "engine/engine.h"
 
 #include "engine/engine.h"
@@ -196,6 +196,41 @@ static void steps_ahead_change_nothing(void **state) {
     ls_model_close(&model);
 }
 
+/* A request whose first step overflows between two others, whose rows move up when it has failed. All prompts are of one
+ * token: the decode kernels run them; then of three: the prefill kernels do. */
+static void overflow_fails_only_its_request(void **state) {
+    (void)state;
+    static const int32_t cold[] = {1, 2, 3}, hot[] = {HOT, HOT, HOT}, other[] = {8, 9, 10};
+    golden_list list;
+    golden_case *c = open_copy(&list, "ckpt_f32");
+    make_hot(c);
+    ls_model *model = golden_model(c);
+    for (int run = 0; run < 4; run++) {
+        const bool ahead = run % 2 == 0;
+        const int n_id = run < 2 ? 1 : 3;
+        ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+        params.dtype = LS_F16;
+        params.async_scheduling = ahead ? "auto" : "off";
+        ls_engine *engine = engine_open(model, &params);
+        job jobs[] = {{.id = cold, .n_id = n_id, .max_tokens = 20, .no_hash = true},
+                      {.id = hot, .n_id = n_id, .max_tokens = 20, .no_hash = true, .join_step = 4},
+                      {.id = other, .n_id = n_id, .max_tokens = 20, .no_hash = true, .join_step = 4}};
+        jobs_run(engine, jobs, 3);
+        assert_true(ahead == (engine->stats.ahead_steps > 0));
+        assert_int_equal(jobs[1].status, LS_ENUMERIC);
+        assert_non_null(strstr(jobs[1].error, "position 0"));
+        for (int i = 0; i < 3; i += 2) {
+            assert_string_equal(jobs[i].error, "");
+            assert_int_equal(jobs[i].finish, LS_FINISH_LENGTH);
+            assert_int_equal(jobs[i].n_token, 20);
+        }
+        jobs_clear(jobs, 3);
+        ls_engine_close(&engine);
+    }
+    ls_model_close(&model);
+    golden_close(&list);
+}
+
 /* In f32 the noise decides, not the rounding: the same seeds give the CPU's text, drawn on the device (no filter) or by
  * the host (top-k). */
 static void drawn_tokens_are_the_cpus(void **state) {
@@ -352,6 +387,7 @@ int main(void) {
         cmocka_unit_test(decode_agrees_with_prefill_and_cpu),
         cmocka_unit_test(decode_bits_do_not_depend_on_rows),
         cmocka_unit_test(steps_ahead_change_nothing),
+        cmocka_unit_test(overflow_fails_only_its_request),
         cmocka_unit_test(drawn_tokens_are_the_cpus),
         cmocka_unit_test(generic_kernels_agree),
         cmocka_unit_test(plans_equal_engines),

@@ -563,6 +563,7 @@ static void tell(ls_engine *engine, int32_t stop_token, story *out) {
     while (result_of(told[3]).n_tokens < 7 + 5) {
         ASSERT_OK(ls_engine_step(engine, &err), &err);
     }
+    assert_int_equal(result_of(told[0]).finish, LS_FINISH_NONE); /* the new ones were let in beside it */
     ls_request_cancel(told[3]);
     assert_int_equal(result_of(told[3]).finish, LS_FINISH_CANCELLED);
     while (ls_engine_step(engine, &err) == LS_OK) {
@@ -582,6 +583,34 @@ static void tell(ls_engine *engine, int32_t stop_token, story *out) {
     assert_int_equal(engine->pages.n_free, stats.n_pages);
 }
 
+/* Known ends have no row too many: the prompt's step, and one ahead for each token but the first. */
+static void lengths_are_known(void **state) {
+    (void)state;
+    enum { CONTEXT = 64 };
+    static const int32_t id[] = {300, 307, 314};
+    ls_model *model = demo_model();
+    ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+    ls_error err = {0};
+    params.max_model_len_tokens = CONTEXT;
+    ls_engine *engine = delayed_engine_open(model, &params);
+    const int lengths[] = {0, 1, 2, CONTEXT - 3};
+    for (size_t i = 0; i < COUNT(lengths); i++) {
+        const int n = lengths[i] > 0 ? lengths[i] : 1;
+        const int64_t before = engine->stats.ahead_steps;
+        int n_steps = 0;
+        ls_request *request = begin_turn(engine, id, 3, lengths[i], -1, NULL);
+        while (ls_engine_step(engine, &err) == LS_OK) {
+            n_steps++;
+        }
+        assert_int_equal(result_of(request).n_tokens, 3 + lengths[i]);
+        assert_int_equal(n_steps, n);
+        assert_int_equal(engine->stats.ahead_steps - before, n - 1);
+        ls_request_free(&request);
+    }
+    ls_engine_close(&engine);
+    ls_model_close(&model);
+}
+
 /* Tokens, what is kept for reuse, and pages are those of an engine that waits for every step, wherever the stop comes. */
 static void discarded_tokens_leave_nothing(void **state) {
     (void)state;
@@ -599,7 +628,8 @@ static void discarded_tokens_leave_nothing(void **state) {
     while (ls_engine_step(engine, &err) == LS_OK) {
     }
     const int32_t *answer = result_of(whole).tokens + TOKENS;
-    for (int i = 1; i < 12; i++) { /* from i = 5 on with a second page */
+    /* From i = 5 on there is a second page. */
+    for (int i = sanitized() ? 4 : 1; i < 12 && (n_stops < 2 || !sanitized()); i++) {
         bool is_new = true;
         for (int j = 0; j < i; j++) {
             is_new = is_new && answer[j] != answer[i];
@@ -621,7 +651,7 @@ static void discarded_tokens_leave_nothing(void **state) {
         assert_int_equal(told[0].n_reused[2], TOKENS + i);
         n_stops++;
     }
-    assert_true(n_stops > 5);
+    assert_true(n_stops > (sanitized() ? 1 : 5));
     ls_engine_close(&engine);
     ls_model_close(&model);
 }
@@ -635,6 +665,7 @@ int main(void) {
         cmocka_unit_test(several_engines),
         cmocka_unit_test(reuse_from_turn_to_turn),
         cmocka_unit_test(discarded_tokens_leave_nothing),
+        cmocka_unit_test(lengths_are_known),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -326,6 +326,14 @@ static void upload_step(check *c, int n, int out_first) {
             page[n_pages++] = c->page[i][j];
         }
     }
+    /* Every other token is where the step before would have drawn it. */
+    int32_t drawn[ROWS] = {0};
+    for (int i = 1; i < n; i += 2) {
+        drawn[n - 1 - i] = token[i];
+        token[i] = LS_TOKEN_DRAWN + (n - 1 - i);
+    }
+    s->drawn = (int64_t)(c->rank->drawn - c->rank->step);
+    device_write(c->gpu_device, (void *)(uintptr_t)c->rank->drawn, drawn, sizeof drawn);
     for (int i = 0; i < n - out_first; i++) {
         const ls_sample_params *how = &c->how[i];
         out_row[i] = i + out_first;
@@ -709,6 +717,13 @@ static void check_faults(check *c) {
         for (int i = 0; i < ROWS; i++) {
             snprintf(detail, sizeof detail, "faults of logits: row %d has %d", i, fault[i]);
             count(fault[i] == (i == 2 ? I_EXCHANGE_2 + 1 : i == 4 ? I_HEAD + 1 : 0), c->name, detail);
+        }
+    }
+    if (launch(c, I_EMBED, 1, 8)) { /* the next step begins without them */
+        device_read(c->gpu_device, fault, c->gpu.bind.fault, sizeof fault);
+        for (int i = 0; i < ROWS; i++) {
+            snprintf(detail, sizeof detail, "faults behind embed: row %d has %d", i, fault[i]);
+            count(fault[i] == 0, c->name, detail);
         }
     }
     free(h);
