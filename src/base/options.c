@@ -245,7 +245,8 @@ const option_def option_table[OPTION_COUNT] = {
                      "The engine to compare with: options as name=value with commas between them; what is not named is "
                      "as given for the first"},
     [OPT_TIMELINE] = {OPT_TIMELINE, COMMAND_GENERATE, GROUP_OUTPUT, OPTION_CHOICE, "timeline", NULL, 0, "FORM", "text",
-                      0, 0, "text|json|none", "Form of the timeline on standard error"},
+                      0, 0, "text|json|none",
+                      "Form of the timeline on standard error; with none nothing shows how loading goes either"},
     [OPT_PROFILE] = {OPT_PROFILE, COMMAND_GENERATE, GROUP_OUTPUT, OPTION_FLAG, "profile", NULL, 0, NULL, NULL, 0, 0,
                      NULL,
                      "On a GPU, time every kernel and print a table on standard error; without graphs, so steps are "
