@@ -76,7 +76,7 @@ static ls_status launch_ops(ls_engine *engine, int rows, ls_error *err) {
         TRY(cuda_profile_mark(cuda, first, err));
         ls_status st = rows > 0 ? decode_launch(&cuda->rank, program->op, program->n_ops, first, rows, &n_taken, err)
                                 : prefill_launch(&cuda->rank, program->op, program->n_ops, first, &engine->batch.step,
-                                                 &n_taken, err);
+                                                 false, &n_taken, err);
         if (st < 0) {
             return error_prefix(err, st, "op %s, layer %d", op_kind_name(op->kind), op->layer);
         }
@@ -292,6 +292,6 @@ ls_status cuda_run_op(ls_engine *engine, const ls_step *step, int index, ls_erro
     size_t bytes = pack_step(step, NULL, ++cuda->epoch, rank->host_step);
     TRY(cuda_check(rank, cuda->driver->cuMemcpyHtoDAsync(rank->step, rank->host_step, bytes, rank->stream),
                    "copying a step's input", err));
-    TRY(prefill_launch(rank, program->op, program->n_ops, index, step, &n_taken, err));
+    TRY(prefill_launch(rank, program->op, program->n_ops, index, step, true, &n_taken, err));
     return cuda_rank_wait(rank, op_kind_name(program->op[index].kind), CUDA_STEP_TIMEOUT_S, err);
 }

@@ -5,7 +5,8 @@
  *   driver.[ch]     libcuda.so.1 by dlopen: a struct of function pointers                    knows nothing of models
  *   cuda_rank.c     context, stream, module, functions, pinned step buffers of one rank
  *   decode.c        launches the ops of a decode step, M <= 16 rows; kern/decode_*.cu
- *   prefill.c       launches the ops of any other step; kern/prefill_*.cu, matmuls by cuBLASLt (cublaslt.c)
+ *   prefill.c       launches the ops of any other step; kern/prefill_*.cu, matmuls by decode's kernels (few rows) or
+ *                   cuBLASLt (cublaslt.c)
  *   step_graph.c    a captured graph for each decode bucket; plain launches for the rest
  *
  * Memory: ls_bind's pointers are device addresses. Activations (act in ops.h) lie in the run dtype; h, parts and logits are
@@ -58,6 +59,7 @@ typedef struct cuda_rank {
     CUdeviceptr workspace; /* attention's partial results, cuBLASLt's scratch: decode_workspace, prefill_workspace */
     size_t workspace_bytes;
     struct cublaslt *cublaslt; /* NULL: not there; prefill then runs its own matmul kernel */
+    int few_rows;              /* the largest steps that decode's matmuls are faster for: prefill_prepare */
     bool overlap; /* decode kernels begin while the one before them ends (programmatic dependent launch); only with the
                      chip's own code for sm_90 and later: PTX for older chips does not wait */
     CUfunction *decode_fn, *prefill_fn;
@@ -82,6 +84,12 @@ ls_status decode_prepare(cuda_rank *rank, ls_error *err);
 ls_status decode_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, int m_bucket, int *n_taken,
                         ls_error *err);
 
+/* An op, but not attn or sample, of any step of at most CUDA_FEW_ROWS rows (head: output rows, of any step): it reads its
+ * weights once. qkv leaves its sums, [n_rows][(H + 2 K) d], at `qkv`. `alone`: the op leaves all that ops.h says and takes
+ * nothing else; otherwise those before and behind it are launched in this way too. */
+ls_status decode_launch_few(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, bool alone,
+                            float *qkv, ls_error *err);
+
 /* ---- prefill.c: kern/prefill_*.cu ---- */
 
 extern const char *const prefill_kernel_names[];
@@ -90,9 +98,9 @@ size_t prefill_workspace(const ls_op *op, int n_ops, const ls_bind *bind, int ma
 /* After the bind, the workspace and the addresses of the weights are there. With rank->cublaslt (which the caller opens,
  * unless --kernels generic, and closes) it chooses and tries the algorithms of the program's matmuls. */
 ls_status prefill_prepare(cuda_rank *rank, const ls_op *op, int n_ops, ls_error *err);
-/* The same for steps with any number of rows; `step` (host memory) says how many. */
-ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, int *n_taken,
-                         ls_error *err);
+/* The same for steps with any number of rows; `step` (host memory) says how many. `alone`: as in decode_launch_few. */
+ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, bool alone,
+                         int *n_taken, ls_error *err);
 
 /* ---- cuda_rank.c ---- */
 

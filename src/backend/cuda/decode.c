@@ -6,6 +6,8 @@
  * this way is made whole all the same: its norm is a launch of its own; attention without qkv before it takes q and the
  * cache as they are.
  *
+ * Prefill steps of few rows come here too, for all but attention: decode_launch_few.
+ *
  * Everything here depends on the shapes, the bucket and the chip; none of it decides bits.
  */
 #include <string.h>
@@ -20,7 +22,9 @@ _Static_assert((int)DECODE_LEAVES == (int)LS_LEAVES && (int)DECODE_LEAVES == (in
 
 /* ---- Kernels by name ---- */
 
-#define MATMULS(name) "decode_matmul_" name "_8", "decode_matmul_" name "_16", "decode_matmul_" name "_odd"
+#define MATMULS(name)                                                                                                  \
+    "decode_matmul_" name "_8", "decode_matmul_" name "_16", "decode_matmul_" name "_24", "decode_matmul_" name "_32", \
+        "decode_matmul_" name "_64", "decode_matmul_" name "_odd"
 #define ATTNS(name) "decode_attn_" name "_64", "decode_attn_" name "_128", "decode_attn_" name "_256"
 
 /* Matmuls and attention in the order of ls_dtype. */
@@ -35,7 +39,7 @@ enum {
     KERNEL_EXCHANGE,
     KERNEL_SAMPLE,
     KERNEL_MATMUL,
-    OF_MATMUL = 3, /* 8 rows, 16 rows, odd */
+    OF_MATMUL = 6, /* most rows: those of columns_of */
     KERNEL_INT8 = KERNEL_MATMUL + 3 * OF_MATMUL,
     KERNEL_ATTN = KERNEL_INT8 + 3 * OF_MATMUL,
     OF_ATTN = 3 /* heads up to 64, 128, 256 */
@@ -49,6 +53,9 @@ enum {
     MAX_ATTN_SLOTS = 32,
     SAMPLE_COUNTERS = CUDA_SAMPLE_ROWS /* the last of rank->counters: one for each output row, prefill's too */
 };
+
+/* The last takes weights of any alignment. */
+static const int columns_of[OF_MATMUL] = {8, 16, 24, 32, CUDA_FEW_ROWS, CUDA_FEW_ROWS};
 
 static int at_most(int a, int b) {
     return a < b ? a : b;
@@ -190,25 +197,25 @@ static bool is_aligned(const decode_matmul_args *args, size_t element_bytes) {
 /* args without step, k and leaves; the shape of `like` is that of all its matrices, but for rows. */
 static ls_status launch_matmul(cuda_rank *rank, decode_matmul_args *args, const ls_weight *like, int tiles, int nodes,
                                int m_bucket, ls_error *err) {
-    const bool is_int8 = like->format == LS_INT8, wide = m_bucket > 8;
     args->step = device(rank->step);
     args->k = like->cols;
-    const bool odd = !is_aligned(args, ls_dtype_bytes(like->format));
-    const int kernel = (is_int8 ? KERNEL_INT8 : KERNEL_MATMUL) + ((int)rank->bind.dtype - LS_F32) * OF_MATMUL +
-                       (odd    ? 2
-                        : wide ? 1
-                               : 0);
-    const int warps = args->n_leaves / nodes, columns = odd || wide ? 16 : 8;
+    int width = is_aligned(args, ls_dtype_bytes(like->format)) ? 0 : OF_MATMUL - 1;
+    while (columns_of[width] < m_bucket) {
+        width++;
+    }
+    const int kernel =
+        (like->format == LS_INT8 ? KERNEL_INT8 : KERNEL_MATMUL) + ((int)rank->bind.dtype - LS_F32) * OF_MATMUL + width;
+    const int warps = args->n_leaves / nodes;
     return launch(rank, kernel, (unsigned)tiles, (unsigned)nodes, 1, (unsigned)(warps * WARP),
-                  (size_t)(warps * columns * DECODE_TILE) * sizeof(float), args, err);
+                  (size_t)(warps * columns_of[width] * DECODE_TILE) * sizeof(float), args, err);
 }
 
-static ls_status launch_qkv(cuda_rank *rank, const ls_op *op, int m_bucket, ls_error *err) {
+static ls_status launch_qkv(cuda_rank *rank, const ls_op *op, void *y, int m_bucket, ls_error *err) {
     const op_qkv *a = &op->qkv;
     const ls_bind *bind = &rank->bind;
     const int q = a->n_heads_loc * a->d_head, kv = a->n_kv_loc * a->d_head;
     decode_matmul_args args = {.x = bind->buf[BUF_X],
-                               .y = bind->buf[BUF_QKV],
+                               .y = y,
                                .kind = DECODE_QKV,
                                .n_leaves = LS_LEAVES,
                                .y_stride = q + 2 * kv,
@@ -233,7 +240,7 @@ static ls_status launch_ffn_in(cuda_rank *rank, const ls_op *op, int m_bucket, l
     return launch_matmul(rank, &args, weight(rank, a->gate), ceil_div(a->d_ffn_loc, DECODE_TILE / 2), 1, m_bucket, err);
 }
 
-static ls_status launch_row(cuda_rank *rank, const ls_op *op, int m_bucket, ls_error *err) {
+static ls_status launch_row(cuda_rank *rank, const ls_op *op, int n_nodes, int m_bucket, ls_error *err) {
     const op_row *a = &op->row;
     const ls_bind *bind = &rank->bind;
     const int64_t node = (int64_t)bind->m_max * bind->d_model;
@@ -246,7 +253,7 @@ static ls_status launch_row(cuda_rank *rank, const ls_op *op, int m_bucket, ls_e
                                .matrix = {matrix_of(rank, a->weight, -1, 0)}};
     set_borders(args.border, a->k_total, a->leaf_first, a->leaf_count);
     const ls_weight *w = weight(rank, a->weight);
-    return launch_matmul(rank, &args, w, ceil_div(w->rows, DECODE_TILE), row_nodes(rank, a), m_bucket, err);
+    return launch_matmul(rank, &args, w, ceil_div(w->rows, DECODE_TILE), n_nodes, m_bucket, err);
 }
 
 static ls_status launch_head(cuda_rank *rank, const ls_op *op, int index, int m_bucket, ls_error *err) {
@@ -362,36 +369,52 @@ static bool begins_with_norm(const ls_op *op) {
     return op->kind == OP_QKV || op->kind == OP_FFN_IN || op->kind == OP_HEAD;
 }
 
-ls_status decode_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, int m_bucket, int *n_taken,
-                        ls_error *err) {
-    const ls_op *this = &op[first], *before = first > 0 ? &op[first - 1] : NULL;
-    const ls_op *behind = first + 1 < n_ops ? &op[first + 1] : NULL;
-    *n_taken = 1;
+/* How many nodes of the leaf tree an op leaves behind for the exchange. */
+static int nodes_of(const cuda_rank *rank, const ls_op *op) {
+    return op != NULL && (op->kind == OP_OUT || op->kind == OP_FFN_OUT) ? row_nodes(rank, &op->row) : 1;
+}
+
+/* The ops that need no more than rows. qkv's sums go to `qkv`. before, behind: as if they were not there with `alone`. */
+static ls_status launch_op(cuda_rank *rank, const ls_op *op, int n_ops, int first, int n_rows, int n_out, bool alone,
+                           void *qkv, ls_error *err) {
+    const ls_op *this = &op[first], *before = first > 0 && !alone ? &op[first - 1] : NULL;
+    const ls_op *behind = first + 1 < n_ops && !alone ? &op[first + 1] : NULL;
     if (begins_with_norm(this) && (before == NULL || before->kind != OP_EXCHANGE)) {
-        TRY(launch_exchange(rank, NULL, first, 0, this, m_bucket, err));
+        TRY(launch_exchange(rank, NULL, first, 0, this, n_rows, err));
     }
     switch (this->kind) {
     case OP_EMBED:
-        return launch_embed(rank, this, m_bucket, err);
-    case OP_EXCHANGE: {
-        const bool by_row = before != NULL && (before->kind == OP_OUT || before->kind == OP_FFN_OUT);
-        return launch_exchange(rank, this, first, by_row ? row_nodes(rank, &before->row) : 1, behind, m_bucket, err);
-    }
+        return launch_embed(rank, this, n_rows, err);
+    case OP_EXCHANGE:
+        return launch_exchange(rank, this, first, nodes_of(rank, before), behind, n_rows, err);
     case OP_QKV:
-        return launch_qkv(rank, this, m_bucket, err);
-    case OP_ATTN:
-        return launch_attn(rank, this, before != NULL && before->kind == OP_QKV ? before : NULL, m_bucket, err);
+        return launch_qkv(rank, this, qkv, n_rows, err);
     case OP_OUT:
     case OP_FFN_OUT:
-        return launch_row(rank, this, m_bucket, err);
+        return launch_row(rank, this, alone ? 1 : nodes_of(rank, this), n_rows, err);
     case OP_FFN_IN:
-        return launch_ffn_in(rank, this, m_bucket, err);
+        return launch_ffn_in(rank, this, n_rows, err);
     case OP_HEAD:
-        return launch_head(rank, this, first, m_bucket, err);
-    case OP_SAMPLE:
-        return launch_sample(rank, this, m_bucket, err);
-    case OP_KINDS:
-        break;
+        return launch_head(rank, this, first, n_out, err);
+    default:
+        return error_set(err, LS_EINTERNAL, "decode: op %d is of no known kind", first);
     }
-    return error_set(err, LS_EINTERNAL, "decode: op %d has no kind", first);
+}
+
+ls_status decode_launch_few(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, bool alone,
+                            float *qkv, ls_error *err) {
+    return launch_op(rank, op, n_ops, first, step->n_rows, step->n_out, alone, qkv, err);
+}
+
+ls_status decode_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, int m_bucket, int *n_taken,
+                        ls_error *err) {
+    const ls_op *this = &op[first], *before = first > 0 ? &op[first - 1] : NULL;
+    *n_taken = 1;
+    if (this->kind == OP_ATTN) {
+        return launch_attn(rank, this, before != NULL && before->kind == OP_QKV ? before : NULL, m_bucket, err);
+    }
+    if (this->kind == OP_SAMPLE) {
+        return launch_sample(rank, this, m_bucket, err);
+    }
+    return launch_op(rank, op, n_ops, first, m_bucket, m_bucket, false, rank->bind.buf[BUF_QKV], err);
 }

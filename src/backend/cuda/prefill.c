@@ -81,6 +81,14 @@ static unsigned attn_any_shared_bytes(int d_head) {
     return (unsigned)((PREFILL_ATTN_ANY_ROWS + 32) * attn_any_stride(d_head) + PREFILL_ATTN_ANY_ROWS * 33) * 4;
 }
 
+/* The most rows of a step for which reading the weights once, by decode's kernels, is faster than what there is otherwise. */
+static int few_rows(const cuda_rank *rank, bool int8) {
+    if (int8 || rank->cublaslt == NULL) {
+        return CUDA_FEW_ROWS;
+    }
+    return rank->bind.dtype == LS_F32 ? 64 : 32;
+}
+
 static ls_status launch(cuda_rank *rank, int fn, unsigned grid_x, unsigned grid_y, unsigned block,
                         unsigned shared_bytes, void *args, ls_error *err) {
     return cuda_launch(rank, rank->prefill_fn[fn], prefill_kernel_names[fn], grid_x, grid_y, 1, block, shared_bytes,
@@ -195,9 +203,14 @@ ls_status prefill_prepare(cuda_rank *rank, const ls_op *op, int n_ops, ls_error 
         }
     }
     TRY(allow_shared(rank, FN_prefill_attn_any, attn_any_shared_bytes(LS_MAX_HEAD), err));
-    for (int i = 0; i < n_ops && rank->cublaslt != NULL; i++) {
-        TRY(plan_op(rank, &op[i], err));
+    bool int8 = false;
+    for (int i = 0; i < n_ops; i++) {
+        int8 = int8 || (op[i].kind == OP_QKV && rank->bind.weight[op[i].qkv.q].format == LS_INT8);
+        if (rank->cublaslt != NULL) {
+            TRY(plan_op(rank, &op[i], err));
+        }
     }
+    rank->few_rows = few_rows(rank, int8);
     return LS_OK;
 }
 
@@ -301,6 +314,35 @@ static ls_status norm(cuda_rank *rank, int i_norm, float eps, int row_first, int
     return launch(rank, FN_prefill_norm, (unsigned)n_rows, 1, PREFILL_ROW_THREADS, 0, &args, err);
 }
 
+/* What follows the projections of rows [row, row + n): q, and k and v in the cache. */
+static ls_status finish_qkv(cuda_rank *rank, const op_qkv *a, int layer, const float *y, int row, int n,
+                            ls_error *err) {
+    const ls_bind *bind = &rank->bind;
+    prefill_qkv_args args = {.step = step_of(rank),
+                             .y = y,
+                             .q_bias = vector_of(bind, a->q_bias),
+                             .k_bias = vector_of(bind, a->k_bias),
+                             .v_bias = vector_of(bind, a->v_bias),
+                             .q_norm = vector_of(bind, a->q_norm),
+                             .k_norm = vector_of(bind, a->k_norm),
+                             .rope = bind->rope,
+                             .q = bind->buf[BUF_QKV],
+                             .k_cache = bind->k_cache,
+                             .v_cache = bind->v_cache,
+                             .eps = a->eps,
+                             .dtype = bind->dtype,
+                             .kv_dtype = bind->kv_dtype,
+                             .layer = layer,
+                             .n_pages = bind->n_pages,
+                             .n_heads = a->n_heads_loc,
+                             .n_kv = a->n_kv_loc,
+                             .d_head = a->d_head,
+                             .row_first = row,
+                             .n_rows = n};
+    unsigned grid = divide_up((int64_t)n * (a->n_heads_loc + 2 * a->n_kv_loc), PREFILL_HEAD_WARPS);
+    return launch(rank, FN_prefill_qkv, grid, 1, 32 * PREFILL_HEAD_WARPS, 0, &args, err);
+}
+
 static ls_status qkv(cuda_rank *rank, const op_qkv *a, int layer, const ls_step *step, ls_error *err) {
     const ls_bind *bind = &rank->bind;
     const int64_t cols = qkv_cols(a), q_cols = (int64_t)a->n_heads_loc * a->d_head,
@@ -314,29 +356,7 @@ static ls_status qkv(cuda_rank *rank, const op_qkv *a, int layer, const ls_step 
         TRY(matmul(rank, a->q, leaves, x, n, y, cols, err));
         TRY(matmul(rank, a->k, leaves, x, n, y + q_cols, cols, err));
         TRY(matmul(rank, a->v, leaves, x, n, y + q_cols + kv_cols, cols, err));
-        prefill_qkv_args args = {.step = step_of(rank),
-                                 .y = y,
-                                 .q_bias = vector_of(bind, a->q_bias),
-                                 .k_bias = vector_of(bind, a->k_bias),
-                                 .v_bias = vector_of(bind, a->v_bias),
-                                 .q_norm = vector_of(bind, a->q_norm),
-                                 .k_norm = vector_of(bind, a->k_norm),
-                                 .rope = bind->rope,
-                                 .q = bind->buf[BUF_QKV],
-                                 .k_cache = bind->k_cache,
-                                 .v_cache = bind->v_cache,
-                                 .eps = a->eps,
-                                 .dtype = bind->dtype,
-                                 .kv_dtype = bind->kv_dtype,
-                                 .layer = layer,
-                                 .n_pages = bind->n_pages,
-                                 .n_heads = a->n_heads_loc,
-                                 .n_kv = a->n_kv_loc,
-                                 .d_head = a->d_head,
-                                 .row_first = row,
-                                 .n_rows = n};
-        unsigned grid = divide_up((int64_t)n * (a->n_heads_loc + 2 * a->n_kv_loc), PREFILL_HEAD_WARPS);
-        TRY(launch(rank, FN_prefill_qkv, grid, 1, 32 * PREFILL_HEAD_WARPS, 0, &args, err));
+        TRY(finish_qkv(rank, a, layer, y, row, n, err));
     }
     return LS_OK;
 }
@@ -410,10 +430,14 @@ static ls_status ffn_in(cuda_rank *rank, const op_ffn_in *a, const ls_step *step
     return LS_OK;
 }
 
-static ls_status head(cuda_rank *rank, const op_head *a, int index, const ls_step *step, ls_error *err) {
+static ls_status head(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, ls_error *err) {
+    const op_head *a = &op[first].head;
     const ls_bind *bind = &rank->bind;
     if (step->n_out == 0 || a->vocab_count == 0) {
         return LS_OK;
+    }
+    if (step->n_out <= rank->few_rows) {
+        return decode_launch_few(rank, op, n_ops, first, step, true, NULL, err);
     }
     TRY(norm(rank, a->norm, a->eps, 0, step->n_out, true, err));
     TRY(matmul(rank, a->weight, all_leaves(bind), bind->buf[BUF_X], step->n_out, bind->buf[BUF_LOGITS], a->vocab_count,
@@ -422,15 +446,32 @@ static ls_status head(cuda_rank *rank, const op_head *a, int index, const ls_ste
                                 .logits = bind->buf[BUF_LOGITS],
                                 .fault = (int32_t *)bind->fault,
                                 .n = a->vocab_count,
-                                .index = index};
+                                .index = first};
     return launch(rank, FN_prefill_faults, divide_up(a->vocab_count, 16 * PREFILL_ROW_THREADS), (unsigned)step->n_out,
                   PREFILL_ROW_THREADS, 0, &args, err);
 }
 
-ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, int *n_taken,
-                         ls_error *err) {
+/* Of a step of few rows: by decode's kernels, but for attention, whose rows see one another's keys. */
+static ls_status few(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, bool alone,
+                     ls_error *err) {
+    const ls_op *o = &op[first];
+    float *y = (float *)(uintptr_t)scratch_of(rank);
+    const bool nothing = (o->kind == OP_HEAD && (step->n_out == 0 || o->head.vocab_count == 0)) ||
+                         (o->kind == OP_FFN_IN && o->ffn_in.d_ffn_loc == 0);
+    if (nothing) {
+        return LS_OK;
+    }
+    TRY(decode_launch_few(rank, op, n_ops, first, step, alone, y, err));
+    return o->kind == OP_QKV ? finish_qkv(rank, &o->qkv, o->layer, y, 0, step->n_rows, err) : LS_OK;
+}
+
+ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, bool alone,
+                         int *n_taken, ls_error *err) {
     const ls_op *o = &op[first];
     *n_taken = 1;
+    if (step->n_rows <= rank->few_rows && o->kind != OP_ATTN && o->kind != OP_SAMPLE) {
+        return few(rank, op, n_ops, first, step, alone, err);
+    }
     switch (o->kind) {
     case OP_EMBED:
         return embed(rank, &o->embed, step, err);
@@ -447,7 +488,7 @@ ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first,
     case OP_FFN_OUT:
         return row(rank, &o->row, BUF_ACT, step, err);
     case OP_HEAD:
-        return head(rank, &o->head, first, step, err);
+        return head(rank, op, n_ops, first, step, err);
     case OP_SAMPLE: /* decode's kernel takes any number of rows: a line of blocks for each */
         if (step->n_out > CUDA_SAMPLE_ROWS) {
             return error_set(err, LS_EUNSUPPORTED, "sampling on the GPU: %d rows, more than %d", step->n_out,

@@ -5,8 +5,8 @@
 
 #include "decode_device.h"
 
-const void *emulate_kernel(const char *name);
-void emulate_launch(const void *kernel, const unsigned grid[3], unsigned block, unsigned shared_bytes, const void *args,
+const void *decode_emulate_kernel(const char *name);
+void decode_emulate_launch(const void *kernel, const unsigned grid[3], unsigned block, unsigned shared_bytes, const void *args,
                     bool backwards);
 void time_all(device *dev);
 
@@ -27,7 +27,7 @@ ls_status cuda_check(const cuda_rank *rank, CUresult rc, const char *what, ls_er
 ls_status cuda_launch(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
                       unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err) {
     (void)rank, (void)name, (void)err;
-    emulate_launch(fn, (unsigned[]){grid_x, grid_y, grid_z}, block, shared_bytes, args[0],
+    decode_emulate_launch(fn, (unsigned[]){grid_x, grid_y, grid_z}, block, shared_bytes, args[0],
                    getenv("LS_EMULATE_BACKWARDS") != NULL);
     return LS_OK;
 }
@@ -35,7 +35,7 @@ ls_status cuda_launch(cuda_rank *rank, CUfunction fn, const char *name, unsigned
 device *device_open(void) {
     device *dev = calloc(1, sizeof *dev);
     for (int i = 0; i < n_decode_kernels; i++) {
-        dev->fn[i] = (CUfunction)(uintptr_t)emulate_kernel(decode_kernel_names[i]);
+        dev->fn[i] = (CUfunction)(uintptr_t)decode_emulate_kernel(decode_kernel_names[i]);
         if (dev->fn[i] == NULL) {
             fprintf(stderr, "no kernel %s\n", decode_kernel_names[i]);
             return NULL;

@@ -1,5 +1,6 @@
 /*
- * Matmuls of decode steps: y[m][n] = sum over k of w[n][k] x[m][k] for M = 1..16 rows, up the leaf tree of ops.h.
+ * Matmuls of decode steps, and of other steps of few rows: y[m][n] = sum over k of w[n][k] x[m][k] for M = 1..64 rows, up
+ * the leaf tree of ops.h.
  *
  * A warp sums one leaf of 16 rows of W. Lane (g, t) = (lane / 4, lane % 4) loads 16 bytes, a UNIT, of rows g and g + 8: unit
  * t of a chunk of four. The mma's k is permuted so that a unit holds what the lane needs for one or more mmas (A's slots
@@ -14,7 +15,7 @@
  */
 #include "backend/cuda/kern/common.cuh"
 
-/* Where a lane finds its units. ACT: dtype of x, and of W unless INT8. COLUMNS: 8 or 16 rows of x. */
+/* Where a lane finds its units. ACT: dtype of x, and of W unless INT8. COLUMNS: most rows of x. */
 template <int ACT, bool INT8, int COLUMNS, bool ODD> struct units {
     static constexpr bool IS_F32 = ACT == KERN_F32;
     static constexpr int TILES = COLUMNS / 8;
@@ -23,7 +24,9 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct units {
     static constexpr int UNIT = 16 / W_BYTES;           /* elements of a unit */
     static constexpr int CHUNK = 4 * UNIT;              /* elements of a row that a warp takes at a time */
     static constexpr int X_LOADS = UNIT * X_BYTES / 16; /* 16-byte loads of x for a unit */
-    static constexpr int UNROLL = IS_F32 || COLUMNS > 8 ? 4 : INT8 ? 6 : 8; /* chunks of a warp in flight: measured */
+    /* Chunks of a warp in flight, of W and (a divisor of it) of x: measured; with many columns, what registers allow. */
+    static constexpr int UNROLL = INT8 && IS_F32 && COLUMNS > 16 ? 2 : IS_F32 || COLUMNS > 8 ? 4 : INT8 ? 6 : 8;
+    static constexpr int X_UNROLL = COLUMNS <= 16 ? UNROLL : INT8 || COLUMNS > 32 ? 1 : 2;
 
     const char *low, *high; /* rows g and g + 8 of W */
     const char *x;
@@ -218,7 +221,7 @@ DEVICE void finish(const decode_matmul_args &a, const decode_matrix &w, const fl
 /* Shared memory: warps * COLUMNS * 16 floats. A warp is a leaf. */
 template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const decode_matmul_args &a) {
     using tile_t = tile<ACT, INT8, COLUMNS, ODD>;
-    constexpr int UNROLL = tile_t::UNROLL;
+    constexpr int UNROLL = tile_t::UNROLL, X_UNROLL = tile_t::X_UNROLL;
     extern __shared__ __align__(16) float sums[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int leaf = blockIdx.y * (blockDim.x / 32) + warp;
@@ -268,7 +271,7 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const de
         s.acc[i] = 0.0F;
     }
 
-    uint4 w_low[UNROLL], w_hi[UNROLL], b[UNROLL][tile_t::TILES][tile_t::X_LOADS];
+    uint4 w_low[UNROLL], w_hi[UNROLL], b[X_UNROLL][tile_t::TILES][tile_t::X_LOADS];
 #pragma unroll
     for (int u = 0; u < UNROLL; u++) {
         s.load_w(&w_low[u], &w_hi[u], u);
@@ -283,7 +286,7 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const de
     wait_for_earlier_kernels();
     if (!tile_t::IS_F32) {
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
+        for (int u = 0; u < X_UNROLL; u++) {
             s.load_x(b[u], g, u);
         }
     }
@@ -294,8 +297,8 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const de
                 if (tile_t::IS_F32) {
                     s.add_f32(w_low[u], w_hi[u], chunk + u);
                 } else {
-                    s.add_mma(w_low[u], w_hi[u], b[u]);
-                    s.load_x(b[u], g, chunk + u + UNROLL);
+                    s.add_mma(w_low[u], w_hi[u], b[u % X_UNROLL]);
+                    s.load_x(b[u % X_UNROLL], g, chunk + u + X_UNROLL);
                 }
                 s.load_w(&w_low[u], &w_hi[u], chunk + u + UNROLL);
             }
@@ -314,7 +317,10 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const de
 #define DEFINE_MATMULS(name, act, int8)                                                                                \
     DEFINE_MATMUL(decode_matmul_##name##_8, act, int8, 8, false, 2)                                                    \
     DEFINE_MATMUL(decode_matmul_##name##_16, act, int8, 16, false, 2)                                                  \
-    DEFINE_MATMUL(decode_matmul_##name##_odd, act, int8, 16, true, 1)
+    DEFINE_MATMUL(decode_matmul_##name##_24, act, int8, 24, false, 2)                                                  \
+    DEFINE_MATMUL(decode_matmul_##name##_32, act, int8, 32, false, 2)                                                  \
+    DEFINE_MATMUL(decode_matmul_##name##_64, act, int8, 64, false, 1)                                                  \
+    DEFINE_MATMUL(decode_matmul_##name##_odd, act, int8, 64, true, 1)
 
 DEFINE_MATMULS(f32, KERN_F32, false)
 DEFINE_MATMULS(bf16, KERN_BF16, false)
