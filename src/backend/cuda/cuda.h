@@ -59,8 +59,10 @@ typedef struct cuda_rank {
     CUdeviceptr workspace; /* attention's partial results, cuBLASLt's scratch: decode_workspace, prefill_workspace */
     size_t workspace_bytes;
     struct cublaslt *cublaslt; /* NULL: not there; prefill then runs its own matmul kernel */
+    int max_columns;           /* EXPERIMENT */
     int few_rows;              /* the largest steps that decode's matmuls are faster for: prefill_prepare */
-    bool overlap; /* decode kernels begin while the one before them ends (programmatic dependent launch); only with the
+    bool
+        overlap; /* kernels that know how begin while the one before them ends (programmatic dependent launch); only with the
                      chip's own code for sm_90 and later: PTX for older chips does not wait */
     CUfunction *decode_fn, *prefill_fn;
 } cuda_rank;
@@ -84,11 +86,19 @@ ls_status decode_prepare(cuda_rank *rank, ls_error *err);
 ls_status decode_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, int m_bucket, int *n_taken,
                         ls_error *err);
 
-/* An op, but not attn or sample, of any step of at most CUDA_FEW_ROWS rows (head: output rows, of any step): it reads its
- * weights once. qkv leaves its sums, [n_rows][(H + 2 K) d], at `qkv`. `alone`: the op leaves all that ops.h says and takes
- * nothing else; otherwise those before and behind it are launched in this way too. */
-ls_status decode_launch_few(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, bool alone,
-                            float *qkv, ls_error *err);
+/* What prefill.c runs of it: any op but attn and sample, for any number of rows. */
+typedef struct decode_how {
+    int n_rows, n_out;
+    int n_nodes; /* of the leaf tree: out and ffn_out leave so many; an exchange finds so many */
+    bool alone;  /* the op leaves all that ops.h says and does no other's work: neighbours are launched otherwise */
+    float *qkv;  /* qkv leaves its sums here, [n_rows][(H + 2 K) d] */
+} decode_how;
+ls_status decode_launch_rows(cuda_rank *rank, const ls_op *op, int n_ops, int first, const decode_how *how,
+                             ls_error *err);
+/* The norm alone of an op that begins with one. */
+ls_status decode_launch_norm(cuda_rank *rank, const ls_op *op, int first, int n_rows, ls_error *err);
+/* How many nodes of the leaf tree decode's out and ffn_out leave. */
+int decode_row_nodes(const cuda_rank *rank, const ls_op *op);
 
 /* ---- prefill.c: kern/prefill_*.cu ---- */
 
@@ -98,7 +108,7 @@ size_t prefill_workspace(const ls_op *op, int n_ops, const ls_bind *bind, int ma
 /* After the bind, the workspace and the addresses of the weights are there. With rank->cublaslt (which the caller opens,
  * unless --kernels generic, and closes) it chooses and tries the algorithms of the program's matmuls. */
 ls_status prefill_prepare(cuda_rank *rank, const ls_op *op, int n_ops, ls_error *err);
-/* The same for steps with any number of rows; `step` (host memory) says how many. `alone`: as in decode_launch_few. */
+/* The same for steps with any number of rows; `step` (host memory) says how many. `alone`: as in decode_how. */
 ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, bool alone,
                          int *n_taken, ls_error *err);
 
@@ -121,6 +131,9 @@ ls_status cuda_rank_memory(const cuda_rank *rank, size_t *free_bytes, size_t *to
 /* Enqueues a kernel on rank->stream; args as cuLaunchKernel takes them. Errors carry the kernel's name and CUDA's. */
 ls_status cuda_launch(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
                       unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err);
+/* The same for a kernel that waits for those before it (ptx.cuh), so that it may begin while they end: rank->overlap. */
+ls_status cuda_launch_overlapping(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
+                                  unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err);
 /* LS_OK, or an error with what, the rank and CUDA's name and text for rc. */
 ls_status cuda_check(const cuda_rank *rank, CUresult rc, const char *what, ls_error *err);
 

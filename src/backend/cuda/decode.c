@@ -54,8 +54,8 @@ enum {
     SAMPLE_COUNTERS = CUDA_SAMPLE_ROWS /* the last of rank->counters: one for each output row, prefill's too */
 };
 
-/* The last takes weights of any alignment. */
-static const int columns_of[OF_MATMUL] = {8, 16, 24, 32, CUDA_FEW_ROWS, CUDA_FEW_ROWS};
+/* Rows of x of a block; the last takes weights of any alignment. */
+static const int columns_of[OF_MATMUL] = {8, 16, 24, 32, 64, 16};
 
 static int at_most(int a, int b) {
     return a < b ? a : b;
@@ -79,24 +79,8 @@ static const float *vector(const cuda_rank *rank, int i) {
 
 static ls_status launch(cuda_rank *rank, int kernel, unsigned x, unsigned y, unsigned z, unsigned block, size_t shared,
                         void *args, ls_error *err) {
-    if (!rank->overlap) {
-        return cuda_launch(rank, rank->decode_fn[kernel], decode_kernel_names[kernel], x, y, z, block, (unsigned)shared,
-                           (void *[]){args}, err);
-    }
-    CUlaunchAttribute overlap = {.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-                                 .value.programmaticStreamSerializationAllowed = 1};
-    const CUlaunchConfig config = {.gridDimX = x,
-                                   .gridDimY = y,
-                                   .gridDimZ = z,
-                                   .blockDimX = block,
-                                   .blockDimY = 1,
-                                   .blockDimZ = 1,
-                                   .sharedMemBytes = (unsigned)shared,
-                                   .hStream = rank->stream,
-                                   .attrs = &overlap,
-                                   .numAttrs = 1};
-    return cuda_check(rank, rank->driver->cuLaunchKernelEx(&config, rank->decode_fn[kernel], (void *[]){args}, NULL),
-                      decode_kernel_names[kernel], err);
+    return cuda_launch_overlapping(rank, rank->decode_fn[kernel], decode_kernel_names[kernel], x, y, z, block,
+                                   (unsigned)shared, (void *[]){args}, err);
 }
 
 /* Borders of `count` leaves of n from leaf `first` on, counted from the first one's. */
@@ -127,11 +111,12 @@ static ls_status launch_embed(cuda_rank *rank, const ls_op *op, int m_bucket, ls
     return launch(rank, KERNEL_EMBED, (unsigned)m_bucket, 1, 1, 256, 0, &args, err);
 }
 
-/* How many nodes of the leaf tree a row matmul leaves: as few as give the chip enough blocks. */
-static int row_nodes(const cuda_rank *rank, const op_row *a) {
-    const int tiles = ceil_div(weight(rank, a->weight)->rows, DECODE_TILE);
+/* As few as give the chip enough blocks. */
+int decode_row_nodes(const cuda_rank *rank, const ls_op *op) {
+    const op_row *a = &op->row;
+    const int tiles = ceil_div(weight(rank, a->weight)->rows, DECODE_TILE), most = CUDA_NODES / rank->bind.group.size;
     int nodes = 1;
-    while (nodes < a->leaf_count && tiles * nodes < BLOCKS_PER_SM * rank->facts.sm_count) {
+    while (nodes < a->leaf_count && nodes < most && tiles * nodes < BLOCKS_PER_SM * rank->facts.sm_count) {
         nodes *= 2;
     }
     return nodes;
@@ -199,15 +184,18 @@ static ls_status launch_matmul(cuda_rank *rank, decode_matmul_args *args, const 
                                int m_bucket, ls_error *err) {
     args->step = device(rank->step);
     args->k = like->cols;
-    int width = is_aligned(args, ls_dtype_bytes(like->format)) ? 0 : OF_MATMUL - 1;
-    while (columns_of[width] < m_bucket) {
+    const int odd = OF_MATMUL - 1;
+    int width = is_aligned(args, ls_dtype_bytes(like->format)) ? 0 : odd;
+    while (width + 1 < odd && columns_of[width] < m_bucket &&
+           (rank->max_columns == 0 || columns_of[width] < rank->max_columns)) {
         width++;
     }
     const int kernel =
         (like->format == LS_INT8 ? KERNEL_INT8 : KERNEL_MATMUL) + ((int)rank->bind.dtype - LS_F32) * OF_MATMUL + width;
     const int warps = args->n_leaves / nodes;
-    return launch(rank, kernel, (unsigned)tiles, (unsigned)nodes, 1, (unsigned)(warps * WARP),
-                  (size_t)(warps * columns_of[width] * DECODE_TILE) * sizeof(float), args, err);
+    return launch(rank, kernel, (unsigned)tiles, (unsigned)nodes, (unsigned)ceil_div(m_bucket, columns_of[width]),
+                  (unsigned)(warps * WARP), (size_t)(warps * columns_of[width] * DECODE_TILE) * sizeof(float), args,
+                  err);
 }
 
 static ls_status launch_qkv(cuda_rank *rank, const ls_op *op, void *y, int m_bucket, ls_error *err) {
@@ -369,52 +357,55 @@ static bool begins_with_norm(const ls_op *op) {
     return op->kind == OP_QKV || op->kind == OP_FFN_IN || op->kind == OP_HEAD;
 }
 
-/* How many nodes of the leaf tree an op leaves behind for the exchange. */
-static int nodes_of(const cuda_rank *rank, const ls_op *op) {
-    return op != NULL && (op->kind == OP_OUT || op->kind == OP_FFN_OUT) ? row_nodes(rank, &op->row) : 1;
+static bool is_row(const ls_op *op) {
+    return op->kind == OP_OUT || op->kind == OP_FFN_OUT;
 }
 
-/* The ops that need no more than rows. qkv's sums go to `qkv`. before, behind: as if they were not there with `alone`. */
-static ls_status launch_op(cuda_rank *rank, const ls_op *op, int n_ops, int first, int n_rows, int n_out, bool alone,
-                           void *qkv, ls_error *err) {
-    const ls_op *this = &op[first], *before = first > 0 && !alone ? &op[first - 1] : NULL;
-    const ls_op *behind = first + 1 < n_ops && !alone ? &op[first + 1] : NULL;
+ls_status decode_launch_rows(cuda_rank *rank, const ls_op *op, int n_ops, int first, const decode_how *how,
+                             ls_error *err) {
+    const ls_op *this = &op[first], *before = first > 0 && !how->alone ? &op[first - 1] : NULL;
+    const ls_op *behind = first + 1 < n_ops && !how->alone ? &op[first + 1] : NULL;
     if (begins_with_norm(this) && (before == NULL || before->kind != OP_EXCHANGE)) {
-        TRY(launch_exchange(rank, NULL, first, 0, this, n_rows, err));
+        TRY(launch_exchange(rank, NULL, first, 0, this, how->n_rows, err));
     }
     switch (this->kind) {
     case OP_EMBED:
-        return launch_embed(rank, this, n_rows, err);
+        return launch_embed(rank, this, how->n_rows, err);
     case OP_EXCHANGE:
-        return launch_exchange(rank, this, first, nodes_of(rank, before), behind, n_rows, err);
+        return launch_exchange(rank, this, first, how->n_nodes, behind, how->n_rows, err);
     case OP_QKV:
-        return launch_qkv(rank, this, qkv, n_rows, err);
+        return launch_qkv(rank, this, how->qkv, how->n_rows, err);
     case OP_OUT:
     case OP_FFN_OUT:
-        return launch_row(rank, this, alone ? 1 : nodes_of(rank, this), n_rows, err);
+        return launch_row(rank, this, how->n_nodes, how->n_rows, err);
     case OP_FFN_IN:
-        return launch_ffn_in(rank, this, n_rows, err);
+        return launch_ffn_in(rank, this, how->n_rows, err);
     case OP_HEAD:
-        return launch_head(rank, this, first, n_out, err);
+        return launch_head(rank, this, first, how->n_out, err);
     default:
         return error_set(err, LS_EINTERNAL, "decode: op %d is of no known kind", first);
     }
 }
 
-ls_status decode_launch_few(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, bool alone,
-                            float *qkv, ls_error *err) {
-    return launch_op(rank, op, n_ops, first, step->n_rows, step->n_out, alone, qkv, err);
+ls_status decode_launch_norm(cuda_rank *rank, const ls_op *op, int first, int n_rows, ls_error *err) {
+    return launch_exchange(rank, NULL, first, 0, &op[first], n_rows, err);
 }
 
 ls_status decode_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, int m_bucket, int *n_taken,
                         ls_error *err) {
     const ls_op *this = &op[first], *before = first > 0 ? &op[first - 1] : NULL;
+    const ls_op *row = is_row(this) ? this : before != NULL && is_row(before) ? before : NULL;
+    const decode_how how = {.n_rows = m_bucket,
+                            .n_out = m_bucket,
+                            .n_nodes = row != NULL ? decode_row_nodes(rank, row) : 1,
+                            .qkv = rank->bind.buf[BUF_QKV]};
     *n_taken = 1;
-    if (this->kind == OP_ATTN) {
+    switch (this->kind) {
+    case OP_ATTN:
         return launch_attn(rank, this, before != NULL && before->kind == OP_QKV ? before : NULL, m_bucket, err);
-    }
-    if (this->kind == OP_SAMPLE) {
+    case OP_SAMPLE:
         return launch_sample(rank, this, m_bucket, err);
+    default:
+        return decode_launch_rows(rank, op, n_ops, first, &how, err);
     }
-    return launch_op(rank, op, n_ops, first, m_bucket, m_bucket, false, rank->bind.buf[BUF_QKV], err);
 }

@@ -97,6 +97,11 @@ ls_status cuda_launch(cuda_rank *rank, CUfunction fn, const char *name, unsigned
                : error_set(err, LS_EABORTED, "%s: a launch that a GPU would refuse", name);
 }
 
+ls_status cuda_launch_overlapping(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
+                                  unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err) {
+    return cuda_launch(rank, fn, name, grid_x, grid_y, grid_z, block, shared_bytes, args, err);
+}
+
 ls_status cuda_check(const cuda_rank *rank, CUresult rc, const char *what, ls_error *err) {
     (void)rank;
     return rc == CUDA_SUCCESS ? LS_OK : error_set(err, LS_EABORTED, "%s: error %d", what, (int)rc);

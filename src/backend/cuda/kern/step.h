@@ -12,7 +12,6 @@
 
 enum {
     CUDA_MAX_DECODE = 16,  /* rows of decode steps: two tiles of mma's N = 8 */
-    CUDA_FEW_ROWS = 64,    /* rows that decode's kernels take, but for attention and sampling */
     CUDA_PAGE_TOKENS = 64, /* = LS_PAGE_TOKENS and LS_SPLIT_TOKENS of ops.h; launchers assert it */
     CUDA_SPLIT_TOKENS = 128
 };
