@@ -731,9 +731,9 @@ static void check_running(tally *t, world *w) {
         free(got);
     }
     from_device(w->gpu, &word, second, sizeof word);
-    const int k = w->gpu_weight[W_OUT].cols;
-    const bool by_lt = w->use_lt && !w->few, wanted = w->few || (by_lt && k >= 4096), unsure = by_lt && k < 4096;
-    if (small && !unsure && (word != UINT32_MAX) != wanted) {
+    const bool by_lt = w->use_lt && !w->few, is_long = w->gpu_weight[W_OUT].cols >= 4096;
+    const bool wanted = w->few || (by_lt && is_long), unsure = w->few ? !small : by_lt && !is_long;
+    if (!unsure && (word != UINT32_MAX) != wanted) {
         bad_line(t, w, 4, "part", wanted ? "there is one node where there should be more" : "a second node is written");
     }
     check_faults(t, w, w->n_ops - 1);

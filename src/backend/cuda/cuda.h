@@ -59,7 +59,6 @@ typedef struct cuda_rank {
     CUdeviceptr workspace; /* attention's partial results, cuBLASLt's scratch: decode_workspace, prefill_workspace */
     size_t workspace_bytes;
     struct cublaslt *cublaslt; /* NULL: not there; prefill then runs its own matmul kernel */
-    int max_columns;           /* EXPERIMENT */
     int few_rows;              /* the largest steps that decode's matmuls are faster for: prefill_prepare */
     bool
         overlap; /* kernels that know how begin while the one before them ends (programmatic dependent launch); only with the

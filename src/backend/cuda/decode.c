@@ -22,15 +22,15 @@ _Static_assert((int)DECODE_LEAVES == (int)LS_LEAVES && (int)DECODE_LEAVES == (in
 
 /* ---- Kernels by name ---- */
 
-#define MATMULS(name)                                                                                                  \
-    "decode_matmul_" name "_8", "decode_matmul_" name "_16", "decode_matmul_" name "_24", "decode_matmul_" name "_32", \
-        "decode_matmul_" name "_64", "decode_matmul_" name "_odd"
+#define MATMULS(name) "decode_matmul_" name "_odd", "decode_matmul_" name "_8", "decode_matmul_" name "_16"
+#define WIDE_MATMULS(name) MATMULS(name), "decode_matmul_" name "_24", "decode_matmul_" name "_32"
 #define ATTNS(name) "decode_attn_" name "_64", "decode_attn_" name "_128", "decode_attn_" name "_256"
 
 /* Matmuls and attention in the order of ls_dtype. */
 const char *const decode_kernel_names[] = {
-    "decode_embed",      "decode_exchange",    "decode_sample",     MATMULS("f32"), MATMULS("bf16"), MATMULS("f16"),
-    MATMULS("int8_f32"), MATMULS("int8_bf16"), MATMULS("int8_f16"), ATTNS("f32"),   ATTNS("bf16"),   ATTNS("f16"),
+    "decode_embed",           "decode_exchange",   "decode_sample",     MATMULS("f32"),
+    WIDE_MATMULS("bf16"),     WIDE_MATMULS("f16"), MATMULS("int8_f32"), WIDE_MATMULS("int8_bf16"),
+    WIDE_MATMULS("int8_f16"), ATTNS("f32"),        ATTNS("bf16"),       ATTNS("f16"),
 };
 const int n_decode_kernels = sizeof decode_kernel_names / sizeof *decode_kernel_names;
 
@@ -39,9 +39,10 @@ enum {
     KERNEL_EXCHANGE,
     KERNEL_SAMPLE,
     KERNEL_MATMUL,
-    OF_MATMUL = 6, /* most rows: those of columns_of */
-    KERNEL_INT8 = KERNEL_MATMUL + 3 * OF_MATMUL,
-    KERNEL_ATTN = KERNEL_INT8 + 3 * OF_MATMUL,
+    OF_F32 = 3, /* by width: columns_of */
+    OF_WIDE = 5,
+    KERNEL_INT8 = KERNEL_MATMUL + OF_F32 + 2 * OF_WIDE,
+    KERNEL_ATTN = KERNEL_INT8 + OF_F32 + 2 * OF_WIDE,
     OF_ATTN = 3 /* heads up to 64, 128, 256 */
 };
 
@@ -54,8 +55,8 @@ enum {
     SAMPLE_COUNTERS = CUDA_SAMPLE_ROWS /* the last of rank->counters: one for each output row, prefill's too */
 };
 
-/* Rows of x of a block; the last takes weights of any alignment. */
-static const int columns_of[OF_MATMUL] = {8, 16, 24, 32, 64, 16};
+/* Rows of x that a block of a matmul kernel takes; the first takes weights of any alignment. */
+static const int columns_of[OF_WIDE] = {16, 8, 16, 24, 32};
 
 static int at_most(int a, int b) {
     return a < b ? a : b;
@@ -184,18 +185,22 @@ static ls_status launch_matmul(cuda_rank *rank, decode_matmul_args *args, const 
                                int m_bucket, ls_error *err) {
     args->step = device(rank->step);
     args->k = like->cols;
-    const int odd = OF_MATMUL - 1;
-    int width = is_aligned(args, ls_dtype_bytes(like->format)) ? 0 : odd;
-    while (width + 1 < odd && columns_of[width] < m_bucket &&
-           (rank->max_columns == 0 || columns_of[width] < rank->max_columns)) {
-        width++;
+    const ls_dtype dtype = rank->bind.dtype;
+    int kernel = like->format == LS_INT8 ? KERNEL_INT8 : KERNEL_MATMUL, n_widths = OF_F32, width = 0;
+    if (dtype != LS_F32) {
+        kernel += OF_F32 + (dtype == LS_F16 ? OF_WIDE : 0);
+        n_widths = OF_WIDE;
     }
-    const int kernel =
-        (like->format == LS_INT8 ? KERNEL_INT8 : KERNEL_MATMUL) + ((int)rank->bind.dtype - LS_F32) * OF_MATMUL + width;
+    if (is_aligned(args, ls_dtype_bytes(like->format))) { /* the narrowest that takes all rows, or the widest */
+        width = 1;
+        while (width + 1 < n_widths && columns_of[width] < m_bucket) {
+            width++;
+        }
+    }
     const int warps = args->n_leaves / nodes;
-    return launch(rank, kernel, (unsigned)tiles, (unsigned)nodes, (unsigned)ceil_div(m_bucket, columns_of[width]),
-                  (unsigned)(warps * WARP), (size_t)(warps * columns_of[width] * DECODE_TILE) * sizeof(float), args,
-                  err);
+    return launch(rank, kernel + width, (unsigned)tiles, (unsigned)nodes,
+                  (unsigned)ceil_div(m_bucket, columns_of[width]), (unsigned)(warps * WARP),
+                  (size_t)(warps * columns_of[width] * DECODE_TILE) * sizeof(float), args, err);
 }
 
 static ls_status launch_qkv(cuda_rank *rank, const ls_op *op, void *y, int m_bucket, ls_error *err) {

@@ -270,7 +270,6 @@ ls_status prefill_prepare(cuda_rank *rank, const ls_op *op, int n_ops, ls_error 
             TRY(plan_op(rank, &op[i], err));
         }
     }
-    rank->max_columns = 64;
     rank->few_rows = few_rows(rank, int8);
     return LS_OK;
 }

@@ -218,17 +218,17 @@ struct kernel {
          name(copy);                                                                                                   \
      }},
 #define MATMULS(name)                                                                                                  \
-    KERNEL(decode_matmul_##name##_8, decode_matmul_args)                                                               \
-    KERNEL(decode_matmul_##name##_16, decode_matmul_args)                                                              \
-    KERNEL(decode_matmul_##name##_24, decode_matmul_args)                                                              \
-    KERNEL(decode_matmul_##name##_32, decode_matmul_args)                                                              \
-    KERNEL(decode_matmul_##name##_64, decode_matmul_args) KERNEL(decode_matmul_##name##_odd, decode_matmul_args)
+    KERNEL(decode_matmul_##name##_odd, decode_matmul_args)                                                             \
+    KERNEL(decode_matmul_##name##_8, decode_matmul_args) KERNEL(decode_matmul_##name##_16, decode_matmul_args)
+#define WIDE_MATMULS(name)                                                                                             \
+    MATMULS(name)                                                                                                      \
+    KERNEL(decode_matmul_##name##_24, decode_matmul_args) KERNEL(decode_matmul_##name##_32, decode_matmul_args)
 #define ATTNS(name)                                                                                                    \
     KERNEL(decode_attn_##name##_64, decode_attn_args)                                                                  \
     KERNEL(decode_attn_##name##_128, decode_attn_args) KERNEL(decode_attn_##name##_256, decode_attn_args)
 static const kernel kernels[] = {KERNEL(decode_embed, decode_embed_args) KERNEL(decode_exchange, decode_exchange_args)
-                                     KERNEL(decode_sample, decode_sample_args) MATMULS(f32) MATMULS(bf16) MATMULS(f16)
-                                         MATMULS(int8_f32) MATMULS(int8_bf16) MATMULS(int8_f16) ATTNS(f32) ATTNS(bf16)
+                                     KERNEL(decode_sample, decode_sample_args) MATMULS(f32) WIDE_MATMULS(bf16) WIDE_MATMULS(f16)
+                                         MATMULS(int8_f32) WIDE_MATMULS(int8_bf16) WIDE_MATMULS(int8_f16) ATTNS(f32) ATTNS(bf16)
                                              ATTNS(f16)};
 
 extern "C" const void *decode_emulate_kernel(const char *name) {

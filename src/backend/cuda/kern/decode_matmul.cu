@@ -1,6 +1,6 @@
 /*
  * Matmuls of decode steps, and of other steps of few rows: y[m][n] = sum over k of w[n][k] x[m][k] up the leaf tree
- * of ops.h. A block takes up to 64 rows of x; blockIdx.z says which.
+ * of ops.h. A block takes up to 32 rows of x; blockIdx.z says which.
  *
  * A warp sums one leaf of 16 rows of W. Lane (g, t) = (lane / 4, lane % 4) loads 16 bytes, a UNIT, of rows g and g + 8: unit
  * t of a chunk of four. The mma's k is permuted so that a unit holds what the lane needs for one or more mmas (A's slots
@@ -25,8 +25,8 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct units {
     static constexpr int CHUNK = 4 * UNIT;              /* elements of a row that a warp takes at a time */
     static constexpr int X_LOADS = UNIT * X_BYTES / 16; /* 16-byte loads of x for a unit */
     /* Chunks of a warp in flight, of W and (a divisor of it) of x: measured; with many columns, what registers allow. */
-    static constexpr int UNROLL = INT8 && IS_F32 && COLUMNS > 16 ? 2 : IS_F32 || COLUMNS > 8 ? 4 : INT8 ? 6 : 8;
-    static constexpr int X_UNROLL = COLUMNS <= 16 ? UNROLL : INT8 || COLUMNS > 32 ? 1 : 2;
+    static constexpr int UNROLL = IS_F32 || COLUMNS > 8 ? 4 : INT8 ? 6 : 8;
+    static constexpr int X_UNROLL = COLUMNS <= 16 ? UNROLL : INT8 ? 1 : 2;
 
     const char *low, *high; /* rows g and g + 8 of W */
     const char *x;
@@ -316,16 +316,17 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const de
         matmul<act, int8, columns, odd>(a);                                                                            \
     }
 #define DEFINE_MATMULS(name, act, int8)                                                                                \
+    DEFINE_MATMUL(decode_matmul_##name##_odd, act, int8, 16, true, 1)                                                  \
     DEFINE_MATMUL(decode_matmul_##name##_8, act, int8, 8, false, 2)                                                    \
-    DEFINE_MATMUL(decode_matmul_##name##_16, act, int8, 16, false, 2)                                                  \
+    DEFINE_MATMUL(decode_matmul_##name##_16, act, int8, 16, false, 2)
+#define DEFINE_WIDE_MATMULS(name, act, int8)                                                                           \
+    DEFINE_MATMULS(name, act, int8)                                                                                    \
     DEFINE_MATMUL(decode_matmul_##name##_24, act, int8, 24, false, 2)                                                  \
-    DEFINE_MATMUL(decode_matmul_##name##_32, act, int8, 32, false, 2)                                                  \
-    DEFINE_MATMUL(decode_matmul_##name##_64, act, int8, 64, false, 1)                                                  \
-    DEFINE_MATMUL(decode_matmul_##name##_odd, act, int8, 16, true, 1)
+    DEFINE_MATMUL(decode_matmul_##name##_32, act, int8, 32, false, 2)
 
 DEFINE_MATMULS(f32, KERN_F32, false)
-DEFINE_MATMULS(bf16, KERN_BF16, false)
-DEFINE_MATMULS(f16, KERN_F16, false)
+DEFINE_WIDE_MATMULS(bf16, KERN_BF16, false)
+DEFINE_WIDE_MATMULS(f16, KERN_F16, false)
 DEFINE_MATMULS(int8_f32, KERN_F32, true)
-DEFINE_MATMULS(int8_bf16, KERN_BF16, true)
-DEFINE_MATMULS(int8_f16, KERN_F16, true)
+DEFINE_WIDE_MATMULS(int8_bf16, KERN_BF16, true)
+DEFINE_WIDE_MATMULS(int8_f16, KERN_F16, true)
