@@ -73,7 +73,8 @@ typedef struct world {
     const shape *shape;
     const seqs *seqs;
     ls_dtype dtype, kv_dtype;
-    bool int8, use_lt, few; /* few: steps of few rows by decode's kernels */
+    bool int8, use_lt, few; /* few: all steps by decode's matmuls, else none */
+    int engines_few;        /* how many rows an engine would run by them */
     char text[200];
     gpu *gpu;
     int n_seqs, n_rows, m_max, n_pages, n_out, f_loc, n_positions, n_ops;
@@ -448,6 +449,7 @@ static void make_gpu(world *w) {
         prefill_prepare(rank, w->op, w->n_ops, &err) != LS_OK) {
         die(w->text, &err);
     }
+    w->engines_few = rank->few_rows;
     rank->few_rows = w->few ? MAX_ROWS : 0;
 }
 
@@ -597,7 +599,7 @@ static bool compare(tally *t, const world *w, int index, const view *v, const ui
     const ls_op *op = &w->op[index];
     /* With int8 the CPU has the products of q and scale in f32: what is left is the run dtype's error. */
     const ls_dtype class = allowed[w->dtype] > allowed[v->gpu_dtype] ? w->dtype : v->gpu_dtype;
-    const double most = allowed[class] * (running ? 2 : 1);
+    const double most = running ? 2 * fmax(allowed[class], allowed[w->kv_dtype]) : allowed[class];
     char what[160];
     for (int row = 0; row < v->rows; row++) {
         double apart = 0, largest = 0;
@@ -739,16 +741,23 @@ static void check_running(tally *t, world *w) {
     check_faults(t, w, w->n_ops - 1);
 }
 
-/* Where cuBLASLt should serve, it does. For one row in f32 it has none without split-K: the own kernel's. */
+/* Where an engine's steps count on cuBLASLt, it serves. It need not for fewer rows: in f32 it refuses one. */
 static void check_library(tally *t, world *w) {
     const ls_bind *bind = &w->gpu->rank.bind;
     const ls_weight *out = &w->gpu_weight[W_OUT];
     const cublaslt_shape wanted = {w->dtype, out->rows, out->cols, out->rows, 1, 0};
-    const bool declines = w->dtype == LS_F32 && w->n_rows == 1;
-    if (w->use_lt && !declines && out->rows % 8 == 0 && out->cols % 8 == 0 &&
+    if (w->use_lt && w->n_rows > w->engines_few && out->rows % 8 == 0 && out->cols % 8 == 0 &&
         !cublaslt_matmul(w->gpu->rank.cublaslt, wanted, w->n_rows, address(bind->buf[BUF_ATT]), address(out->data),
                          address(bind->buf[BUF_PART]), w->gpu->rank.workspace, w->gpu->rank.stream)) {
         bad_line(t, w, 4, "cuBLASLt", "it has no algorithm");
+    }
+}
+
+/* The widths that short prompts are fast by. */
+static void check_limits(tally *t, const world *w) {
+    const int least = w->int8 ? 256 : w->dtype == LS_F32 ? 1 : 32;
+    if (w->engines_few < least) {
+        bad_line(t, w, 0, "few rows", "an engine would not run them by decode's kernels");
     }
 }
 
@@ -781,6 +790,7 @@ static void check_case(gpu *g, tally *t, const shape *s, const seqs *q, ls_dtype
     w->few = few;
     make_world(w);
     check_library(t, w);
+    check_limits(t, w);
     for (int i = 0; i < w->n_ops; i++) {
         check_op(t, w, i);
     }

@@ -200,11 +200,15 @@ static bool run(const cublaslt *lt, const lt_shape *shape, int bucket, int m, CU
                               CUBLASLT_WORKSPACE_BYTES, (cudaStream_t)stream) == CUBLAS_STATUS_SUCCESS;
 }
 
-/* The heuristic's best without split-K. */
+/* The heuristic's best without split-K. For few rows in 16 bits its best may be several times slower than what it has for
+ * more rows, which costs few rows nothing: they wait for the weights. */
 static bool choose(const cublaslt *lt, lt_shape *shape, int bucket) {
+    enum { FEWEST_IN_16_BITS = 128 };
     cublasLtMatmulHeuristicResult_t choice[MAX_CHOICES];
     int n = 0;
-    if (!set_rows(lt, shape, (uint64_t)FIRST_BUCKET << bucket) ||
+    uint64_t rows = (uint64_t)FIRST_BUCKET << bucket;
+    rows = shape->is.dtype != LS_F32 && rows < FEWEST_IN_16_BITS ? FEWEST_IN_16_BITS : rows;
+    if (!set_rows(lt, shape, rows) ||
         lt->cublasLtMatmulAlgoGetHeuristic(lt->handle, lt->matmul, shape->w, shape->x, shape->y, shape->y,
                                            lt->preference, MAX_CHOICES, choice, &n) != CUBLAS_STATUS_SUCCESS) {
         return false;

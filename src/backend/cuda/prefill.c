@@ -80,12 +80,20 @@ static unsigned attn_any_shared_bytes(int d_head) {
     return (unsigned)((PREFILL_ATTN_ANY_ROWS + 32) * attn_any_stride(d_head) + PREFILL_ATTN_ANY_ROWS * 33) * 4;
 }
 
-/* The most rows of a step for which decode's matmul kernels are faster than what there is otherwise. */
+/* The most rows of a step for which decode's matmul kernels are faster than what there is otherwise. Time to first token of
+ * Qwen3-4B on an H100 in ms, decode's kernels / cuBLASLt (int8: the kernel of prefill_matmul.cu):
+ *
+ *   rows       4          8          10         26         32         48         64         128        512
+ *   bf16                             4.3/4.9    4.8/5.1    4.9/5.1    8.1/5.2    8.3/5.3
+ *   f32        12/14      18/15      23/16      57/16                            124/20     215/33
+ *   w8a16                            3.2/       3.7/       3.8/       5.9/17     6.1/18     11/20      39/44
+ */
 static int few_rows(const cuda_rank *rank, bool int8) {
-    if (int8 || rank->cublaslt == NULL) {
-        return 256;
+    const bool f32 = rank->bind.dtype == LS_F32;
+    if (rank->cublaslt == NULL && !int8) {
+        return f32 ? 16 : 64;
     }
-    return rank->bind.dtype == LS_F32 ? 512 : 32;
+    return f32 ? 4 : int8 ? 512 : 32;
 }
 
 static ls_status launch(cuda_rank *rank, int fn, unsigned grid_x, unsigned grid_y, unsigned block,
