@@ -90,8 +90,9 @@ static ls_status launch_ops(ls_engine *engine, const ls_step *step, int rows, ls
     for (int first = 0, n_taken = 0; first < program->n_ops; first += n_taken) {
         const ls_op *op = &program->op[first];
         TRY(cuda_profile_mark(cuda, first, err));
-        ls_status st = rows > 0 ? decode_launch(&cuda->rank, program->op, program->n_ops, first, rows, &n_taken, err)
-                                : prefill_launch(&cuda->rank, program->op, program->n_ops, first, step, &n_taken, err);
+        ls_status st =
+            rows > 0 ? decode_launch(&cuda->rank, program->op, program->n_ops, first, rows, &n_taken, err)
+                     : prefill_launch(&cuda->rank, program->op, program->n_ops, first, step, false, &n_taken, err);
         if (st < 0) {
             return error_prefix(err, st, "op %s, layer %d", op_kind_name(op->kind), op->layer);
         }
@@ -308,7 +309,7 @@ ls_status cuda_run_op(ls_engine *engine, const ls_step *step, int index, ls_erro
     const ls_program *program = engine->program[0];
     int n_taken;
     TRY(bring_step(engine, step, err));
-    TRY(prefill_launch(rank, program->op, program->n_ops, index, step, &n_taken, err));
+    TRY(prefill_launch(rank, program->op, program->n_ops, index, step, true, &n_taken, err));
     return cuda_rank_wait(rank, op_kind_name(program->op[index].kind), CUDA_STEP_TIMEOUT_S, err);
 }
 

@@ -5,6 +5,7 @@
  *                            the same model
  *   the same bits            of decode steps from run to run, for any number of rows, with graphs and without
  *   steps ahead              change no bit of what waiting for every step gives, and faults stay with their rows
+ *   ... of short prompts     in one step or each in its own: their matmuls are decode's
  *   against the CPU          dummy weights and drawn tokens are the CPU engine's
  *   memory and speed         plans are what engines take; what is measured is possible
  */
@@ -231,6 +232,37 @@ static void overflow_fails_only_its_request(void **state) {
     golden_close(&list);
 }
 
+/* Three prompts of 28 tokens in all. */
+static void short_prompts_have_their_own_bits(void **state) {
+    (void)state;
+    static const int length[] = {7, 9, 12};
+    int32_t id[12];
+    ls_model *model = demo_model();
+    for (int i = 0; i < 12; i++) {
+        id[i] = 300 + 17 * i;
+    }
+    for (size_t k = 0; k < COUNT(PRECISION); k++) {
+        ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+        params.dtype = PRECISION[k].dtype;
+        ls_engine *engine = engine_open(model, &params);
+        job alone[COUNT(length)], together[COUNT(length)];
+        for (size_t i = 0; i < COUNT(length); i++) {
+            alone[i] = together[i] = (job){.id = id, .n_id = length[i], .max_tokens = 4};
+            jobs_run(engine, &alone[i], 1);
+        }
+        jobs_run(engine, together, COUNT(length));
+        for (size_t i = 0; i < COUNT(length); i++) {
+            char what[64];
+            snprintf(what, sizeof what, "%s, prompt of %d tokens", ls_dtype_name(params.dtype), length[i]);
+            assert_same_answer(&alone[i], &together[i], what);
+        }
+        jobs_clear(alone, COUNT(length));
+        jobs_clear(together, COUNT(length));
+        ls_engine_close(&engine);
+    }
+    ls_model_close(&model);
+}
+
 /* In f32 the noise decides, not the rounding: the same seeds give the CPU's text, drawn on the device (no filter) or by
  * the host (top-k). */
 static void drawn_tokens_are_the_cpus(void **state) {
@@ -388,6 +420,7 @@ int main(void) {
         cmocka_unit_test(decode_bits_do_not_depend_on_rows),
         cmocka_unit_test(steps_ahead_change_nothing),
         cmocka_unit_test(overflow_fails_only_its_request),
+        cmocka_unit_test(short_prompts_have_their_own_bits),
         cmocka_unit_test(drawn_tokens_are_the_cpus),
         cmocka_unit_test(generic_kernels_agree),
         cmocka_unit_test(plans_equal_engines),

@@ -5,7 +5,8 @@
  *   driver.[ch]     libcuda.so.1 by dlopen: a struct of function pointers                    knows nothing of models
  *   cuda_rank.c     context, stream, module, functions, pinned step buffers of one rank
  *   decode.c        launches the ops of a decode step, M <= 16 rows; kern/decode_*.cu
- *   prefill.c       launches the ops of any other step; kern/prefill_*.cu, matmuls by cuBLASLt (cublaslt.c)
+ *   prefill.c       launches the ops of any other step; kern/prefill_*.cu, matmuls by decode's kernels (few rows) or
+ *                   cuBLASLt (cublaslt.c)
  *   load.c          launches what converts weights, or makes them up; kern/load.cu
  *   measure.[ch]    what the device can do: reads, copies, launches, matmuls; nvml.[ch] its clocks and health
  *
@@ -60,7 +61,9 @@ typedef struct cuda_rank {
     CUdeviceptr workspace; /* attention's partial results, cuBLASLt's scratch: decode_workspace, prefill_workspace */
     size_t workspace_bytes;
     struct cublaslt *cublaslt; /* NULL: not there; prefill then runs its own matmul kernel */
-    bool overlap; /* decode kernels begin while the one before them ends (programmatic dependent launch); only with the
+    int few_rows;              /* the largest steps that decode's matmuls are faster for: prefill_prepare */
+    bool
+        overlap; /* kernels that know how begin while the one before them ends (programmatic dependent launch); only with the
                      chip's own code for sm_90 and later: PTX for older chips does not wait */
     CUfunction *decode_fn, *prefill_fn;
     const char *launched[CUDA_NOTED]; /* names of the first kernels since n_launched was set to 0, for verify */
@@ -86,6 +89,20 @@ ls_status decode_prepare(cuda_rank *rank, ls_error *err);
 ls_status decode_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, int m_bucket, int *n_taken,
                         ls_error *err);
 
+/* What prefill.c runs of it: any op but attn and sample, for any number of rows. */
+typedef struct decode_how {
+    int n_rows, n_out;
+    int n_nodes; /* of the leaf tree: out and ffn_out leave so many; an exchange finds so many */
+    bool alone;  /* the op leaves all that ops.h says and does no other's work: neighbours are launched otherwise */
+    float *qkv;  /* qkv leaves its sums here, [n_rows][(H + 2 K) d] */
+} decode_how;
+ls_status decode_launch_rows(cuda_rank *rank, const ls_op *op, int n_ops, int first, const decode_how *how,
+                             ls_error *err);
+/* The norm alone of an op that begins with one. */
+ls_status decode_launch_norm(cuda_rank *rank, const ls_op *op, int first, int n_rows, ls_error *err);
+/* How many nodes of the leaf tree decode's out and ffn_out leave. */
+int decode_row_nodes(const cuda_rank *rank, const ls_op *op);
+
 /* ---- prefill.c: kern/prefill_*.cu ---- */
 
 extern const char *const prefill_kernel_names[];
@@ -94,9 +111,9 @@ size_t prefill_workspace(const ls_op *op, int n_ops, const ls_bind *bind, int ma
 /* After the bind, the workspace and the addresses of the weights are there. With rank->cublaslt (which the caller opens,
  * unless --kernels generic, and closes) it chooses and tries the algorithms of the program's matmuls. */
 ls_status prefill_prepare(cuda_rank *rank, const ls_op *op, int n_ops, ls_error *err);
-/* The same for steps with any number of rows; `step` (host memory) says how many. */
-ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, int *n_taken,
-                         ls_error *err);
+/* The same for steps with any number of rows; `step` (host memory) says how many. `alone`: as in decode_how. */
+ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, bool alone,
+                         int *n_taken, ls_error *err);
 
 /* ---- load.c: kern/load.cu ---- */
 
@@ -138,6 +155,9 @@ static inline void cuda_note_launch(cuda_rank *rank, const char *name) {
 /* Enqueues a kernel on rank->stream; args as cuLaunchKernel takes them. Errors carry the kernel's name and CUDA's. */
 ls_status cuda_launch(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
                       unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err);
+/* The same for a kernel that waits for those before it (ptx.cuh), so that it may begin while they end: rank->overlap. */
+ls_status cuda_launch_overlapping(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
+                                  unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err);
 /* LS_OK, or an error with what, the rank and CUDA's name and text for rc. */
 ls_status cuda_check(const cuda_rank *rank, CUresult rc, const char *what, ls_error *err);
 

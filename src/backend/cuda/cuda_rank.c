@@ -31,6 +31,28 @@ ls_status cuda_launch(cuda_rank *rank, CUfunction fn, const char *name, unsigned
     return rc == CUDA_SUCCESS ? LS_OK : cuda_check(rank, rc, name, err);
 }
 
+ls_status cuda_launch_overlapping(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
+                                  unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err) {
+    if (!rank->overlap) {
+        return cuda_launch(rank, fn, name, grid_x, grid_y, grid_z, block, shared_bytes, args, err);
+    }
+    cuda_note_launch(rank, name);
+    CUlaunchAttribute overlap = {.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                                 .value.programmaticStreamSerializationAllowed = 1};
+    const CUlaunchConfig config = {.gridDimX = grid_x,
+                                   .gridDimY = grid_y,
+                                   .gridDimZ = grid_z,
+                                   .blockDimX = block,
+                                   .blockDimY = 1,
+                                   .blockDimZ = 1,
+                                   .sharedMemBytes = shared_bytes,
+                                   .hStream = rank->stream,
+                                   .attrs = &overlap,
+                                   .numAttrs = 1};
+    CUresult rc = rank->driver->cuLaunchKernelEx(&config, fn, args, NULL);
+    return rc == CUDA_SUCCESS ? LS_OK : cuda_check(rank, rc, name, err);
+}
+
 /* ---- The device ---- */
 
 ls_status cuda_rank_facts(cuda_rank *rank, const cuda_driver *driver, int ordinal, ls_error *err) {

@@ -3,7 +3,6 @@
 
 #include <stdlib.h>
 
-
 enum { MAX_PASSES = 8, TIMEOUT_S = 30 };
 
 /* ---- Timing ---- */
@@ -227,7 +226,7 @@ enum { GEMM_RUNS = 6, GEMM_PASSES = 5 };
 static ls_status multiply(cuda_rank *rank, void *arg, ls_error *err) {
     gemm_job *job = arg;
     const cuda_gemm *g = job->gemm;
-    const cublaslt_shape shape = {LS_BF16, g->n, g->n, g->n};
+    const cublaslt_shape shape = {LS_BF16, g->n, g->n, g->n, 1, 0};
     if (!cublaslt_matmul(job->lt, shape, g->n, g->x, g->w, g->y, g->workspace, rank->stream)) {
         return error_set(err, LS_EUNSUPPORTED, "cuBLASLt refuses a bf16 matmul of %d x %d x %d", g->n, g->n, g->n);
     }
@@ -240,7 +239,7 @@ static ls_status multiply(cuda_rank *rank, void *arg, ls_error *err) {
 ls_status cuda_measure_gemm(cuda_rank *rank, cublaslt *lt, const cuda_gemm *g, ls_rate *out, ls_error *err) {
     gemm_job job = {.lt = lt, .gemm = g};
     ls_rate us;
-    TRY(cublaslt_plan(lt, (cublaslt_shape){LS_BF16, g->n, g->n, g->n}, g->n, g->w, g->y, g->workspace, rank->stream,
+    TRY(cublaslt_plan(lt, (cublaslt_shape){LS_BF16, g->n, g->n, g->n, 1, 0}, g->n, g->w, g->y, g->workspace, rank->stream,
                       err));
     TRY(time_work(rank, multiply, &job, GEMM_PASSES, GEMM_RUNS, &us, err));
     *out = per_second(2.0 * g->n * g->n * g->n, us);

@@ -57,7 +57,7 @@ typedef struct decode_matrix {
 enum { DECODE_QKV, DECODE_FFN_IN, DECODE_ROW, DECODE_HEAD };
 
 /* A block takes one tile of 16 rows (ffn_in: 8 of gate and the same 8 of up) and one node of the leaf tree, a leaf a warp.
- * blockIdx.x: tile, of all matrices in turn; blockIdx.y: node. */
+ * blockIdx.x: tile, of all matrices in turn; blockIdx.y: node; blockIdx.z: rows of x, as many as the kernel takes. */
 typedef struct decode_matmul_args {
     const cuda_step *step;
     const void *x; /* act [M][k] */

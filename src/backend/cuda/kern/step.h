@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 enum {
-    CUDA_MAX_DECODE = 16,  /* rows of the decode kernels: two tiles of mma's N = 8 */
+    CUDA_MAX_DECODE = 16,  /* rows of decode steps: two tiles of mma's N = 8 */
     CUDA_PAGE_TOKENS = 64, /* = LS_PAGE_TOKENS and LS_SPLIT_TOKENS of ops.h; launchers assert it */
     CUDA_SPLIT_TOKENS = 128,
     CUDA_TOKEN_DRAWN = INT32_MIN /* = LS_TOKEN_DRAWN */
