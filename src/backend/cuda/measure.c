@@ -3,7 +3,6 @@
 
 #include <stdlib.h>
 
-
 enum { MAX_PASSES = 8, TIMEOUT_S = 30 };
 
 /* ---- Timing ---- */
