@@ -200,8 +200,8 @@ static void check_libraries(doctor *d) {
 
 static void check_gpu_itself(doctor *d, int n) {
     const ls_gpu_info *g = &d->gpus[n].info;
-    check *c = say(d, "GPU", "%d: %s, %s, %d SMs, L2 %g MiB, PCI %s; driver %s for CUDA %d.%d; kernels %s", n, g->name,
-                   g->chip, g->n_sms, (double)g->l2_bytes / (1 << 20), g->bus, or_unknown(g->driver),
+    check *c = say(d, "GPU", "%d: %s, %s, %" PRId64 " SMs, L2 %g MiB, PCI %s; driver %s for CUDA %d.%d; kernels %s", n,
+                   g->name, g->chip, g->n_sms, (double)g->l2_bytes / (1 << 20), g->bus, or_unknown(g->driver),
                    g->cuda_version / 1000, g->cuda_version % 1000 / 10, g->kernels[0] != '\0' ? g->kernels : "none");
     if (g->kernels[0] == '\0') {
         judge(c, WARNING, "this build has kernels for %s only: models run on the CPU; build it with ARCHS=\"%s %s\"",
