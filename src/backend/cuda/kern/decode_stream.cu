@@ -7,8 +7,8 @@
 
 extern "C" __global__ void decode_embed(const __grid_constant__ decode_embed_args a) {
     const int m = blockIdx.x;
+    wait_for_earlier_kernels(); /* the one that brings the step in, which those behind read before they wait */
     let_next_kernel_start();
-    wait_for_earlier_kernels();
     if (m >= a.step->n_rows) {
         return;
     }
