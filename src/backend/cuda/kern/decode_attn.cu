@@ -307,7 +307,7 @@ template <int KV, int WIDTH> struct stream {
  * rounded (t < 2) or what is left of them. Scores are of tokens g + 8 i of the unit, the same in lanes t and t ^ 2; o is of
  * elements 16 i + g and 16 i + g + 8.
  */
-template <int KV, int WIDTH> struct worker {
+template <int KV, int WIDTH> struct products {
     static constexpr int STEPS = WIDTH / 16, TILES = UNIT / 16;
     uint32_t q[STEPS][2];
     float o[STEPS][4];
@@ -357,6 +357,42 @@ template <int KV, int WIDTH> struct worker {
         }
     }
 
+    DEVICE_MEMBER void weigh(const decode_attn_args &a, const char *v, float *) {
+        const int lane = threadIdx.x % 32;
+        const char *row = v + (lane / 16 * 8 + lane % 8) * a.row_bytes + lane / 8 % 2 * 16;
+        uint32_t b[TILES][2];
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const float x = p[tile][2 * i], y = p[tile][2 * i + 1];
+                const uint32_t rounded = pair_of(KV, x, y);
+                const float2 back = widen<KV>(rounded);
+                b[tile][i] = transposed(lane % 4 < 2 ? rounded : pair_of(KV, x - back.x, y - back.y));
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < STEPS; i++) {
+            if (16 * i < a.d) {
+#pragma unroll
+                for (int tile = 0; tile < TILES; tile++) {
+                    const uint4 m = load_transposed(row + tile * 16 * a.row_bytes + i * 32);
+                    mma<KV>(o[i], m.x, m.y, m.z, m.w, b[tile][0], b[tile][1]);
+                }
+            }
+        }
+    }
+};
+
+template <int KV, int WIDTH> struct worker : products<KV, WIDTH> {
+    using base = products<KV, WIDTH>;
+    using base::max;
+    using base::o;
+    using base::p;
+    using base::STEPS;
+    using base::sum;
+    using base::TILES;
+
     /* Scores become exponentials, to base 2. [first, end): tokens of the unit that are attended to; there is one. */
     DEVICE_MEMBER void soften(float scale, int first, int end) {
         const int g = threadIdx.x % 32 / 4;
@@ -391,32 +427,6 @@ template <int KV, int WIDTH> struct worker {
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 o[i][j] *= shrink[j % 2];
-            }
-        }
-    }
-
-    DEVICE_MEMBER void weigh(const decode_attn_args &a, const char *v, float *) {
-        const int lane = threadIdx.x % 32;
-        const char *row = v + (lane / 16 * 8 + lane % 8) * a.row_bytes + lane / 8 % 2 * 16;
-        uint32_t b[TILES][2];
-#pragma unroll
-        for (int tile = 0; tile < TILES; tile++) {
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                const float x = p[tile][2 * i], y = p[tile][2 * i + 1];
-                const uint32_t rounded = pair_of(KV, x, y);
-                const float2 back = widen<KV>(rounded);
-                b[tile][i] = transposed(lane % 4 < 2 ? rounded : pair_of(KV, x - back.x, y - back.y));
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < STEPS; i++) {
-            if (16 * i < a.d) {
-#pragma unroll
-                for (int tile = 0; tile < TILES; tile++) {
-                    const uint4 m = load_transposed(row + tile * 16 * a.row_bytes + i * 32);
-                    mma<KV>(o[i], m.x, m.y, m.z, m.w, b[tile][0], b[tile][1]);
-                }
             }
         }
     }
