@@ -61,6 +61,8 @@ DEVICE int find_item(const decode_attn_args &a, int index, item *it) {
     const int lane = threadIdx.x % 32, n_groups = a.n_kv * groups_of_kv(a);
     const bool has_row = lane < a.step->n_rows;
     const int position = has_row ? step_array<int32_t>(a.step, a.step->pos)[lane] : 0;
+    const int i_seq = has_row ? step_array<int32_t>(a.step, a.step->seq_of)[lane] : 0;
+    const int page_first = has_row ? step_array<cuda_seq>(a.step, a.step->seq)[i_seq].page_first : 0;
     const int lo = a.window > 0 ? max(0, position - a.window + 1) : 0, base = lo / UNIT * UNIT;
     const int size = split_tokens(position + 1 - base);
     const int n_splits = (position - base) / size + 1;
@@ -85,13 +87,8 @@ DEVICE int find_item(const decode_attn_args &a, int index, item *it) {
     const int heads_per_kv = a.n_heads / a.n_kv, skipped = it->group % groups_of_kv(a) * HEADS;
     it->first_head = it->kv_head * heads_per_kv + skipped;
     it->n_heads = min((int)HEADS, heads_per_kv - skipped);
-    const int count = __shfl_sync(EVERY_LANE, before, 31);
-    if (index < count) {
-        const int i_seq = step_array<int32_t>(a.step, a.step->seq_of)[m];
-        it->page =
-            step_array<int32_t>(a.step, a.step->page) + step_array<cuda_seq>(a.step, a.step->seq)[i_seq].page_first;
-    }
-    return count;
+    it->page = step_array<int32_t>(a.step, a.step->page) + __shfl_sync(EVERY_LANE, page_first, m);
+    return __shfl_sync(EVERY_LANE, before, 31);
 }
 
 /* ---- Shared memory ---- */
