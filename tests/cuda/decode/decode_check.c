@@ -310,7 +310,7 @@ static void upload_step(check *c, int n, int out_first) {
     static uint8_t bytes[1 << 16];
     memset(bytes, 0, sizeof bytes);
     cuda_step *s = (cuda_step *)bytes;
-    *s = (cuda_step){.n_rows = n, .n_dec = n, .n_seqs = n, .n_out = n - out_first, .n_splits = 5};
+    *s = (cuda_step){.n_rows = n, .n_dec = n, .n_seqs = n, .n_out = n - out_first};
     size_t at = (sizeof *s + 15) / 16 * 16;
     int n_pages = 0;
 #define PUT(field, type, count)                                                                                        \

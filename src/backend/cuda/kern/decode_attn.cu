@@ -24,6 +24,7 @@
  */
 #include "backend/cuda/kern/common.cuh"
 
+static_assert((int)CUDA_PAGE_TOKENS % (int)DECODE_ATTN_UNIT == 0, "a unit lies in one page");
 enum { HEADS = DECODE_ATTN_HEADS, UNIT = DECODE_ATTN_UNIT, MAX_WARPS = DECODE_ATTN_WARPS };
 #define EVERY_LANE 0xffffffffu
 #define LOG2_E 1.44269504F
