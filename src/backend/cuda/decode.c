@@ -45,6 +45,7 @@ enum {
     WARP = 32,
     MAX_EXCHANGE_THREADS = 1024,
     PLAIN_SHARED_BYTES = 48 << 10,     /* more must be asked for */
+    MAX_ATTN_BYTES = 192 << 10,        /* with more, L1 is too small for the loads of the kernels beside: measured */
     BLOCKS_PER_SM = 2,                 /* what row matmuls spread over */
     SAMPLE_COUNTERS = CUDA_SAMPLE_ROWS /* the last of rank->counters: one for each output row, prefill's too */
 };
@@ -317,8 +318,8 @@ static ls_status launch_attn(cuda_rank *rank, const ls_op *op, const ls_op *befo
         args.eps = before->qkv.eps;
     }
     /* As many warps as there is room for; as many blocks as the chip holds at a time, or as there may be items. */
-    const int element = (int)ls_dtype_bytes(bind->kv_dtype),
-              room = rank->facts.shared_bytes_per_block - DECODE_ATTN_BYTES;
+    const int element = (int)ls_dtype_bytes(bind->kv_dtype);
+    const int room = at_most(rank->facts.shared_bytes_per_block, MAX_ATTN_BYTES) - DECODE_ATTN_BYTES;
     args.row_bytes = ceil_div(a->d_head, 16) * 16 * element + 16;
     args.warp_bytes =
         2 * DECODE_ATTN_UNIT * args.row_bytes + DECODE_ATTN_HEADS * (a->d_head + DECODE_ATTN_UNIT) * (int)sizeof(float);

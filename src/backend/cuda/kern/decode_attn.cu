@@ -270,20 +270,6 @@ template <int KV, int WIDTH> struct stream {
         end_copy_group();
     }
 
-    /* Asks for a few units from u on to come to L2. */
-    static DEVICE_MEMBER void call(const decode_attn_args &a, const item &it, int u, int step) {
-        const int lines = UNIT * a.d * KV_BYTES / 128;
-        for (int i = 0; i < 3 && u < it.n_units(); i++, u += step) {
-            unit which;
-            which.find(a, it, u);
-            for (int line = threadIdx.x % 32; line < lines; line += 32) {
-                const int64_t at = which.row * a.d * KV_BYTES + line * 128;
-                prefetch_to_l2(static_cast<const char *>(a.k_cache) + at);
-                prefetch_to_l2(static_cast<const char *>(a.v_cache) + at);
-            }
-        }
-    }
-
     /* The group of K (or V) before the last one is there; the row's own k (or v) too, if it belongs to unit u. */
     static DEVICE_MEMBER void await(const decode_attn_args &a, const item &it, int u, char *room, const char *own) {
         wait_for_copies<1>();
@@ -676,7 +662,6 @@ template <int KV, int WIDTH> DEVICE void attn(const decode_attn_args &a) {
     ahead.find(a, it, warp);
     units::ask(a, a.k_cache, ahead, k_room);
     units::ask(a, a.v_cache, ahead, v_room);
-    units::call(a, it, warp + n_warps, n_warps);
     rotation<WIDTH> turn;
     turn.load(norm_of_job(a, warp), a.rope + (int64_t)it.position * a.d, a.d);
     wait_for_earlier_kernels();
@@ -733,9 +718,9 @@ template <int KV, int WIDTH> DEVICE void attn(const decode_attn_args &a) {
     }
 }
 
-/* Names: KV dtype, the largest head size. Few registers, so that a block finds room beside those of the kernel before. */
+/* Names: KV dtype, the largest head size. */
 #define DEFINE_ATTN(name, kv, width)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(DECODE_ATTN_WARPS * 32, width > 128 ? 1 : 2)                          \
+    extern "C" __global__ void __launch_bounds__(DECODE_ATTN_WARPS * 32)                                               \
         decode_attn_##name##_##width(const __grid_constant__ decode_attn_args a) {                                     \
         attn<kv, width>(a);                                                                                            \
     }
