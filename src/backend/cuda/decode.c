@@ -323,7 +323,7 @@ static ls_status launch_attn(cuda_rank *rank, const ls_op *op, const ls_op *befo
     args.row_bytes = ceil_div(a->d_head, 16) * 16 * element + 16;
     args.warp_bytes =
         2 * DECODE_ATTN_UNIT * args.row_bytes + DECODE_ATTN_HEADS * (a->d_head + DECODE_ATTN_UNIT) * (int)sizeof(float);
-    const int warps = at_most(room / args.warp_bytes, DECODE_ATTN_WARPS);
+    const int warps = at_most(room / args.warp_bytes, a->d_head > 128 ? DECODE_ATTN_WIDE : DECODE_ATTN_WARPS);
     const int bytes = DECODE_ATTN_BYTES + warps * args.warp_bytes;
     const int grid = at_most(m_bucket * blocks * args.max_splits,
                              rank->facts.sm_count * (rank->facts.shared_bytes_per_block / bytes));

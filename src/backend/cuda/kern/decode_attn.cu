@@ -720,7 +720,7 @@ template <int KV, int WIDTH> DEVICE void attn(const decode_attn_args &a) {
 
 /* Names: KV dtype, the largest head size. */
 #define DEFINE_ATTN(name, kv, width)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(DECODE_ATTN_WARPS * 32)                                               \
+    extern "C" __global__ void __launch_bounds__((width > 128 ? DECODE_ATTN_WIDE : DECODE_ATTN_WARPS) * 32)            \
         decode_attn_##name##_##width(const __grid_constant__ decode_attn_args a) {                                     \
         attn<kv, width>(a);                                                                                            \
     }
