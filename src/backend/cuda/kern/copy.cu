@@ -1,6 +1,7 @@
 /*
- * Small copies between the device and pinned memory of the host, as kernels: between two steps they take 2 us where the
- * copy engine takes 6 to 9, because nothing has to change from one engine to the other and back.
+ * Small copies between the device and pinned memory of the host, as kernels: between two steps' kernels the copy engine
+ * takes 6 us for a step's input and 9 us for its results (measured on an H100), most of it the change from one engine to
+ * the other and back.
  */
 #include "backend/cuda/kern/step.h"
 
