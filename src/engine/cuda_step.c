@@ -19,17 +19,14 @@ static void pack_sequences(const ls_step *step, uint8_t *image, size_t *used) {
     cuda_step *head = (cuda_step *)image;
     cuda_seq *seq = take(image, used, (size_t)step->n_seqs * sizeof *seq, &head->seq);
     int32_t *page = take(image, used, 0, &head->page);
-    int32_t n_pages = 0, most_splits = 0;
+    int32_t n_pages = 0;
     for (int i = 0; i < step->n_seqs; i++) {
         const ls_step_seq *from = &step->seq[i];
         int n_tokens = from->n_past + from->n_rows, n = pages_for(n_tokens);
-        int n_splits = (n_tokens + CUDA_SPLIT_TOKENS - 1) / CUDA_SPLIT_TOKENS;
         seq[i] = (cuda_seq){from->first_row, from->n_rows, from->n_past, n_pages};
         memcpy(page + n_pages, from->page, (size_t)n * sizeof *page);
         n_pages += n;
-        most_splits = n_splits > most_splits ? n_splits : most_splits;
     }
-    head->n_splits = most_splits;
     *used += (size_t)n_pages * sizeof *page;
 }
 

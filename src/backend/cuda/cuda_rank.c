@@ -9,9 +9,6 @@
 #include "base/clock.h"
 
 _Static_assert((int)CUDA_PAGE_TOKENS == (int)LS_PAGE_TOKENS, "kernels and engine share pages");
-_Static_assert((int)LS_SPLIT_TOKENS % (int)CUDA_SPLIT_TOKENS == 0 &&
-                   (int)CUDA_SPLIT_TOKENS % (int)CUDA_PAGE_TOKENS == 0,
-               "splits of decode are whole parts of the contract's, and whole pages");
 
 ls_status cuda_check(const cuda_rank *rank, CUresult rc, const char *what, ls_error *err) {
     if (rc == CUDA_SUCCESS) {

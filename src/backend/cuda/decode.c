@@ -50,9 +50,9 @@ enum {
 enum {
     WARP = 32,
     MAX_EXCHANGE_THREADS = 1024,
-    PLAIN_SHARED_BYTES = 48 << 10, /* more must be asked for */
-    BLOCKS_PER_SM = 2,             /* what row matmuls and attention spread over */
-    MAX_ATTN_SLOTS = 32,
+    PLAIN_SHARED_BYTES = 48 << 10,     /* more must be asked for */
+    MAX_ATTN_BYTES = 192 << 10,        /* with more, L1 is too small for the loads of the kernels beside: measured */
+    BLOCKS_PER_SM = 2,                 /* what row matmuls spread over */
     SAMPLE_COUNTERS = CUDA_SAMPLE_ROWS /* the last of rank->counters: one for each output row, prefill's too */
 };
 
@@ -279,7 +279,8 @@ static size_t partial_bytes(const op_attn *a) {
 
 size_t decode_workspace(const ls_op *attn, int m_max, int max_len) {
     const op_attn *a = &attn->attn;
-    const size_t rows = (size_t)at_most(m_max, CUDA_MAX_DECODE), splits = (size_t)ceil_div(max_len, CUDA_SPLIT_TOKENS);
+    const size_t rows = (size_t)at_most(m_max, CUDA_MAX_DECODE),
+                 splits = (size_t)at_most(ceil_div(max_len, DECODE_ATTN_TOKENS), DECODE_ATTN_SPLITS);
     const size_t attention = rows * (size_t)attn_blocks(a) * splits * partial_bytes(a);
     const size_t sample = (size_t)CUDA_MAX_DECODE * DECODE_SAMPLE_BLOCKS * sizeof(decode_sample_part);
     return attention > sample ? attention : sample;
@@ -318,13 +319,18 @@ static ls_status launch_attn(cuda_rank *rank, const ls_op *op, const ls_op *befo
         args.k_norm = vector(rank, before->qkv.k_norm);
         args.eps = before->qkv.eps;
     }
-    int slots = 1;
-    while (slots < MAX_ATTN_SLOTS && slots * 2 * blocks * m_bucket <= BLOCKS_PER_SM * rank->facts.sm_count) {
-        slots *= 2;
-    }
+    /* As many warps as there is room for; as many blocks as the chip holds at a time, or as there may be items. */
+    const int element = (int)ls_dtype_bytes(bind->kv_dtype);
+    const int room = at_most(rank->facts.shared_bytes_per_block, MAX_ATTN_BYTES) - DECODE_ATTN_BYTES;
+    args.row_bytes = ceil_div(a->d_head, 16) * 16 * element + 16;
+    args.warp_bytes =
+        2 * DECODE_ATTN_UNIT * args.row_bytes + DECODE_ATTN_HEADS * (a->d_head + DECODE_ATTN_UNIT) * (int)sizeof(float);
+    const int warps = at_most(room / args.warp_bytes, a->d_head > 128 ? DECODE_ATTN_WIDE : DECODE_ATTN_WARPS);
+    const int bytes = DECODE_ATTN_BYTES + warps * args.warp_bytes;
+    const int grid = at_most(m_bucket * blocks * args.max_splits,
+                             rank->facts.sm_count * (rank->facts.shared_bytes_per_block / bytes));
     const int kernel = KERNEL_ATTN + ((int)bind->kv_dtype - LS_F32) * OF_ATTN + (a->d_head > 64) + (a->d_head > 128);
-    return launch(rank, kernel, (unsigned)slots, (unsigned)blocks, (unsigned)m_bucket, DECODE_ATTN_THREADS, 0, &args,
-                  err);
+    return launch(rank, kernel, (unsigned)grid, 1, 1, (unsigned)(warps * WARP), (size_t)bytes, &args, err);
 }
 
 /* ---- Sampling ---- */
@@ -345,19 +351,27 @@ static ls_status launch_sample(cuda_rank *rank, const ls_op *op, int m_bucket, l
 
 /* ---- All ops ---- */
 
+static ls_status allow_shared(cuda_rank *rank, int kernel, size_t bytes, ls_error *err) {
+    return cuda_check(rank,
+                      rank->driver->cuFuncSetAttribute(rank->decode_fn[kernel],
+                                                       CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, (int)bytes),
+                      decode_kernel_names[kernel], err);
+}
+
 ls_status decode_prepare(cuda_rank *rank, ls_error *err) {
+    const size_t most = (size_t)rank->facts.shared_bytes_per_block;
     const size_t bytes = (size_t)rank->bind.d_model * sizeof(float);
+    for (int i = KERNEL_ATTN; i < n_decode_kernels; i++) {
+        TRY(allow_shared(rank, i, most, err));
+    }
     if (bytes <= PLAIN_SHARED_BYTES) {
         return LS_OK;
     }
-    if (bytes + 1024 > (size_t)rank->facts.shared_bytes_per_block) {
+    if (bytes + 1024 > most) {
         return error_set(err, LS_EUNSUPPORTED, "a model width of %d: the GPU's %d bytes of shared memory hold no row",
                          rank->bind.d_model, rank->facts.shared_bytes_per_block);
     }
-    return cuda_check(rank,
-                      rank->driver->cuFuncSetAttribute(rank->decode_fn[KERNEL_EXCHANGE],
-                                                       CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, (int)bytes),
-                      "shared memory of decode_exchange", err);
+    return allow_shared(rank, KERNEL_EXCHANGE, bytes, err);
 }
 
 static bool begins_with_norm(const ls_op *op) {

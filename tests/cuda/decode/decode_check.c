@@ -67,21 +67,29 @@ enum {
 typedef struct model {
     const char *name;
     int d, f, heads, kv, d_head, vocab, window;
-    bool bias, qk_norm;
+    bool bias, qk_norm, is_far;
 } model;
 
 static const model small_models[] = {
-    {"tiny", 64, 96, 4, 2, 32, 128, 0, false, true},      {"odd", 97, 131, 6, 2, 80, 1009, 100, true, true},
-    {"gqa7", 160, 100, 14, 2, 64, 2999, 0, true, false},  {"mha96", 48, 17, 3, 3, 96, 33, 300, false, true},
-    {"d256", 272, 1000, 8, 1, 256, 515, 0, false, false}, {"mqa128", 520, 1304, 4, 1, 128, 4096, 257, true, true},
+    {"tiny", 64, 96, 4, 2, 32, 128, 0, false, true, true},
+    {"odd", 97, 131, 6, 2, 80, 1009, 100, true, true, false},
+    {"gqa7", 160, 100, 14, 2, 64, 2999, 0, true, false, false},
+    {"mha96", 48, 17, 3, 3, 96, 33, 300, false, true, false},
+    {"d256", 272, 1000, 8, 1, 256, 515, 0, false, false, false},
+    {"mqa128", 520, 1304, 4, 1, 128, 4096, 257, true, true, false},
 };
-static const model qwen3_4b = {"Qwen3-4B", 2560, 9728, 32, 8, 128, 20011, 0, false, true};
-static const model mistral_7b = {"Mistral-7B", 4096, 14336, 32, 8, 128, 8000, 0, false, false};
+static const model qwen3_4b = {"Qwen3-4B", 2560, 9728, 32, 8, 128, 20011, 0, false, true, false};
+static const model mistral_7b = {"Mistral-7B", 4096, 14336, 32, 8, 128, 8000, 0, false, false, false};
 
-static const int positions[ROWS] = {26, 0,  63, 64, 255, 256, 282, 1030, 257, 5,  511, 512, 700, 100, 300, 127,
-                                    1,  2,  3,  4,  6,   7,   8,   9,    10,  11, 12,  13,  14,  15,  16,  17,
-                                    18, 19, 20, 21, 22,  23,  24,  25,   27,  28, 29,  30,  31,  32,  33,  34,
-                                    35, 36, 37, 38, 39,  40,  62,  65,   66,  67, 126, 128, 129, 190, 191, 192};
+/* Attention cuts them into 1, 2, 3 splits; far ones (of one model, since they take time) into 16 and 32. */
+static const int near_positions[ROWS] = {26, 0,  63, 64, 255, 256, 282, 1030, 257, 5,  511, 512, 700, 100, 300, 127,
+                                         1,  2,  3,  4,  6,   7,   8,   9,    10,  11, 12,  13,  14,  15,  16,  17,
+                                         18, 19, 20, 21, 22,  23,  24,  25,   27,  28, 29,  30,  31,  32,  33,  34,
+                                         35, 36, 37, 38, 39,  40,  62,  65,   66,  67, 126, 128, 129, 190, 191, 192};
+static const int far_positions[ROWS] = {
+    26, 9000, 63, 64, 255, 256, 282, 17000, 257, 8191, 511, 512, 700, 100, 8192, 127, 1,   2,   3,   4,  6,  7,
+    8,  9,    10, 11, 12,  13,  14,  15,    16,  17,   18,  19,  20,  21,  22,   23,  24,  25,  27,  28, 29, 30,
+    31, 32,   33, 34, 35,  36,  37,  38,    39,  40,   62,  65,  66,  67,  126,  128, 129, 190, 191, 192};
 
 /* ---- Small things ---- */
 
@@ -125,6 +133,8 @@ typedef struct side {
 
 typedef struct check {
     const model *m;
+    const int *position; /* [ROWS] */
+    int longest;
     ls_dtype dtype, format, kv_dtype; /* run dtype; of matrices: int8 or dtype */
     char name[96];
     ls_op op[N_OPS];
@@ -266,10 +276,10 @@ void build_ops(const model *m, int layer, ls_op *op) {
 static void build_step(check *c) {
     int32_t next = 2;
     for (int i = 0; i < ROWS; i++) {
-        const int n = positions[i] / LS_PAGE_TOKENS + 1;
+        const int n = c->position[i] / LS_PAGE_TOKENS + 1;
         c->page[i] = take((size_t)n * sizeof(int32_t));
         c->n_pages += n;
-        c->seq[i] = (ls_step_seq){i, 1, positions[i], c->page[i]};
+        c->seq[i] = (ls_step_seq){i, 1, c->position[i], c->page[i]};
         c->seq_of[i] = i;
         c->out_row[i] = i;
         c->token[i] = (int32_t)(next_u32() % (uint32_t)c->m->vocab);
@@ -278,13 +288,13 @@ static void build_step(check *c) {
                                        .top_p = 1,
                                        .seed = 42 + (uint64_t)i * 0x100000001u,
                                        .choice = (uint32_t)i % 3,
-                                       .position = positions[i] + 1,
+                                       .position = c->position[i] + 1,
                                        .n_top = -1};
     }
     c->n_pages += 4;
-    for (int j = 0; j < 1030 / LS_PAGE_TOKENS + 1; j++) { /* pages of a sequence lie apart */
+    for (int j = 0; j < c->longest / LS_PAGE_TOKENS + 1; j++) { /* pages of a sequence lie apart */
         for (int i = 0; i < ROWS; i++) {
-            if (j <= positions[i] / LS_PAGE_TOKENS) {
+            if (j <= c->position[i] / LS_PAGE_TOKENS) {
                 c->page[i][j] = next++;
             }
         }
@@ -294,7 +304,7 @@ static void build_step(check *c) {
                         .n_seqs = ROWS,
                         .n_out = ROWS,
                         .token = c->token,
-                        .pos = positions,
+                        .pos = c->position,
                         .seq_of = c->seq_of,
                         .seq = c->seq,
                         .out_row = c->out_row,
@@ -306,7 +316,7 @@ static void upload_step(check *c, int n, int out_first) {
     static uint8_t bytes[1 << 16];
     memset(bytes, 0, sizeof bytes);
     cuda_step *s = (cuda_step *)bytes;
-    *s = (cuda_step){.n_rows = n, .n_dec = n, .n_seqs = n, .n_out = n - out_first, .n_splits = 5};
+    *s = (cuda_step){.n_rows = n, .n_dec = n, .n_seqs = n, .n_out = n - out_first};
     size_t at = (sizeof *s + 15) / 16 * 16;
     int n_pages = 0;
 #define PUT(field, type, count)                                                                                        \
@@ -323,10 +333,10 @@ static void upload_step(check *c, int n, int out_first) {
 #undef PUT
     for (int i = 0; i < n; i++) {
         token[i] = c->token[i];
-        pos[i] = positions[i];
+        pos[i] = c->position[i];
         seq_of[i] = i;
-        seq[i] = (cuda_seq){i, 1, positions[i], n_pages};
-        for (int j = 0; j <= positions[i] / LS_PAGE_TOKENS; j++) {
+        seq[i] = (cuda_seq){i, 1, c->position[i], n_pages};
+        for (int j = 0; j <= c->position[i] / LS_PAGE_TOKENS; j++) {
             page[n_pages++] = c->page[i][j];
         }
     }
@@ -377,7 +387,7 @@ static void build_buffers(check *c) {
     gpu->peer_part[0] = gpu->buf[BUF_PART];
     cpu->fault = take(ROWS * sizeof(atomic_int));
     gpu->fault = device_take(c->gpu_device, ROWS * sizeof(int32_t));
-    const int n_rope = 1031 * m->d_head;
+    const int n_rope = (c->longest + 1) * m->d_head;
     float *rope = take((size_t)n_rope * sizeof *rope);
     for (int i = 0; i < n_rope / 2; i++) {
         float angle =
@@ -392,7 +402,7 @@ static void build_buffers(check *c) {
         c->cache_before[kv] = take(c->cache_bytes);
         memset(c->cache_before[kv], 0xff, c->cache_bytes);
         for (int i = 0; i < ROWS; i++) {
-            for (int j = 0; j < positions[i]; j++) {
+            for (int j = 0; j < c->position[i]; j++) {
                 for (int head = 0; head < m->kv; head++) {
                     int64_t row = (((int64_t)LAYER * c->n_pages + c->page[i][j / LS_PAGE_TOKENS]) * m->kv + head) *
                                       LS_PAGE_TOKENS +
@@ -535,9 +545,9 @@ static void get_kv(const check *c, const void *cache, int n, float *out) {
     const model *m = c->m;
     for (int i = 0; i < n; i++) {
         for (int head = 0; head < m->kv; head++) {
-            int64_t row = (((int64_t)LAYER * c->n_pages + c->page[i][positions[i] / LS_PAGE_TOKENS]) * m->kv + head) *
+            int64_t row = (((int64_t)LAYER * c->n_pages + c->page[i][c->position[i] / LS_PAGE_TOKENS]) * m->kv + head) *
                               LS_PAGE_TOKENS +
-                          positions[i] % LS_PAGE_TOKENS;
+                          c->position[i] % LS_PAGE_TOKENS;
             for (int e = 0; e < m->d_head; e++) {
                 out[((int64_t)i * m->kv + head) * m->d_head + e] = load_as(c->kv_dtype, cache, row * m->d_head + e);
             }
@@ -743,6 +753,8 @@ static void check_faults(check *c) {
 static void check_model(device *dev, const model *m, ls_dtype dtype, bool int8, ls_dtype kv_dtype) {
     check *c = take(sizeof *c);
     c->m = m;
+    c->position = m->is_far ? far_positions : near_positions;
+    c->longest = c->position[7];
     c->dtype = dtype;
     c->format = int8 ? LS_INT8 : dtype;
     c->kv_dtype = kv_dtype;
@@ -756,7 +768,7 @@ static void check_model(device *dev, const model *m, ls_dtype dtype, bool int8, 
     add_weights(c);
     build_buffers(c);
     build_ops(m, LAYER, c->op);
-    c->rank = device_rank(dev, &c->gpu.bind, decode_workspace(&c->op[I_ATTN], ROWS, 1031));
+    c->rank = device_rank(dev, &c->gpu.bind, decode_workspace(&c->op[I_ATTN], ROWS, c->longest + 1));
     run_reference(c);
 
     const double act = tolerance_of(dtype), f32 = dtype == LS_F32 ? 1e-5 : 5e-5, kv = tolerance_of(kv_dtype);

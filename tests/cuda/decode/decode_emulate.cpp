@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <deque>
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -74,6 +76,40 @@ static void emulate_all_gather(const void *mine, size_t bytes, void *all) {
     }
 }
 
+/* Asynchronous copies of a thread, in order; to = NULL ends a group. What they bring is there when it is waited for, and
+ * rubbish until then. */
+struct pending_copy {
+    char *to;
+    char data[16];
+};
+static std::deque<pending_copy> copies[MAX_THREADS];
+
+static void emulate_copy(void *to, const void *from, bool wanted) {
+    pending_copy copy = {static_cast<char *>(to), {0}};
+    if (to != NULL) {
+        memset(to, 0xff, sizeof copy.data);
+    }
+    if (wanted) {
+        memcpy(copy.data, from, sizeof copy.data);
+    }
+    copies[threadIdx.x].push_back(copy);
+}
+
+static void emulate_copies_until(int n_pending) {
+    std::deque<pending_copy> &mine = copies[threadIdx.x];
+    int n_groups = 0;
+    for (const pending_copy &copy : mine) {
+        n_groups += copy.to == NULL;
+    }
+    for (; n_groups > n_pending; mine.pop_front()) {
+        if (mine.front().to == NULL) {
+            n_groups--;
+        } else {
+            memcpy(mine.front().to, mine.front().data, sizeof mine.front().data);
+        }
+    }
+}
+
 /* ---- What kernels call ---- */
 
 static void __syncthreads() {
@@ -88,6 +124,29 @@ template <typename T> static T __shfl_xor_sync(unsigned, T value, int lanes) {
     T all[32];
     emulate_all_gather(&value, sizeof value, all);
     return all[(threadIdx.x % 32) ^ lanes];
+}
+template <typename T> static T __shfl_sync(unsigned, T value, int lane) {
+    T all[32];
+    emulate_all_gather(&value, sizeof value, all);
+    return all[lane];
+}
+template <typename T> static T __shfl_up_sync(unsigned, T value, int lanes) {
+    T all[32];
+    emulate_all_gather(&value, sizeof value, all);
+    const int lane = threadIdx.x % 32;
+    return all[lane >= lanes ? lane - lanes : lane];
+}
+static uint32_t __ballot_sync(unsigned, bool value) {
+    bool all[32];
+    uint32_t bits = 0;
+    emulate_all_gather(&value, sizeof value, all);
+    for (int i = 0; i < 32; i++) {
+        bits |= (uint32_t)all[i] << i;
+    }
+    return bits;
+}
+static int __popc(uint32_t bits) {
+    return __builtin_popcount(bits);
 }
 static uint32_t atomicAdd(uint32_t *p, uint32_t n) {
     uint32_t old = *p;
@@ -152,6 +211,7 @@ template <int DTYPE> static float emulate_half(uint32_t bits) {
 
 alignas(16) thread_local float sums[1 << 14];
 alignas(16) thread_local float kept[1 << 14];
+thread_local uint4 attn_room[(228 << 10) / sizeof(uint4)];
 
 #include "backend/cuda/kern/decode_attn.cu"
 #include "backend/cuda/kern/decode_matmul.cu"
@@ -176,6 +236,7 @@ static void run_block(unsigned n_threads, bool backwards) {
         f->sp = top;
         f->is = RUNS;
         f->turn = 0;
+        copies[i].clear();
     }
     for (unsigned n_done = 0; n_done < n_threads;) {
         for (unsigned w = 0; w < n_warps; w++) {
@@ -246,13 +307,14 @@ extern "C" void decode_emulate_launch(const void *kernel_, const unsigned grid[3
     kernel_args = args;
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block, 1, 1};
-    emulate_check(block % 32 == 0 && block <= MAX_THREADS && shared_bytes <= sizeof sums, "a block of this shape");
+    emulate_check(block % 32 == 0 && block <= MAX_THREADS && shared_bytes <= sizeof attn_room, "a block of this shape");
     const unsigned n = grid[0] * grid[1] * grid[2];
     for (unsigned i = 0; i < n; i++) {
         const unsigned b = backwards ? n - 1 - i : i;
         blockIdx = {b % grid[0], b / grid[0] % grid[1], b / grid[0] / grid[1]};
-        memset(sums, 0xff, shared_bytes);
-        memset(kept, 0xff, shared_bytes);
+        memset(sums, 0xff, shared_bytes < sizeof sums ? shared_bytes : sizeof sums);
+        memset(kept, 0xff, shared_bytes < sizeof kept ? shared_bytes : sizeof kept);
+        memset(attn_room, 0xff, shared_bytes);
         run_block(block, backwards);
     }
 }

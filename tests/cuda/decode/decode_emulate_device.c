@@ -1,4 +1,7 @@
-/* The device of decode_check whose kernels decode_emulate.cpp runs. Each buffer is an allocation of its own. */
+/*
+ * The device of decode_check whose kernels decode_emulate.cpp runs. Each buffer is an allocation of its own. With
+ * LS_EMULATE_SMALL set it is one SM of little shared memory: blocks then have several items of attention each.
+ */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -97,8 +100,9 @@ bool device_wait(device *dev, const char *what) {
 }
 
 cuda_rank *device_rank(device *dev, const ls_bind *bind, size_t workspace_bytes) {
+    const bool small = getenv("LS_EMULATE_SMALL") != NULL;
     dev->rank = (cuda_rank){.bind = *bind,
-                            .facts = {.sm_count = 132, .shared_bytes_per_block = 227 << 10},
+                            .facts = {.sm_count = small ? 1 : 132, .shared_bytes_per_block = (small ? 99 : 227) << 10},
                             .step = (uintptr_t)device_take(dev, 1 << 16),
                             .counters = (uintptr_t)device_take(dev, CUDA_COUNTERS * sizeof(uint32_t)),
                             .drawn = (uintptr_t)device_take(dev, CUDA_MAX_DECODE * sizeof(int32_t)),

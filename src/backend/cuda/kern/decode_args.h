@@ -10,10 +10,15 @@
 enum { KERN_F32 = 1, KERN_BF16 = 2, KERN_F16 = 3, KERN_INT8 = 4 };
 
 enum {
-    DECODE_LEAVES = 8,     /* = LS_LEAVES = CUDA_NODES */
-    DECODE_TILE = 16,      /* rows of W that a warp takes: mma's M */
-    DECODE_ATTN_HEADS = 4, /* query heads of one KV head that a block of attention takes */
-    DECODE_ATTN_THREADS = 256,
+    DECODE_LEAVES = 8,        /* = LS_LEAVES = CUDA_NODES */
+    DECODE_TILE = 16,         /* rows of W that a warp takes: mma's M */
+    DECODE_ATTN_HEADS = 4,    /* query heads of one KV head that a block of attention takes */
+    DECODE_ATTN_WARPS = 9,    /* of a block, at most */
+    DECODE_ATTN_WIDE = 8,     /* ... with heads of more than 128 elements */
+    DECODE_ATTN_UNIT = 32,    /* tokens that a warp takes at a time; a page has whole units */
+    DECODE_ATTN_TOKENS = 512, /* of a split, at least */
+    DECODE_ATTN_SPLITS = 32,  /* of a row's tokens, at most */
+    DECODE_ATTN_BYTES = 8192, /* of shared memory, besides the warps' */
     DECODE_SAMPLE_THREADS = 256,
     DECODE_SAMPLE_BLOCKS = 64 /* of one row, at most */
 };
@@ -71,7 +76,7 @@ typedef struct decode_matmul_args {
     int64_t node_stride; /* row: floats between the nodes' outputs */
 } decode_matmul_args;
 
-/* attn, with what qkv leaves to it. blockIdx: (slot of splits, KV head and group of query heads, row). */
+/* attn, with what qkv leaves to it. Blocks share the items (row, KV head and group of its query heads, split) among them. */
 typedef struct decode_attn_args {
     const cuda_step *step;
     const float
@@ -80,9 +85,11 @@ typedef struct decode_attn_args {
     void *k_cache, *v_cache;      /* this layer's: [n_pages][K][P][d] */
     const float *q_norm, *k_norm; /* [d] or NULL */
     const float *rope;            /* [positions][d/2][2] */
-    float *partial;               /* [row][blockIdx.y][max_splits][heads (d + 2)] */
-    uint32_t *counter;            /* [row][blockIdx.y], zero */
+    float *partial;               /* [row][group][max_splits][heads (d + 2)] */
+    uint32_t *counter;            /* [row][group], zero */
     int32_t raw, n_heads, n_kv, d, dtype, window, max_splits;
+    int32_t row_bytes;  /* of a row of K or V in shared memory: whole mma tiles of d, and 16 more */
+    int32_t warp_bytes; /* of shared memory: a unit of K, one of V, o in f32, probabilities */
     float scale, eps;
 } decode_attn_args;
 

@@ -68,6 +68,52 @@ DEVICE uint4 load_shared_by_rows(const void *address, bool wanted) {
     return v;
 }
 
+/* ---- Copies to shared memory that go on by themselves ---- */
+
+/* 16 bytes, or zeros where !wanted (nothing is read). Both addresses are multiples of 16. */
+DEVICE void copy_async(void *to, const void *from, bool wanted) {
+    const uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(wanted ? 16 : 0) : "memory");
+}
+
+/* What this thread copies from here on belongs to a new group. */
+DEVICE void end_copy_group() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* Until all but the last PENDING of this thread's groups are there; others see them after a barrier. */
+template <int PENDING> DEVICE void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+/* ---- Matrices of 8 x 8 16-bit elements: lane l holds elements 2 (l % 4) and the next of row l / 4 ---- */
+
+/* Four of them from shared memory: lane l names row l % 8 of matrix l / 8. */
+DEVICE uint4 load_matrices(const void *row) {
+    uint4 v;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+    return v;
+}
+
+/* ... each transposed. */
+DEVICE uint4 load_transposed(const void *row) {
+    uint4 v;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+    return v;
+}
+
+DEVICE uint32_t transposed(uint32_t matrix) {
+    uint32_t out;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(matrix));
+    return out;
+}
+
 /* ---- mma.m16n8k16: acc[16][8] += a[16][16] b[16][8], f32 sums ---- */
 
 template <int DTYPE>

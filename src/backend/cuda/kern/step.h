@@ -11,9 +11,8 @@
 #include <stdint.h>
 
 enum {
-    CUDA_MAX_DECODE = 16,  /* rows of decode steps: two tiles of mma's N = 8 */
-    CUDA_PAGE_TOKENS = 64, /* = LS_PAGE_TOKENS and LS_SPLIT_TOKENS of ops.h; launchers assert it */
-    CUDA_SPLIT_TOKENS = 128,
+    CUDA_MAX_DECODE = 16,        /* rows of decode steps: two tiles of mma's N = 8 */
+    CUDA_PAGE_TOKENS = 64,       /* = LS_PAGE_TOKENS of ops.h; launchers assert it */
     CUDA_TOKEN_DRAWN = INT32_MIN /* = LS_TOKEN_DRAWN */
 };
 
@@ -35,9 +34,7 @@ typedef struct cuda_draw {
 /* Offsets in bytes from the struct's own address lead to the arrays behind it. */
 typedef struct cuda_step {
     int32_t n_rows, n_dec, n_pre, n_seqs, n_out;
-    int32_t n_splits; /* of attention in decode steps: the most that a sequence has */
-    uint32_t epoch;   /* counts steps: what counters in device memory are compared with */
-    int32_t reserved;
+    uint32_t epoch;     /* counts steps: what counters in device memory are compared with */
     int64_t token;      /* int32_t [M]; below CUDA_TOKEN_DRAWN / 2: CUDA_TOKEN_DRAWN + index into drawn */
     int64_t pos;        /* int32_t [M] */
     int64_t seq_of;     /* int32_t [M] */
