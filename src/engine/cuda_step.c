@@ -294,11 +294,13 @@ ls_status cuda_collect(ls_engine *engine, step_batch *batch, ls_error *err) {
 
 /* ---- For verify ---- */
 
+/* Waits for it too: only decode_embed does, and an op alone may read the step before it waits for anything. */
 static ls_status bring_step(ls_engine *engine, const ls_step *step, ls_error *err) {
     cuda_engine *cuda = engine_cuda(engine);
     cuda_rank *rank = &cuda->rank;
     TRY(cuda_rank_enter(rank, err));
-    return copy_in_step(cuda, &engine->batch[0], step, NULL, err);
+    TRY(copy_in_step(cuda, &engine->batch[0], step, NULL, err));
+    return cuda_rank_wait(rank, "a step's input", CUDA_STEP_TIMEOUT_S, err);
 }
 
 ls_status cuda_run_op(ls_engine *engine, const ls_step *step, int index, ls_error *err) {
