@@ -4,7 +4,7 @@
  *
  * Splits. The tokens that a row attends to, from the first one's unit of 32 on, are cut into splits of `split_tokens`: 512,
  * or more where that would make more than 16 of them (32 past 16384 tokens). So a short context is one split and nothing
- * needs combining, and a long one spreads over the chip. An ITEM is (row, up to four query heads of one KV head, split);
+ * needs combining, and a long one spreads over the chip. (ops.h's splits are the CPU's; the formula is the same.) An ITEM is (row, up to four query heads of one KV head, split);
  * block b takes items b, b + gridDim.x, ... of the step's.
  *
  * A warp takes units warp, warp + n_warps, ... of its item's split, with a running maximum, sum and o of its own: no warp
@@ -470,6 +470,7 @@ template <int WIDTH> struct worker<KERN_F32, WIDTH> {
         for (int h = 0; h < HEADS; h++) {
             p[h] = 0.0F;
         }
+#pragma unroll 2
         for (int i = 0; i < a.d; i += 4) {
             const float4 key = *reinterpret_cast<const float4 *>(row + i * 4);
 #pragma unroll
@@ -720,7 +721,7 @@ template <int KV, int WIDTH> DEVICE void attn(const decode_attn_args &a) {
 
 /* Names: KV dtype, the largest head size. */
 #define DEFINE_ATTN(name, kv, width)                                                                                   \
-    extern "C" __global__ void __launch_bounds__((width > 128 ? DECODE_ATTN_WIDE : DECODE_ATTN_WARPS) * 32)            \
+    extern "C" __global__ void __launch_bounds__((width > 128 ? DECODE_ATTN_WIDE : DECODE_ATTN_WARPS) * 32, 1)         \
         decode_attn_##name##_##width(const __grid_constant__ decode_attn_args a) {                                     \
         attn<kv, width>(a);                                                                                            \
     }
