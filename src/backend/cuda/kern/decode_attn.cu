@@ -14,7 +14,7 @@
  *
  * K and V come to shared memory by asynchronous copies, a unit of each ahead: the next unit's K is asked for when the
  * scores are done, its V when o is. Past tokens were written by earlier steps (the copy of this step's input lies
- * between), so the first units are on their way before the kernels before this one end; their row's own k and v are
+ * between), so the first units are on their way before the kernels before this one end; the row's own k and v are
  * put in by hand.
  *
  * bf16 and f16: scores are K q^T, 16 tokens by 8 columns, and o is V^T p^T. q and p are f32 here and each takes two
