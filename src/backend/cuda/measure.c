@@ -239,8 +239,8 @@ static ls_status multiply(cuda_rank *rank, void *arg, ls_error *err) {
 ls_status cuda_measure_gemm(cuda_rank *rank, cublaslt *lt, const cuda_gemm *g, ls_rate *out, ls_error *err) {
     gemm_job job = {.lt = lt, .gemm = g};
     ls_rate us;
-    TRY(cublaslt_plan(lt, (cublaslt_shape){LS_BF16, g->n, g->n, g->n, 1, 0}, g->n, g->w, g->y, g->workspace, rank->stream,
-                      err));
+    TRY(cublaslt_plan(lt, (cublaslt_shape){LS_BF16, g->n, g->n, g->n, 1, 0}, g->n, g->w, g->y, g->workspace,
+                      rank->stream, err));
     TRY(time_work(rank, multiply, &job, GEMM_PASSES, GEMM_RUNS, &us, err));
     *out = per_second(2.0 * g->n * g->n * g->n, us);
     return LS_OK;
