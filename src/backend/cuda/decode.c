@@ -8,6 +8,7 @@
  *
  * Everything here depends on the shapes, the bucket and the chip; none of it decides bits.
  */
+#include <stdlib.h>
 #include <string.h>
 
 #include "backend/cuda/cuda.h"
@@ -46,6 +47,8 @@ enum {
     MAX_EXCHANGE_THREADS = 1024,
     PLAIN_SHARED_BYTES = 48 << 10, /* more must be asked for */
     BLOCKS_PER_SM = 2,             /* what row matmuls and attention spread over */
+    MATMUL_THREADS_PER_SM = 768,   /* of matmuls, whose launch bounds leave registers for so many */
+    BLOCK_RESERVE_BYTES = 1024,    /* of shared memory that a block has for CUDA itself */
     MAX_ATTN_SLOTS = 32,
     SAMPLE_COUNTERS = CUDA_SAMPLE_ROWS /* the last of rank->counters: one for each output row, prefill's too */
 };
@@ -120,11 +123,16 @@ static ls_status launch_embed(cuda_rank *rank, const ls_op *op, int m_bucket, ls
     return launch(rank, KERNEL_EMBED, (unsigned)m_bucket, 1, 1, 256, 0, &args, err);
 }
 
+static long knob(const char *name, long normal) {
+    const char *value = getenv(name);
+    return value != NULL ? atol(value) : normal;
+}
+
 /* How many nodes of the leaf tree a row matmul leaves: as few as give the chip enough blocks. */
 static int row_nodes(const cuda_rank *rank, const op_row *a) {
     const int tiles = ceil_div(weight(rank, a->weight)->rows, DECODE_TILE);
     int nodes = 1;
-    while (nodes < a->leaf_count && tiles * nodes < BLOCKS_PER_SM * rank->facts.sm_count) {
+    while (nodes < a->leaf_count && tiles * nodes < knob("MA_ROW", BLOCKS_PER_SM) * rank->facts.sm_count) {
         nodes *= 2;
     }
     return nodes;
@@ -178,6 +186,11 @@ static decode_matrix matrix_of(const cuda_rank *rank, int i_weight, int i_bias, 
     return (decode_matrix){w->data, w->scale, vector(rank, i_bias), w->rows, y_first};
 }
 
+/* Sums of two tiles, and a ring for each warp. */
+static int matmul_shared_bytes(int threads, int columns) {
+    return 2 * threads / WARP * columns * DECODE_TILE * (int)sizeof(float) + threads * 2 * 16 * DECODE_RING;
+}
+
 /* Every row begins at a multiple of 16 bytes. */
 static bool is_aligned(const decode_matmul_args *args, size_t element_bytes) {
     bool aligned = (size_t)args->k * element_bytes % 16 == 0 && (uintptr_t)args->x % 16 == 0;
@@ -187,23 +200,68 @@ static bool is_aligned(const decode_matmul_args *args, size_t element_bytes) {
     return aligned;
 }
 
+/* What the matmul after op[first] reads first, for this one to ask for. */
+static void set_next(const cuda_rank *rank, decode_matmul_args *args, const ls_op *op, int n_ops, int first) {
+    static const char *const names[] = {[OP_QKV] = "MA_QKV",
+                                        [OP_OUT] = "MA_OUT",
+                                        [OP_FFN_IN] = "MA_FFN_IN",
+                                        [OP_FFN_OUT] = "MA_FFN_OUT",
+                                        [OP_HEAD] = "MA_HEAD"};
+    const int64_t bytes = knob(names[op[first].kind], 0) << 10;
+    args->next_early = op[first].kind == OP_OUT || knob("MA_EARLY", 0);
+    for (int i = 1; i < n_ops; i++) {
+        const ls_op *next = &op[(first + i) % n_ops];
+        const ls_weight *w[2] = {NULL, NULL};
+        switch (next->kind) {
+        case OP_QKV:
+            w[0] = weight(rank, next->qkv.q);
+            break;
+        case OP_OUT:
+        case OP_FFN_OUT:
+            w[0] = weight(rank, next->row.weight);
+            break;
+        case OP_FFN_IN:
+            w[0] = weight(rank, next->ffn_in.gate);
+            w[1] = weight(rank, next->ffn_in.up);
+            break;
+        case OP_HEAD:
+            w[0] = weight(rank, next->head.weight);
+            break;
+        default:
+            continue;
+        }
+        for (int j = 0; j < 2 && w[j] != NULL; j++) {
+            const int64_t all = (int64_t)w[j]->rows * w[j]->cols * (int64_t)ls_dtype_bytes(w[j]->format);
+            const int64_t wanted = w[1] != NULL ? bytes / 2 : bytes;
+            args->next[j] = w[j]->data;
+            args->next_bytes[j] = wanted < all ? wanted : all;
+        }
+        return;
+    }
+}
+
 /* args without step, k and leaves; the shape of `like` is that of all its matrices, but for rows. */
 static ls_status launch_matmul(cuda_rank *rank, decode_matmul_args *args, const ls_weight *like, int tiles, int nodes,
                                int m_bucket, ls_error *err) {
     const bool is_int8 = like->format == LS_INT8, wide = m_bucket > 8;
     args->step = device(rank->step);
     args->k = like->cols;
+    args->n_tiles = tiles;
     const bool odd = !is_aligned(args, ls_dtype_bytes(like->format));
     const int kernel = (is_int8 ? KERNEL_INT8 : KERNEL_MATMUL) + ((int)rank->bind.dtype - LS_F32) * OF_MATMUL +
                        (odd    ? 2
                         : wide ? 1
                                : 0);
-    const int warps = args->n_leaves / nodes, columns = odd || wide ? 16 : 8;
-    return launch(rank, kernel, (unsigned)tiles, (unsigned)nodes, 1, (unsigned)(warps * WARP),
-                  (size_t)(warps * columns * DECODE_TILE) * sizeof(float), args, err);
+    const int threads = args->n_leaves / nodes * WARP;
+    const int shared = matmul_shared_bytes(threads, odd || wide ? 16 : 8);
+    int blocks = (rank->facts.shared_bytes_per_block + BLOCK_RESERVE_BYTES) / (shared + BLOCK_RESERVE_BYTES);
+    blocks = at_most(blocks, (int)knob("MA_PER_SM", MATMUL_THREADS_PER_SM) / threads) * rank->facts.sm_count / nodes;
+    return launch(rank, kernel, (unsigned)at_most(tiles, blocks > 0 ? blocks : 1), (unsigned)nodes, 1,
+                  (unsigned)threads, (size_t)shared, args, err);
 }
 
-static ls_status launch_qkv(cuda_rank *rank, const ls_op *op, int m_bucket, ls_error *err) {
+static ls_status launch_qkv(cuda_rank *rank, const ls_op *all, int n_ops, int first, int m_bucket, ls_error *err) {
+    const ls_op *op = &all[first];
     const op_qkv *a = &op->qkv;
     const ls_bind *bind = &rank->bind;
     const int q = a->n_heads_loc * a->d_head, kv = a->n_kv_loc * a->d_head;
@@ -215,11 +273,13 @@ static ls_status launch_qkv(cuda_rank *rank, const ls_op *op, int m_bucket, ls_e
                                .matrix = {matrix_of(rank, a->q, a->q_bias, 0), matrix_of(rank, a->k, a->k_bias, q),
                                           matrix_of(rank, a->v, a->v_bias, q + kv)}};
     set_borders(args.border, bind->d_model, 0, LS_LEAVES);
+    set_next(rank, &args, all, n_ops, first);
     const int tiles = ceil_div(q, DECODE_TILE) + 2 * ceil_div(kv, DECODE_TILE);
     return launch_matmul(rank, &args, weight(rank, a->q), tiles, 1, m_bucket, err);
 }
 
-static ls_status launch_ffn_in(cuda_rank *rank, const ls_op *op, int m_bucket, ls_error *err) {
+static ls_status launch_ffn_in(cuda_rank *rank, const ls_op *all, int n_ops, int first, int m_bucket, ls_error *err) {
+    const ls_op *op = &all[first];
     const op_ffn_in *a = &op->ffn_in;
     const ls_bind *bind = &rank->bind;
     decode_matmul_args args = {
@@ -230,10 +290,12 @@ static ls_status launch_ffn_in(cuda_rank *rank, const ls_op *op, int m_bucket, l
         .y_stride = a->d_ffn_loc,
         .matrix = {matrix_of(rank, a->gate, a->gate_bias, 0), matrix_of(rank, a->up, a->up_bias, 0)}};
     set_borders(args.border, bind->d_model, 0, LS_LEAVES);
+    set_next(rank, &args, all, n_ops, first);
     return launch_matmul(rank, &args, weight(rank, a->gate), ceil_div(a->d_ffn_loc, DECODE_TILE / 2), 1, m_bucket, err);
 }
 
-static ls_status launch_row(cuda_rank *rank, const ls_op *op, int m_bucket, ls_error *err) {
+static ls_status launch_row(cuda_rank *rank, const ls_op *all, int n_ops, int first, int m_bucket, ls_error *err) {
+    const ls_op *op = &all[first];
     const op_row *a = &op->row;
     const ls_bind *bind = &rank->bind;
     const int64_t node = (int64_t)bind->m_max * bind->d_model;
@@ -245,11 +307,13 @@ static ls_status launch_row(cuda_rank *rank, const ls_op *op, int m_bucket, ls_e
                                .node_stride = node,
                                .matrix = {matrix_of(rank, a->weight, -1, 0)}};
     set_borders(args.border, a->k_total, a->leaf_first, a->leaf_count);
+    set_next(rank, &args, all, n_ops, first);
     const ls_weight *w = weight(rank, a->weight);
     return launch_matmul(rank, &args, w, ceil_div(w->rows, DECODE_TILE), row_nodes(rank, a), m_bucket, err);
 }
 
-static ls_status launch_head(cuda_rank *rank, const ls_op *op, int index, int m_bucket, ls_error *err) {
+static ls_status launch_head(cuda_rank *rank, const ls_op *all, int n_ops, int first, int m_bucket, ls_error *err) {
+    const ls_op *op = &all[first];
     const op_head *a = &op->head;
     const ls_bind *bind = &rank->bind;
     decode_matmul_args args = {.x = bind->buf[BUF_X],
@@ -258,9 +322,10 @@ static ls_status launch_head(cuda_rank *rank, const ls_op *op, int index, int m_
                                .kind = DECODE_HEAD,
                                .n_leaves = LS_LEAVES,
                                .y_stride = a->vocab_count,
-                               .op_index = index,
+                               .op_index = first,
                                .matrix = {matrix_of(rank, a->weight, -1, 0)}};
     set_borders(args.border, bind->d_model, 0, LS_LEAVES);
+    set_next(rank, &args, all, n_ops, first);
     return launch_matmul(rank, &args, weight(rank, a->weight), ceil_div(a->vocab_count, DECODE_TILE), 1, m_bucket, err);
 }
 
@@ -343,19 +408,28 @@ static ls_status launch_sample(cuda_rank *rank, const ls_op *op, int m_bucket, l
 
 /* ---- All ops ---- */
 
+static ls_status set_attribute(cuda_rank *rank, int kernel, CUfunction_attribute attribute, int value, ls_error *err) {
+    return cuda_check(rank, rank->driver->cuFuncSetAttribute(rank->decode_fn[kernel], attribute, value),
+                      decode_kernel_names[kernel], err);
+}
+
 ls_status decode_prepare(cuda_rank *rank, ls_error *err) {
-    const size_t bytes = (size_t)rank->bind.d_model * sizeof(float);
-    if (bytes <= PLAIN_SHARED_BYTES) {
-        return LS_OK;
-    }
-    if (bytes + 1024 > (size_t)rank->facts.shared_bytes_per_block) {
+    const int row_bytes = rank->bind.d_model * (int)sizeof(float);
+    if (row_bytes + 1024 > rank->facts.shared_bytes_per_block) {
         return error_set(err, LS_EUNSUPPORTED, "a model width of %d: the GPU's %d bytes of shared memory hold no row",
                          rank->bind.d_model, rank->facts.shared_bytes_per_block);
     }
-    return cuda_check(rank,
-                      rank->driver->cuFuncSetAttribute(rank->decode_fn[KERNEL_EXCHANGE],
-                                                       CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, (int)bytes),
-                      "shared memory of decode_exchange", err);
+    if (row_bytes > PLAIN_SHARED_BYTES) {
+        TRY(set_attribute(rank, KERNEL_EXCHANGE, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, row_bytes, err));
+    }
+    for (int i = KERNEL_MATMUL; i < KERNEL_ATTN; i++) {
+        TRY(set_attribute(rank, i, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                          matmul_shared_bytes(LS_LEAVES * WARP, 16), err));
+    }
+    for (int i = 0; i < n_decode_kernels && knob("MA_CARVE", -1) >= 0; i++) {
+        TRY(set_attribute(rank, i, CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, (int)knob("MA_CARVE", -1), err));
+    }
+    return LS_OK;
 }
 
 static bool begins_with_norm(const ls_op *op) {
@@ -378,16 +452,16 @@ ls_status decode_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, 
         return launch_exchange(rank, this, first, by_row ? row_nodes(rank, &before->row) : 1, behind, m_bucket, err);
     }
     case OP_QKV:
-        return launch_qkv(rank, this, m_bucket, err);
+        return launch_qkv(rank, op, n_ops, first, m_bucket, err);
     case OP_ATTN:
         return launch_attn(rank, this, before != NULL && before->kind == OP_QKV ? before : NULL, m_bucket, err);
     case OP_OUT:
     case OP_FFN_OUT:
-        return launch_row(rank, this, m_bucket, err);
+        return launch_row(rank, op, n_ops, first, m_bucket, err);
     case OP_FFN_IN:
-        return launch_ffn_in(rank, this, m_bucket, err);
+        return launch_ffn_in(rank, op, n_ops, first, m_bucket, err);
     case OP_HEAD:
-        return launch_head(rank, this, first, m_bucket, err);
+        return launch_head(rank, op, n_ops, first, m_bucket, err);
     case OP_SAMPLE:
         return launch_sample(rank, this, m_bucket, err);
     case OP_KINDS:

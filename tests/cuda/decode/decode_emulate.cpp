@@ -150,7 +150,7 @@ template <int DTYPE> static float emulate_half(uint32_t bits) {
 #define __launch_bounds__(...)
 #define __grid_constant__
 
-alignas(16) thread_local float sums[1 << 14];
+alignas(16) thread_local float sums[1 << 15];
 alignas(16) thread_local float kept[1 << 14];
 
 #include "backend/cuda/kern/decode_attn.cu"

@@ -10,8 +10,13 @@
 enum { KERN_F32 = 1, KERN_BF16 = 2, KERN_F16 = 3, KERN_INT8 = 4 };
 
 enum {
-    DECODE_LEAVES = 8,     /* = LS_LEAVES = CUDA_NODES */
-    DECODE_TILE = 16,      /* rows of W that a warp takes: mma's M */
+    DECODE_LEAVES = 8, /* = LS_LEAVES = CUDA_NODES */
+    DECODE_TILE = 16,  /* rows of W that a warp takes: mma's M */
+#ifndef DECODE_RING_
+#define DECODE_RING_ 7
+#endif
+    DECODE_RING =
+        DECODE_RING_, /* chunks of weights that a warp has in flight: KiB, as a chunk is two 16-byte units a lane */
     DECODE_ATTN_HEADS = 4, /* query heads of one KV head that a block of attention takes */
     DECODE_ATTN_THREADS = 256,
     DECODE_SAMPLE_THREADS = 256,
@@ -55,15 +60,18 @@ typedef struct decode_matrix {
 
 enum { DECODE_QKV, DECODE_FFN_IN, DECODE_ROW, DECODE_HEAD };
 
-/* A block takes one tile of 16 rows (ffn_in: 8 of gate and the same 8 of up) and one node of the leaf tree, a leaf a warp.
- * blockIdx.x: tile, of all matrices in turn; blockIdx.y: node. */
+/* A block takes every gridDim.x-th tile of 16 rows (ffn_in: 8 of gate and the same 8 of up), of all matrices in turn, and one
+ * node of the leaf tree, blockIdx.y, a leaf a warp. */
 typedef struct decode_matmul_args {
     const cuda_step *step;
     const void *x; /* act [M][k] */
     void *y;       /* f32 [M][y_stride]; ffn_in: act */
     int32_t *fault;
     decode_matrix matrix[3]; /* q, k, v; gate, up; or one; rows = 0: not there */
-    int32_t kind, k, n_leaves;
+    int32_t kind, k, n_leaves, n_tiles;
+    const void *next[2]; /* what the next matmul reads first, and bytes of it worth asking for early */
+    int64_t next_bytes[2];
+    int32_t next_early;                /* before this one's input is there */
     int32_t border[DECODE_LEAVES + 1]; /* first column of each leaf; the last one is k */
     int32_t y_stride;
     int32_t op_index;

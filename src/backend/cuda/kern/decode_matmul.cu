@@ -14,6 +14,48 @@
  */
 #include "backend/cuda/kern/common.cuh"
 
+/* Where a tile lies: rows [first, first + 16) of a matrix; ffn_in: rows [first, first + 8) of gate and of up. */
+struct place {
+    int low, high; /* the matrices of the tile's two halves */
+    int first;
+
+    DEVICE_MEMBER place(const decode_matmul_args &a, int i_tile) {
+        low = high = 0;
+        if (a.kind == DECODE_FFN_IN) {
+            high = 1;
+            first = i_tile * (DECODE_TILE / 2);
+        } else {
+            int n_tiles = (a.matrix[0].rows + DECODE_TILE - 1) / DECODE_TILE;
+            while (i_tile >= n_tiles && low < 2) {
+                i_tile -= n_tiles;
+                low++;
+                n_tiles = (a.matrix[low].rows + DECODE_TILE - 1) / DECODE_TILE;
+            }
+            high = low;
+            first = i_tile * DECODE_TILE;
+        }
+    }
+
+    /* Rows of lane group g. Those behind the last one are read as the last one and not stored. */
+    DEVICE_MEMBER int row_low(const decode_matmul_args &a, int g) const {
+        return min(first + g, a.matrix[low].rows - 1);
+    }
+    DEVICE_MEMBER int row_high(const decode_matmul_args &a, int g) const {
+        return min(low == high ? first + g + 8 : first + g, a.matrix[high].rows - 1);
+    }
+};
+
+/* This thread's part of what the next op reads first comes to L2. */
+DEVICE void call_for_next(const decode_matmul_args &a) {
+    const int64_t n_threads = (int64_t)gridDim.x * gridDim.y * blockDim.x;
+    const int64_t i_thread = (int64_t)(blockIdx.y * gridDim.x + blockIdx.x) * blockDim.x + threadIdx.x;
+    for (int i = 0; i < 2; i++) {
+        for (int64_t at = i_thread * 128; at < a.next_bytes[i]; at += n_threads * 128) {
+            prefetch_to_l2(static_cast<const char *>(a.next[i]) + at);
+        }
+    }
+}
+
 /* Where a lane finds its units. ACT: dtype of x, and of W unless INT8. COLUMNS: 8 or 16 rows of x. */
 template <int ACT, bool INT8, int COLUMNS, bool ODD> struct units {
     static constexpr bool IS_F32 = ACT == KERN_F32;
@@ -23,22 +65,66 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct units {
     static constexpr int UNIT = 16 / W_BYTES;           /* elements of a unit */
     static constexpr int CHUNK = 4 * UNIT;              /* elements of a row that a warp takes at a time */
     static constexpr int X_LOADS = UNIT * X_BYTES / 16; /* 16-byte loads of x for a unit */
-    static constexpr int UNROLL = IS_F32 || COLUMNS > 8 ? 4 : INT8 ? 6 : 8; /* chunks of a warp in flight: measured */
 
-    const char *low, *high; /* rows g and g + 8 of W */
     const char *x;
     int k, n_rows; /* stride of x; its rows */
     int unit_k;    /* first element of this lane's unit in chunk 0 */
     int end;       /* of the leaf */
+    int n_chunks;  /* of the leaf */
 
-    DEVICE_MEMBER void load_w(uint4 *to_low, uint4 *to_high, int chunk) const {
-        const int at = unit_k + chunk * CHUNK;
-        if (ODD) {
-            *to_low = load_elements<W_BYTES>(low, at, end);
-            *to_high = load_elements<W_BYTES>(high, at, end);
-        } else {
-            *to_low = load_weight(low + (int64_t)at * W_BYTES, at < end);
-            *to_high = load_weight(high + (int64_t)at * W_BYTES, at < end);
+    /* What is asked for next, DECODE_RING chunks before it is needed. */
+    uint4 *ring;            /* this thread's units: (2 slot + (0: low, 1: high)) blockDim.x */
+    const char *low, *high; /* rows g and g + 8 of tile i_tile */
+    int i_tile, chunk;
+
+    DEVICE_MEMBER void point_at_tile(const decode_matmul_args &a, int g) {
+        const place at(a, i_tile);
+        const int64_t row_bytes = (int64_t)k * W_BYTES;
+        low = static_cast<const char *>(a.matrix[at.low].w) + at.row_low(a, g) * row_bytes;
+        high = static_cast<const char *>(a.matrix[at.high].w) + at.row_high(a, g) * row_bytes;
+    }
+
+    DEVICE_MEMBER void begin(const decode_matmul_args &a, int g) {
+        chunk = 0;
+        i_tile = n_chunks > 0 ? blockIdx.x : a.n_tiles;
+        if (i_tile < a.n_tiles) {
+            point_at_tile(a, g);
+        }
+    }
+
+    /* A chunk more, if this warp has one, to the slot that was read last. */
+    DEVICE_MEMBER void request(const decode_matmul_args &a, int slot, int g) {
+        if (i_tile < a.n_tiles) {
+            uint4 *to = ring + 2 * slot * blockDim.x;
+            const int at = unit_k + chunk * CHUNK;
+            if (ODD) {
+                to[0] = load_elements<W_BYTES>(low, at, end);
+                to[blockDim.x] = load_elements<W_BYTES>(high, at, end);
+            } else {
+                copy_weight(to, low + (int64_t)at * W_BYTES, at < end);
+                copy_weight(to + blockDim.x, high + (int64_t)at * W_BYTES, at < end);
+            }
+            if (++chunk == n_chunks) {
+                chunk = 0;
+                i_tile += gridDim.x;
+                if (i_tile < a.n_tiles) {
+                    point_at_tile(a, g);
+                } else if (!a.next_early) {
+                    call_for_next(a);
+                }
+            }
+        }
+        end_of_copies();
+    }
+
+    /* What the ring has no room for of the first tile comes to L2. */
+    DEVICE_MEMBER void call_for_rest(int t) const {
+        enum { LINE = 128 / W_BYTES };
+        if (i_tile == (int)blockIdx.x) {
+            for (int at = unit_k - t * UNIT + chunk * CHUNK + t * LINE; at < end; at += 4 * LINE) {
+                prefetch_to_l2(low + (int64_t)at * W_BYTES);
+                prefetch_to_l2(high + (int64_t)at * W_BYTES);
+            }
         }
     }
 
@@ -215,95 +301,77 @@ DEVICE void finish(const decode_matmul_args &a, const decode_matrix &w, const fl
     }
 }
 
-/* Shared memory: warps * COLUMNS * 16 floats. A warp is a leaf. */
+/* Shared memory: two times warps * COLUMNS * 16 floats, then the rings. A warp is a leaf; a block takes every gridDim.x-th
+ * tile. */
 template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const decode_matmul_args &a) {
     using tile_t = tile<ACT, INT8, COLUMNS, ODD>;
-    constexpr int UNROLL = tile_t::UNROLL;
     extern __shared__ __align__(16) float sums[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const int leaf = blockIdx.y * (blockDim.x / 32) + warp;
+    const int n_warps = blockDim.x / 32, leaf = blockIdx.y * n_warps + warp;
+    const int n_sums = n_warps * COLUMNS * DECODE_TILE;
     let_next_kernel_start();
 
-    /* Which matrix, which rows of it. Rows behind the last one are read as the last one and not stored. */
-    decode_matrix w = a.matrix[0];
-    int first_row;
-    const void *w_high;
-    int row_low, row_high;
-    const float *scale_high;
-    if (a.kind == DECODE_FFN_IN) {
-        first_row = blockIdx.x * (DECODE_TILE / 2);
-        row_low = row_high = min(first_row + g, w.rows - 1);
-        w_high = a.matrix[1].w;
-        scale_high = a.matrix[1].scale;
-    } else {
-        int i_tile = blockIdx.x;
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const int n_tiles = (w.rows + DECODE_TILE - 1) / DECODE_TILE;
-            if (i_tile >= n_tiles && a.matrix[i + 1].rows > 0) {
-                i_tile -= n_tiles;
-                w = a.matrix[i + 1];
-            } else {
-                break;
-            }
-        }
-        first_row = i_tile * DECODE_TILE;
-        row_low = min(first_row + g, w.rows - 1);
-        row_high = min(first_row + g + 8, w.rows - 1);
-        w_high = w.w;
-        scale_high = w.scale;
-    }
-
     tile_t s;
-    s.low = static_cast<const char *>(w.w) + (int64_t)row_low * a.k * tile_t::W_BYTES;
-    s.high = static_cast<const char *>(w_high) + (int64_t)row_high * a.k * tile_t::W_BYTES;
     s.x = static_cast<const char *>(a.x);
     s.k = a.k;
-    const int begin = a.border[leaf];
     s.end = a.border[leaf + 1];
-    s.unit_k = begin + t * tile_t::UNIT;
-    const int n_chunks = (s.end - begin + tile_t::CHUNK - 1) / tile_t::CHUNK;
+    s.unit_k = a.border[leaf] + t * tile_t::UNIT;
+    s.n_chunks = (s.end - a.border[leaf] + tile_t::CHUNK - 1) / tile_t::CHUNK;
+    s.ring = reinterpret_cast<uint4 *>(sums + 2 * n_sums) + threadIdx.x;
+    s.begin(a, g);
 #pragma unroll
-    for (int i = 0; i < (int)(sizeof s.acc / sizeof *s.acc); i++) {
-        s.acc[i] = 0.0F;
+    for (int slot = 0; slot < DECODE_RING; slot++) {
+        s.request(a, slot, g);
     }
-
-    uint4 w_low[UNROLL], w_hi[UNROLL], b[UNROLL][tile_t::TILES][tile_t::X_LOADS];
-#pragma unroll
-    for (int u = 0; u < UNROLL; u++) {
-        s.load_w(&w_low[u], &w_hi[u], u);
-    }
-    float scale_of_low = 0.0F, scale_of_high = 0.0F;
-    if (INT8) {
-        scale_of_low = w.scale[(int64_t)row_low * a.n_leaves + leaf];
-        scale_of_high = scale_high[(int64_t)row_high * a.n_leaves + leaf];
+    s.call_for_rest(t);
+    if (a.next_early) {
+        call_for_next(a);
     }
     const int n_rows = min(COLUMNS, a.kind == DECODE_HEAD ? a.step->n_out : a.step->n_rows);
     s.n_rows = n_rows;
     wait_for_earlier_kernels();
+
+    uint4 b[tile_t::TILES][tile_t::X_LOADS];
     if (!tile_t::IS_F32) {
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            s.load_x(b[u], g, u);
-        }
+        s.load_x(b, g, 0);
     }
-    for (int chunk = 0; chunk < n_chunks; chunk += UNROLL) {
+    int slot = 0, half = 0;
+    for (int i_tile = blockIdx.x; i_tile < a.n_tiles; i_tile += gridDim.x) {
+        const place at(a, i_tile);
+        float scale_low = 0.0F, scale_high = 0.0F;
+        if (INT8) {
+            scale_low = a.matrix[at.low].scale[(int64_t)at.row_low(a, g) * a.n_leaves + leaf];
+            scale_high = a.matrix[at.high].scale[(int64_t)at.row_high(a, g) * a.n_leaves + leaf];
+        }
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            if (chunk + u < n_chunks) {
-                if (tile_t::IS_F32) {
-                    s.add_f32(w_low[u], w_hi[u], chunk + u);
-                } else {
-                    s.add_mma(w_low[u], w_hi[u], b[u]);
-                    s.load_x(b[u], g, chunk + u + UNROLL);
-                }
-                s.load_w(&w_low[u], &w_hi[u], chunk + u + UNROLL);
+        for (int i = 0; i < (int)(sizeof s.acc / sizeof *s.acc); i++) {
+            s.acc[i] = 0.0F;
+        }
+        for (int chunk = 0; chunk < s.n_chunks; chunk++) {
+            uint4 next_b[tile_t::TILES][tile_t::X_LOADS];
+            if (!tile_t::IS_F32) {
+                s.load_x(next_b, g, chunk + 1 < s.n_chunks ? chunk + 1 : 0);
             }
+            wait_for_copies<DECODE_RING - 1>();
+            const uint4 low = s.ring[2 * slot * blockDim.x], high = s.ring[(2 * slot + 1) * blockDim.x];
+            if (tile_t::IS_F32) {
+                s.add_f32(low, high, chunk);
+            } else {
+                s.add_mma(low, high, b);
+#pragma unroll
+                for (int i = 0; i < tile_t::TILES * tile_t::X_LOADS; i++) {
+                    b[i / tile_t::X_LOADS][i % tile_t::X_LOADS] = next_b[i / tile_t::X_LOADS][i % tile_t::X_LOADS];
+                }
+            }
+            s.request(a, slot, g);
+            slot = slot + 1 < DECODE_RING ? slot + 1 : 0;
         }
+        float *mine = sums + half * n_sums;
+        leave(s, mine + warp * COLUMNS * DECODE_TILE, g, t, scale_low, scale_high);
+        __syncthreads();
+        finish<ACT, COLUMNS>(a, a.matrix[at.low], mine, at.first, n_rows);
+        half ^= 1; /* finish may still read */
     }
-    leave(s, sums + warp * COLUMNS * DECODE_TILE, g, t, scale_of_low, scale_of_high);
-    __syncthreads();
-    finish<ACT, COLUMNS>(a, w, sums, first_row, n_rows);
 }
 
 /* Names: dtype of x, of W where it differs; the most rows; odd: any k. */
@@ -312,7 +380,7 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const de
         matmul<act, int8, columns, odd>(a);                                                                            \
     }
 #define DEFINE_MATMULS(name, act, int8)                                                                                \
-    DEFINE_MATMUL(decode_matmul_##name##_8, act, int8, 8, false, 2)                                                    \
+    DEFINE_MATMUL(decode_matmul_##name##_8, act, int8, 8, false, 3)                                                    \
     DEFINE_MATMUL(decode_matmul_##name##_16, act, int8, 16, false, 2)                                                  \
     DEFINE_MATMUL(decode_matmul_##name##_odd, act, int8, 16, true, 1)
 

@@ -32,24 +32,6 @@ DEVICE void prefetch_to_l2(const void *address) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
-/* 16 bytes of a weight, which is read once: not into L1. Zeros where !wanted. (Not ld.global.nc, which ptxas would move
- * behind wait_for_earlier_kernels.) */
-DEVICE uint4 load_weight(const void *address, bool wanted) {
-    uint4 v;
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "setp.ne.b32 p, %5, 0;\n"
-                 "mov.b32 %0, 0;\n"
-                 "mov.b32 %1, 0;\n"
-                 "mov.b32 %2, 0;\n"
-                 "mov.b32 %3, 0;\n"
-                 "@p ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\n"
-                 "}\n"
-                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
-                 : "l"(address), "r"((int)wanted));
-    return v;
-}
-
 /* 16 bytes that an earlier kernel wrote, or this block before a barrier. */
 DEVICE uint4 load_shared_by_rows(const void *address, bool wanted) {
     uint4 v;
@@ -66,6 +48,24 @@ DEVICE uint4 load_shared_by_rows(const void *address, bool wanted) {
                  : "l"(address), "r"((int)wanted)
                  : "memory");
     return v;
+}
+
+/* ---- Copies to shared memory that a thread asks for, in groups, and reads itself ---- */
+
+/* 16 bytes of a weight, which is read once: not into L1. Zeros where !wanted. */
+DEVICE void copy_weight(uint4 *to, const void *address, bool wanted) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
+                 "l"(address), "r"(wanted ? 16 : 0)
+                 : "memory");
+}
+
+DEVICE void end_of_copies() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* Until all groups but the last N are there. */
+template <int N> DEVICE void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
 /* ---- mma.m16n8k16: acc[16][8] += a[16][16] b[16][8], f32 sums ---- */

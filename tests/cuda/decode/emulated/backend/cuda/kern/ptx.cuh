@@ -18,7 +18,7 @@ DEVICE void prefetch_to_l2(const void *address) {
     (void)touched;
 }
 
-DEVICE uint4 load_weight(const void *address, bool wanted) {
+DEVICE uint4 load_shared_by_rows(const void *address, bool wanted) {
     uint4 v = {0, 0, 0, 0};
     if (wanted) {
         emulate_check(((uintptr_t)address) % 16 == 0, "a 16-byte load is not aligned");
@@ -27,9 +27,13 @@ DEVICE uint4 load_weight(const void *address, bool wanted) {
     return v;
 }
 
-DEVICE uint4 load_shared_by_rows(const void *address, bool wanted) {
-    return load_weight(address, wanted);
+DEVICE void copy_weight(uint4 *to, const void *address, bool wanted) {
+    *to = load_shared_by_rows(address, wanted);
 }
+
+DEVICE void end_of_copies() {}
+
+template <int N> DEVICE void wait_for_copies() {}
 
 /* Sums as the hardware's may be: both products of a pair, in any order; in double precision here. */
 template <int DTYPE>
