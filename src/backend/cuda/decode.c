@@ -48,6 +48,7 @@ enum {
     PLAIN_SHARED_BYTES = 48 << 10, /* more must be asked for */
     BLOCKS_PER_SM = 2,             /* what row matmuls and attention spread over */
     MATMUL_THREADS_PER_SM = 768,   /* of matmuls, whose launch bounds leave registers for so many */
+    MAX_X_ROOM = 2560,             /* bytes of shared memory for a warp's part of x */
     BLOCK_RESERVE_BYTES = 1024,    /* of shared memory that a block has for CUDA itself */
     MAX_ATTN_SLOTS = 32,
     SAMPLE_COUNTERS = CUDA_SAMPLE_ROWS /* the last of rank->counters: one for each output row, prefill's too */
@@ -183,12 +184,24 @@ static ls_status launch_exchange(cuda_rank *rank, const ls_op *op, int index, in
 
 static decode_matrix matrix_of(const cuda_rank *rank, int i_weight, int i_bias, int y_first) {
     const ls_weight *w = weight(rank, i_weight);
-    return (decode_matrix){w->data, w->scale, vector(rank, i_bias), w->rows, y_first};
+    return (decode_matrix){w->data, w->scale, vector(rank, i_bias), w->rows, y_first, INT32_MAX};
 }
 
-/* Sums of two tiles, and a ring for each warp. */
-static int matmul_shared_bytes(int threads, int columns) {
-    return 2 * threads / WARP * columns * DECODE_TILE * (int)sizeof(float) + threads * 2 * 16 * DECODE_RING;
+/* Of each warp: a ring, sums of two tiles, room for x. */
+static int matmul_shared_bytes(int threads, int columns, int x_room) {
+    return threads / WARP *
+           (DECODE_RING * DECODE_STAGE_BYTES + 2 * columns * DECODE_TILE * (int)sizeof(float) + x_room);
+}
+
+/* Bytes of a warp's leaf of `rows` rows of x, where that is little enough to be kept. */
+static int x_room(const decode_matmul_args *args, int element_bytes, int rows) {
+    int longest = 0;
+    for (int i = 0; i < args->n_leaves; i++) {
+        const int n = args->border[i + 1] - args->border[i];
+        longest = n > longest ? n : longest;
+    }
+    const int64_t bytes = (int64_t)longest * element_bytes * rows;
+    return bytes <= knob("MA_XROOM", MAX_X_ROOM) ? (int)bytes : 0;
 }
 
 /* Every row begins at a multiple of 16 bytes. */
@@ -200,46 +213,6 @@ static bool is_aligned(const decode_matmul_args *args, size_t element_bytes) {
     return aligned;
 }
 
-/* What the matmul after op[first] reads first, for this one to ask for. */
-static void set_next(const cuda_rank *rank, decode_matmul_args *args, const ls_op *op, int n_ops, int first) {
-    static const char *const names[] = {[OP_QKV] = "MA_QKV",
-                                        [OP_OUT] = "MA_OUT",
-                                        [OP_FFN_IN] = "MA_FFN_IN",
-                                        [OP_FFN_OUT] = "MA_FFN_OUT",
-                                        [OP_HEAD] = "MA_HEAD"};
-    const int64_t bytes = knob(names[op[first].kind], 0) << 10;
-    args->next_early = op[first].kind == OP_OUT || knob("MA_EARLY", 0);
-    for (int i = 1; i < n_ops; i++) {
-        const ls_op *next = &op[(first + i) % n_ops];
-        const ls_weight *w[2] = {NULL, NULL};
-        switch (next->kind) {
-        case OP_QKV:
-            w[0] = weight(rank, next->qkv.q);
-            break;
-        case OP_OUT:
-        case OP_FFN_OUT:
-            w[0] = weight(rank, next->row.weight);
-            break;
-        case OP_FFN_IN:
-            w[0] = weight(rank, next->ffn_in.gate);
-            w[1] = weight(rank, next->ffn_in.up);
-            break;
-        case OP_HEAD:
-            w[0] = weight(rank, next->head.weight);
-            break;
-        default:
-            continue;
-        }
-        for (int j = 0; j < 2 && w[j] != NULL; j++) {
-            const int64_t all = (int64_t)w[j]->rows * w[j]->cols * (int64_t)ls_dtype_bytes(w[j]->format);
-            const int64_t wanted = w[1] != NULL ? bytes / 2 : bytes;
-            args->next[j] = w[j]->data;
-            args->next_bytes[j] = wanted < all ? wanted : all;
-        }
-        return;
-    }
-}
-
 /* args without step, k and leaves; the shape of `like` is that of all its matrices, but for rows. */
 static ls_status launch_matmul(cuda_rank *rank, decode_matmul_args *args, const ls_weight *like, int tiles, int nodes,
                                int m_bucket, ls_error *err) {
@@ -247,21 +220,27 @@ static ls_status launch_matmul(cuda_rank *rank, decode_matmul_args *args, const 
     args->step = device(rank->step);
     args->k = like->cols;
     args->n_tiles = tiles;
+    args->is_pair = args->kind == DECODE_FFN_IN;
+    for (int i = 0, tile = 0; i < 3; i++) {
+        args->matrix[i].first_tile = i == 0 || args->kind == DECODE_QKV ? tile : INT32_MAX;
+        tile += ceil_div(args->matrix[i].rows, DECODE_TILE);
+    }
     const bool odd = !is_aligned(args, ls_dtype_bytes(like->format));
     const int kernel = (is_int8 ? KERNEL_INT8 : KERNEL_MATMUL) + ((int)rank->bind.dtype - LS_F32) * OF_MATMUL +
                        (odd    ? 2
                         : wide ? 1
                                : 0);
     const int threads = args->n_leaves / nodes * WARP;
-    const int shared = matmul_shared_bytes(threads, odd || wide ? 16 : 8);
+    args->x_room = odd ? 0 : x_room(args, (int)ls_dtype_bytes(rank->bind.dtype), m_bucket);
+    const int shared = matmul_shared_bytes(threads, odd || wide ? 16 : 8, args->x_room);
     int blocks = (rank->facts.shared_bytes_per_block + BLOCK_RESERVE_BYTES) / (shared + BLOCK_RESERVE_BYTES);
     blocks = at_most(blocks, (int)knob("MA_PER_SM", MATMUL_THREADS_PER_SM) / threads) * rank->facts.sm_count / nodes;
-    return launch(rank, kernel, (unsigned)at_most(tiles, blocks > 0 ? blocks : 1), (unsigned)nodes, 1,
-                  (unsigned)threads, (size_t)shared, args, err);
+    const int rounds = ceil_div(tiles, blocks > 0 ? blocks : 1);
+    return launch(rank, kernel, (unsigned)ceil_div(tiles, rounds), (unsigned)nodes, 1, (unsigned)threads,
+                  (size_t)shared, args, err);
 }
 
-static ls_status launch_qkv(cuda_rank *rank, const ls_op *all, int n_ops, int first, int m_bucket, ls_error *err) {
-    const ls_op *op = &all[first];
+static ls_status launch_qkv(cuda_rank *rank, const ls_op *op, int m_bucket, ls_error *err) {
     const op_qkv *a = &op->qkv;
     const ls_bind *bind = &rank->bind;
     const int q = a->n_heads_loc * a->d_head, kv = a->n_kv_loc * a->d_head;
@@ -273,13 +252,11 @@ static ls_status launch_qkv(cuda_rank *rank, const ls_op *all, int n_ops, int fi
                                .matrix = {matrix_of(rank, a->q, a->q_bias, 0), matrix_of(rank, a->k, a->k_bias, q),
                                           matrix_of(rank, a->v, a->v_bias, q + kv)}};
     set_borders(args.border, bind->d_model, 0, LS_LEAVES);
-    set_next(rank, &args, all, n_ops, first);
     const int tiles = ceil_div(q, DECODE_TILE) + 2 * ceil_div(kv, DECODE_TILE);
     return launch_matmul(rank, &args, weight(rank, a->q), tiles, 1, m_bucket, err);
 }
 
-static ls_status launch_ffn_in(cuda_rank *rank, const ls_op *all, int n_ops, int first, int m_bucket, ls_error *err) {
-    const ls_op *op = &all[first];
+static ls_status launch_ffn_in(cuda_rank *rank, const ls_op *op, int m_bucket, ls_error *err) {
     const op_ffn_in *a = &op->ffn_in;
     const ls_bind *bind = &rank->bind;
     decode_matmul_args args = {
@@ -290,12 +267,10 @@ static ls_status launch_ffn_in(cuda_rank *rank, const ls_op *all, int n_ops, int
         .y_stride = a->d_ffn_loc,
         .matrix = {matrix_of(rank, a->gate, a->gate_bias, 0), matrix_of(rank, a->up, a->up_bias, 0)}};
     set_borders(args.border, bind->d_model, 0, LS_LEAVES);
-    set_next(rank, &args, all, n_ops, first);
     return launch_matmul(rank, &args, weight(rank, a->gate), ceil_div(a->d_ffn_loc, DECODE_TILE / 2), 1, m_bucket, err);
 }
 
-static ls_status launch_row(cuda_rank *rank, const ls_op *all, int n_ops, int first, int m_bucket, ls_error *err) {
-    const ls_op *op = &all[first];
+static ls_status launch_row(cuda_rank *rank, const ls_op *op, int m_bucket, ls_error *err) {
     const op_row *a = &op->row;
     const ls_bind *bind = &rank->bind;
     const int64_t node = (int64_t)bind->m_max * bind->d_model;
@@ -307,13 +282,11 @@ static ls_status launch_row(cuda_rank *rank, const ls_op *all, int n_ops, int fi
                                .node_stride = node,
                                .matrix = {matrix_of(rank, a->weight, -1, 0)}};
     set_borders(args.border, a->k_total, a->leaf_first, a->leaf_count);
-    set_next(rank, &args, all, n_ops, first);
     const ls_weight *w = weight(rank, a->weight);
     return launch_matmul(rank, &args, w, ceil_div(w->rows, DECODE_TILE), row_nodes(rank, a), m_bucket, err);
 }
 
-static ls_status launch_head(cuda_rank *rank, const ls_op *all, int n_ops, int first, int m_bucket, ls_error *err) {
-    const ls_op *op = &all[first];
+static ls_status launch_head(cuda_rank *rank, const ls_op *op, int index, int m_bucket, ls_error *err) {
     const op_head *a = &op->head;
     const ls_bind *bind = &rank->bind;
     decode_matmul_args args = {.x = bind->buf[BUF_X],
@@ -322,10 +295,9 @@ static ls_status launch_head(cuda_rank *rank, const ls_op *all, int n_ops, int f
                                .kind = DECODE_HEAD,
                                .n_leaves = LS_LEAVES,
                                .y_stride = a->vocab_count,
-                               .op_index = first,
+                               .op_index = index,
                                .matrix = {matrix_of(rank, a->weight, -1, 0)}};
     set_borders(args.border, bind->d_model, 0, LS_LEAVES);
-    set_next(rank, &args, all, n_ops, first);
     return launch_matmul(rank, &args, weight(rank, a->weight), ceil_div(a->vocab_count, DECODE_TILE), 1, m_bucket, err);
 }
 
@@ -424,7 +396,7 @@ ls_status decode_prepare(cuda_rank *rank, ls_error *err) {
     }
     for (int i = KERNEL_MATMUL; i < KERNEL_ATTN; i++) {
         TRY(set_attribute(rank, i, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                          matmul_shared_bytes(LS_LEAVES * WARP, 16), err));
+                          matmul_shared_bytes(LS_LEAVES * WARP, 16, (int)knob("MA_XROOM", MAX_X_ROOM)), err));
     }
     for (int i = 0; i < n_decode_kernels && knob("MA_CARVE", -1) >= 0; i++) {
         TRY(set_attribute(rank, i, CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, (int)knob("MA_CARVE", -1), err));
@@ -452,16 +424,16 @@ ls_status decode_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, 
         return launch_exchange(rank, this, first, by_row ? row_nodes(rank, &before->row) : 1, behind, m_bucket, err);
     }
     case OP_QKV:
-        return launch_qkv(rank, op, n_ops, first, m_bucket, err);
+        return launch_qkv(rank, this, m_bucket, err);
     case OP_ATTN:
         return launch_attn(rank, this, before != NULL && before->kind == OP_QKV ? before : NULL, m_bucket, err);
     case OP_OUT:
     case OP_FFN_OUT:
-        return launch_row(rank, op, n_ops, first, m_bucket, err);
+        return launch_row(rank, this, m_bucket, err);
     case OP_FFN_IN:
-        return launch_ffn_in(rank, op, n_ops, first, m_bucket, err);
+        return launch_ffn_in(rank, this, m_bucket, err);
     case OP_HEAD:
-        return launch_head(rank, op, n_ops, first, m_bucket, err);
+        return launch_head(rank, this, first, m_bucket, err);
     case OP_SAMPLE:
         return launch_sample(rank, this, m_bucket, err);
     case OP_KINDS:

@@ -150,8 +150,8 @@ template <int DTYPE> static float emulate_half(uint32_t bits) {
 #define __launch_bounds__(...)
 #define __grid_constant__
 
-alignas(16) thread_local float sums[1 << 15];
-alignas(16) thread_local float kept[1 << 14];
+alignas(16) thread_local float shared[1 << 16];
+alignas(16) thread_local float kept[1 << 16];
 
 #include "backend/cuda/kern/decode_attn.cu"
 #include "backend/cuda/kern/decode_matmul.cu"
@@ -243,12 +243,12 @@ extern "C" void emulate_launch(const void *kernel_, const unsigned grid[3], unsi
     kernel_args = args;
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block, 1, 1};
-    emulate_check(block % 32 == 0 && block <= MAX_THREADS && shared_bytes <= sizeof sums, "a block of this shape");
+    emulate_check(block % 32 == 0 && block <= MAX_THREADS && shared_bytes <= sizeof shared, "a block of this shape");
     const unsigned n = grid[0] * grid[1] * grid[2];
     for (unsigned i = 0; i < n; i++) {
         const unsigned b = backwards ? n - 1 - i : i;
         blockIdx = {b % grid[0], b / grid[0] % grid[1], b / grid[0] / grid[1]};
-        memset(sums, 0xff, shared_bytes);
+        memset(shared, 0xff, shared_bytes);
         memset(kept, 0xff, shared_bytes);
         run_block(block, backwards);
     }

@@ -13,11 +13,11 @@ enum {
     DECODE_LEAVES = 8, /* = LS_LEAVES = CUDA_NODES */
     DECODE_TILE = 16,  /* rows of W that a warp takes: mma's M */
 #ifndef DECODE_RING_
-#define DECODE_RING_ 7
+#define DECODE_RING_ 4
 #endif
-    DECODE_RING =
-        DECODE_RING_, /* chunks of weights that a warp has in flight: KiB, as a chunk is two 16-byte units a lane */
-    DECODE_ATTN_HEADS = 4, /* query heads of one KV head that a block of attention takes */
+    DECODE_STAGE_BYTES = 2048,  /* of weights that a warp asks for at a time: 128 of each row of a tile */
+    DECODE_RING = DECODE_RING_, /* stages that a warp has in flight */
+    DECODE_ATTN_HEADS = 4,      /* query heads of one KV head that a block of attention takes */
     DECODE_ATTN_THREADS = 256,
     DECODE_SAMPLE_THREADS = 256,
     DECODE_SAMPLE_BLOCKS = 64 /* of one row, at most */
@@ -55,7 +55,8 @@ typedef struct decode_matrix {
     const float *scale; /* int8: [rows][n_leaves] */
     const float *bias;  /* [rows] or NULL */
     int32_t rows;
-    int32_t y_first; /* column of y */
+    int32_t y_first;    /* column of y */
+    int32_t first_tile; /* INT32_MAX: there are no such tiles */
 } decode_matrix;
 
 enum { DECODE_QKV, DECODE_FFN_IN, DECODE_ROW, DECODE_HEAD };
@@ -69,9 +70,8 @@ typedef struct decode_matmul_args {
     int32_t *fault;
     decode_matrix matrix[3]; /* q, k, v; gate, up; or one; rows = 0: not there */
     int32_t kind, k, n_leaves, n_tiles;
-    const void *next[2]; /* what the next matmul reads first, and bytes of it worth asking for early */
-    int64_t next_bytes[2];
-    int32_t next_early;                /* before this one's input is there */
+    int32_t is_pair; /* ffn_in: a tile is half of matrix[0], half of matrix[1] */
+    int32_t x_room;  /* bytes of shared memory a warp has for its leaf of all rows of x; 0: x stays where it is */
     int32_t border[DECODE_LEAVES + 1]; /* first column of each leaf; the last one is k */
     int32_t y_stride;
     int32_t op_index;

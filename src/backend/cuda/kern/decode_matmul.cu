@@ -17,23 +17,12 @@
 /* Where a tile lies: rows [first, first + 16) of a matrix; ffn_in: rows [first, first + 8) of gate and of up. */
 struct place {
     int low, high; /* the matrices of the tile's two halves */
-    int first;
+    int first;     /* row */
 
     DEVICE_MEMBER place(const decode_matmul_args &a, int i_tile) {
-        low = high = 0;
-        if (a.kind == DECODE_FFN_IN) {
-            high = 1;
-            first = i_tile * (DECODE_TILE / 2);
-        } else {
-            int n_tiles = (a.matrix[0].rows + DECODE_TILE - 1) / DECODE_TILE;
-            while (i_tile >= n_tiles && low < 2) {
-                i_tile -= n_tiles;
-                low++;
-                n_tiles = (a.matrix[low].rows + DECODE_TILE - 1) / DECODE_TILE;
-            }
-            high = low;
-            first = i_tile * DECODE_TILE;
-        }
+        low = (i_tile >= a.matrix[1].first_tile) + (i_tile >= a.matrix[2].first_tile);
+        high = low + a.is_pair;
+        first = (i_tile - a.matrix[low].first_tile) * (a.is_pair ? DECODE_TILE / 2 : DECODE_TILE);
     }
 
     /* Rows of lane group g. Those behind the last one are read as the last one and not stored. */
@@ -41,20 +30,9 @@ struct place {
         return min(first + g, a.matrix[low].rows - 1);
     }
     DEVICE_MEMBER int row_high(const decode_matmul_args &a, int g) const {
-        return min(low == high ? first + g + 8 : first + g, a.matrix[high].rows - 1);
+        return min(first + g + (a.is_pair ? 0 : DECODE_TILE / 2), a.matrix[high].rows - 1);
     }
 };
-
-/* This thread's part of what the next op reads first comes to L2. */
-DEVICE void call_for_next(const decode_matmul_args &a) {
-    const int64_t n_threads = (int64_t)gridDim.x * gridDim.y * blockDim.x;
-    const int64_t i_thread = (int64_t)(blockIdx.y * gridDim.x + blockIdx.x) * blockDim.x + threadIdx.x;
-    for (int i = 0; i < 2; i++) {
-        for (int64_t at = i_thread * 128; at < a.next_bytes[i]; at += n_threads * 128) {
-            prefetch_to_l2(static_cast<const char *>(a.next[i]) + at);
-        }
-    }
-}
 
 /* Where a lane finds its units. ACT: dtype of x, and of W unless INT8. COLUMNS: 8 or 16 rows of x. */
 template <int ACT, bool INT8, int COLUMNS, bool ODD> struct units {
@@ -62,55 +40,67 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct units {
     static constexpr int TILES = COLUMNS / 8;
     static constexpr int W_BYTES = INT8 ? 1 : IS_F32 ? 4 : 2;
     static constexpr int X_BYTES = IS_F32 ? 4 : 2;
-    static constexpr int UNIT = 16 / W_BYTES;           /* elements of a unit */
-    static constexpr int CHUNK = 4 * UNIT;              /* elements of a row that a warp takes at a time */
+    static constexpr int UNIT = 16 / W_BYTES; /* elements of a unit */
+    static constexpr int CHUNK = 4 * UNIT;    /* elements of a row that a warp takes at a time */
+    static constexpr int STAGE = 2 * CHUNK;   /* elements of a row that a warp asks for at a time: 128 bytes */
     static constexpr int X_LOADS = UNIT * X_BYTES / 16; /* 16-byte loads of x for a unit */
 
-    const char *x;
-    int k, n_rows; /* stride of x; its rows */
-    int unit_k;    /* first element of this lane's unit in chunk 0 */
-    int end;       /* of the leaf */
-    int n_chunks;  /* of the leaf */
+    const char *x;    /* so that elements of the leaf are found by their number in all of k */
+    int64_t x_stride; /* bytes */
+    int n_rows;       /* of x */
+    int unit_k;       /* first element of this lane's unit in the first chunk */
+    int end;          /* of the leaf */
+    int n_stages;     /* of the leaf */
 
-    /* What is asked for next, DECODE_RING chunks before it is needed. */
-    uint4 *ring;            /* this thread's units: (2 slot + (0: low, 1: high)) blockDim.x */
-    const char *low, *high; /* rows g and g + 8 of tile i_tile */
-    int i_tile, chunk;
+    /* What is asked for next, DECODE_RING stages before it is needed. */
+    uint4 *ring;            /* this lane's units: [DECODE_RING][2][low, high][32 lanes] */
+    const char *low, *high; /* rows g and g + 8 of tile i_tile, from `at` on */
+    int at, stages_left, i_tile;
 
     DEVICE_MEMBER void point_at_tile(const decode_matmul_args &a, int g) {
-        const place at(a, i_tile);
-        const int64_t row_bytes = (int64_t)k * W_BYTES;
-        low = static_cast<const char *>(a.matrix[at.low].w) + at.row_low(a, g) * row_bytes;
-        high = static_cast<const char *>(a.matrix[at.high].w) + at.row_high(a, g) * row_bytes;
+        const place where(a, i_tile);
+        const int64_t row_bytes = (int64_t)a.k * W_BYTES;
+        low = static_cast<const char *>(a.matrix[where.low].w) + where.row_low(a, g) * row_bytes;
+        high = static_cast<const char *>(a.matrix[where.high].w) + where.row_high(a, g) * row_bytes;
+        if (!ODD) {
+            low += unit_k * W_BYTES;
+            high += unit_k * W_BYTES;
+        }
+        at = unit_k;
+        stages_left = n_stages;
     }
 
     DEVICE_MEMBER void begin(const decode_matmul_args &a, int g) {
-        chunk = 0;
-        i_tile = n_chunks > 0 ? blockIdx.x : a.n_tiles;
-        if (i_tile < a.n_tiles) {
+        stages_left = 0;
+        i_tile = blockIdx.x;
+        if (n_stages > 0) {
             point_at_tile(a, g);
         }
     }
 
-    /* A chunk more, if this warp has one, to the slot that was read last. */
+    /* A stage more, if this warp has one, to the slot that was read last. */
     DEVICE_MEMBER void request(const decode_matmul_args &a, int slot, int g) {
-        if (i_tile < a.n_tiles) {
-            uint4 *to = ring + 2 * slot * blockDim.x;
-            const int at = unit_k + chunk * CHUNK;
-            if (ODD) {
-                to[0] = load_elements<W_BYTES>(low, at, end);
-                to[blockDim.x] = load_elements<W_BYTES>(high, at, end);
-            } else {
-                copy_weight(to, low + (int64_t)at * W_BYTES, at < end);
-                copy_weight(to + blockDim.x, high + (int64_t)at * W_BYTES, at < end);
+        if (stages_left > 0) {
+            uint4 *to = ring + slot * 4 * 32;
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                if (ODD) {
+                    to[2 * i * 32] = load_elements<W_BYTES>(low, at + i * CHUNK, end);
+                    to[(2 * i + 1) * 32] = load_elements<W_BYTES>(high, at + i * CHUNK, end);
+                } else {
+                    copy_weight(to + 2 * i * 32, low + i * CHUNK * W_BYTES, at + i * CHUNK < end);
+                    copy_weight(to + (2 * i + 1) * 32, high + i * CHUNK * W_BYTES, at + i * CHUNK < end);
+                }
             }
-            if (++chunk == n_chunks) {
-                chunk = 0;
+            if (!ODD) {
+                low += STAGE * W_BYTES;
+                high += STAGE * W_BYTES;
+            }
+            at += STAGE;
+            if (--stages_left == 0) {
                 i_tile += gridDim.x;
                 if (i_tile < a.n_tiles) {
                     point_at_tile(a, g);
-                } else if (!a.next_early) {
-                    call_for_next(a);
                 }
             }
         }
@@ -119,34 +109,50 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct units {
 
     /* What the ring has no room for of the first tile comes to L2. */
     DEVICE_MEMBER void call_for_rest(int t) const {
-        enum { LINE = 128 / W_BYTES };
-        if (i_tile == (int)blockIdx.x) {
-            for (int at = unit_k - t * UNIT + chunk * CHUNK + t * LINE; at < end; at += 4 * LINE) {
-                prefetch_to_l2(low + (int64_t)at * W_BYTES);
-                prefetch_to_l2(high + (int64_t)at * W_BYTES);
+        if (!ODD && i_tile == (int)blockIdx.x) {
+#pragma unroll 1
+            for (int i = t; i < stages_left; i += 4) {
+                prefetch_to_l2(low + i * STAGE * W_BYTES);
+                prefetch_to_l2(high + i * STAGE * W_BYTES);
             }
         }
     }
 
-    /* X_LOADS times 16 bytes of row m of x, at this lane's unit. */
-    DEVICE_MEMBER void load_x_row(uint4 *to, int m, int at) const {
-        const char *row = x + (int64_t)m * k * X_BYTES;
+    /* This warp's part of x comes to `to`, in shared memory. */
+    DEVICE_MEMBER void move_x(char *to, int begin) {
+        const int bytes = (end - begin) * X_BYTES, lane = threadIdx.x % 32;
+#pragma unroll 1
+        for (int m = 0; m < n_rows; m++) {
+#pragma unroll 4
+            for (int i = lane * 16; i < bytes; i += 32 * 16) {
+                *reinterpret_cast<uint4 *>(to + m * bytes + i) =
+                    load_shared_by_rows(x + m * x_stride + begin * X_BYTES + i, true);
+            }
+        }
+        __syncwarp();
+        x = to - begin * X_BYTES;
+        x_stride = bytes;
+    }
+
+    /* X_LOADS times 16 bytes of row m of x, from element k on. */
+    DEVICE_MEMBER void load_x_row(uint4 *to, int m, int k) const {
+        const char *row = x + m * x_stride;
 #pragma unroll
         for (int i = 0; i < X_LOADS; i++) {
-            const int first = at + i * (16 / X_BYTES);
+            const int first = k + i * (16 / X_BYTES);
             if (ODD) {
                 to[i] = load_elements<X_BYTES>(row, first, m < n_rows ? end : 0);
             } else {
-                to[i] = load_shared_by_rows(row + (int64_t)first * X_BYTES, m < n_rows && first < end);
+                to[i] = load_from_anywhere(row + first * X_BYTES, m < n_rows && first < end);
             }
         }
     }
 
     /* mma: row g of each tile of eight. */
-    DEVICE_MEMBER void load_x(uint4 (*to)[X_LOADS], int g, int chunk) const {
+    DEVICE_MEMBER void load_x(uint4 (*to)[X_LOADS], int g, int k) const {
 #pragma unroll
         for (int i = 0; i < TILES; i++) {
-            load_x_row(to[i], i * 8 + g, unit_k + chunk * CHUNK);
+            load_x_row(to[i], i * 8 + g, k);
         }
     }
 };
@@ -190,41 +196,42 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct tile : units<ACT, IN
         }
     }
 
-    /* f32: this lane's unit of all rows of x, for its two rows of W. */
-    DEVICE_MEMBER void add_f32(const uint4 &l, const uint4 &h, int chunk) {
-        const int at = this->unit_k + chunk * base::CHUNK;
-        float lw[UNIT], hw[UNIT];
-        if (INT8) {
-            const uint32_t lword[4] = {l.x, l.y, l.z, l.w}, hword[4] = {h.x, h.y, h.z, h.w};
+    /* f32: this lane's units of N chunks from element k on, of all rows of x, for its two rows of W. */
+    template <int N> DEVICE_MEMBER void add_f32(const uint4 (*w)[2], int k) {
+        float lw[N * UNIT], hw[N * UNIT];
 #pragma unroll
-            for (int i = 0; i < UNIT / 4; i++) {
-                lw[4 * i] = widen_int8<0>(lword[i]);
-                lw[4 * i + 1] = widen_int8<1>(lword[i]);
-                lw[4 * i + 2] = widen_int8<2>(lword[i]);
-                lw[4 * i + 3] = widen_int8<3>(lword[i]);
-                hw[4 * i] = widen_int8<0>(hword[i]);
-                hw[4 * i + 1] = widen_int8<1>(hword[i]);
-                hw[4 * i + 2] = widen_int8<2>(hword[i]);
-                hw[4 * i + 3] = widen_int8<3>(hword[i]);
+        for (int i = 0; i < N; i++) {
+            const uint32_t l[4] = {w[i][0].x, w[i][0].y, w[i][0].z, w[i][0].w};
+            const uint32_t h[4] = {w[i][1].x, w[i][1].y, w[i][1].z, w[i][1].w};
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                if (INT8) {
+                    float *lo = lw + i * UNIT + 4 * j % UNIT, *hi = hw + i * UNIT + 4 * j % UNIT;
+                    lo[0] = widen_int8<0>(l[j]);
+                    lo[1] = widen_int8<1>(l[j]);
+                    lo[2] = widen_int8<2>(l[j]);
+                    lo[3] = widen_int8<3>(l[j]);
+                    hi[0] = widen_int8<0>(h[j]);
+                    hi[1] = widen_int8<1>(h[j]);
+                    hi[2] = widen_int8<2>(h[j]);
+                    hi[3] = widen_int8<3>(h[j]);
+                } else {
+                    lw[i * UNIT + j] = __uint_as_float(l[j]);
+                    hw[i * UNIT + j] = __uint_as_float(h[j]);
+                }
             }
-        } else {
-            lw[0] = __uint_as_float(l.x);
-            lw[1] = __uint_as_float(l.y);
-            lw[2] = __uint_as_float(l.z);
-            lw[3] = __uint_as_float(l.w);
-            hw[0] = __uint_as_float(h.x);
-            hw[1] = __uint_as_float(h.y);
-            hw[2] = __uint_as_float(h.z);
-            hw[3] = __uint_as_float(h.w);
         }
 #pragma unroll
         for (int m = 0; m < COLUMNS; m++) {
             if (m < this->n_rows) {
-                uint4 b[X_LOADS];
-                this->load_x_row(b, m, at);
+                uint4 b[N][X_LOADS];
 #pragma unroll
-                for (int i = 0; i < UNIT; i++) {
-                    const uint4 &four = b[i / 4];
+                for (int i = 0; i < N; i++) {
+                    this->load_x_row(b[i], m, k + i * base::CHUNK);
+                }
+#pragma unroll
+                for (int i = 0; i < N * UNIT; i++) {
+                    const uint4 &four = b[i / UNIT][i % UNIT / 4];
                     const float value = __uint_as_float(i % 4 == 0   ? four.x
                                                         : i % 4 == 1 ? four.y
                                                         : i % 4 == 2 ? four.z
@@ -233,6 +240,31 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct tile : units<ACT, IN
                     acc[COLUMNS + m] = fmaf(hw[i], value, acc[COLUMNS + m]);
                 }
             }
+        }
+    }
+
+    /* One stage. */
+    DEVICE_MEMBER void add_stage(int slot, int g, int k) {
+        uint4 w[2][2], b[2][base::TILES][X_LOADS];
+        if (!IS_F32) {
+            this->load_x(b[0], g, k);
+            this->load_x(b[1], g, k + base::CHUNK);
+        }
+        wait_for_copies<DECODE_RING - 1>();
+        const uint4 *from = this->ring + slot * 4 * 32;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            w[i][0] = from[2 * i * 32];
+            w[i][1] = from[(2 * i + 1) * 32];
+        }
+        if (!IS_F32) {
+            add_mma(w[0][0], w[0][1], b[0]);
+            add_mma(w[1][0], w[1][1], b[1]);
+        } else if (INT8) {
+            add_f32<1>(w, k);
+            add_f32<1>(w + 1, k + base::CHUNK);
+        } else {
+            add_f32<2>(w, k);
         }
     }
 };
@@ -301,76 +333,61 @@ DEVICE void finish(const decode_matmul_args &a, const decode_matrix &w, const fl
     }
 }
 
-/* Shared memory: two times warps * COLUMNS * 16 floats, then the rings. A warp is a leaf; a block takes every gridDim.x-th
- * tile. */
+/* Shared memory: rings, two times sums of warps * COLUMNS * 16 floats, x_room bytes a warp. A warp is a leaf; a block takes
+ * every gridDim.x-th tile. */
 template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const decode_matmul_args &a) {
     using tile_t = tile<ACT, INT8, COLUMNS, ODD>;
-    extern __shared__ __align__(16) float sums[];
+    extern __shared__ __align__(16) float shared[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int n_warps = blockDim.x / 32, leaf = blockIdx.y * n_warps + warp;
     const int n_sums = n_warps * COLUMNS * DECODE_TILE;
     let_next_kernel_start();
 
     tile_t s;
-    s.x = static_cast<const char *>(a.x);
-    s.k = a.k;
+    const int begin = a.border[leaf];
     s.end = a.border[leaf + 1];
-    s.unit_k = a.border[leaf] + t * tile_t::UNIT;
-    s.n_chunks = (s.end - a.border[leaf] + tile_t::CHUNK - 1) / tile_t::CHUNK;
-    s.ring = reinterpret_cast<uint4 *>(sums + 2 * n_sums) + threadIdx.x;
+    s.unit_k = begin + t * tile_t::UNIT;
+    s.n_stages = (s.end - begin + tile_t::STAGE - 1) / tile_t::STAGE;
+    s.ring = reinterpret_cast<uint4 *>(shared) + warp * DECODE_RING * 4 * 32 + lane;
+    float *sums = shared + n_warps * DECODE_RING * 4 * 32 * 4;
     s.begin(a, g);
-#pragma unroll
+#pragma unroll 1 /* little code to fetch before the first loads */
     for (int slot = 0; slot < DECODE_RING; slot++) {
         s.request(a, slot, g);
     }
     s.call_for_rest(t);
-    if (a.next_early) {
-        call_for_next(a);
-    }
     const int n_rows = min(COLUMNS, a.kind == DECODE_HEAD ? a.step->n_out : a.step->n_rows);
+    s.x = static_cast<const char *>(a.x);
+    s.x_stride = (int64_t)a.k * tile_t::X_BYTES;
     s.n_rows = n_rows;
     wait_for_earlier_kernels();
-
-    uint4 b[tile_t::TILES][tile_t::X_LOADS];
-    if (!tile_t::IS_F32) {
-        s.load_x(b, g, 0);
+    if (!ODD && a.x_room > 0) {
+        s.move_x(reinterpret_cast<char *>(sums + 2 * n_sums) + warp * a.x_room, begin);
     }
-    int slot = 0, half = 0;
+
+    int slot = 0;
     for (int i_tile = blockIdx.x; i_tile < a.n_tiles; i_tile += gridDim.x) {
-        const place at(a, i_tile);
+        const place where(a, i_tile);
         float scale_low = 0.0F, scale_high = 0.0F;
         if (INT8) {
-            scale_low = a.matrix[at.low].scale[(int64_t)at.row_low(a, g) * a.n_leaves + leaf];
-            scale_high = a.matrix[at.high].scale[(int64_t)at.row_high(a, g) * a.n_leaves + leaf];
+            scale_low = a.matrix[where.low].scale[(int64_t)where.row_low(a, g) * a.n_leaves + leaf];
+            scale_high = a.matrix[where.high].scale[(int64_t)where.row_high(a, g) * a.n_leaves + leaf];
         }
 #pragma unroll
         for (int i = 0; i < (int)(sizeof s.acc / sizeof *s.acc); i++) {
             s.acc[i] = 0.0F;
         }
-        for (int chunk = 0; chunk < s.n_chunks; chunk++) {
-            uint4 next_b[tile_t::TILES][tile_t::X_LOADS];
-            if (!tile_t::IS_F32) {
-                s.load_x(next_b, g, chunk + 1 < s.n_chunks ? chunk + 1 : 0);
-            }
-            wait_for_copies<DECODE_RING - 1>();
-            const uint4 low = s.ring[2 * slot * blockDim.x], high = s.ring[(2 * slot + 1) * blockDim.x];
-            if (tile_t::IS_F32) {
-                s.add_f32(low, high, chunk);
-            } else {
-                s.add_mma(low, high, b);
-#pragma unroll
-                for (int i = 0; i < tile_t::TILES * tile_t::X_LOADS; i++) {
-                    b[i / tile_t::X_LOADS][i % tile_t::X_LOADS] = next_b[i / tile_t::X_LOADS][i % tile_t::X_LOADS];
-                }
-            }
+#pragma unroll 1
+        for (int stage = 0, k = s.unit_k; stage < s.n_stages; stage++, k += tile_t::STAGE) {
+            s.add_stage(slot, g, k);
             s.request(a, slot, g);
             slot = slot + 1 < DECODE_RING ? slot + 1 : 0;
         }
-        float *mine = sums + half * n_sums;
-        leave(s, mine + warp * COLUMNS * DECODE_TILE, g, t, scale_low, scale_high);
+        leave(s, sums + warp * COLUMNS * DECODE_TILE, g, t, scale_low, scale_high);
         __syncthreads();
-        finish<ACT, COLUMNS>(a, a.matrix[at.low], mine, at.first, n_rows);
-        half ^= 1; /* finish may still read */
+        finish<ACT, COLUMNS>(a, a.matrix[where.low], sums, where.first, n_rows);
+        /* finish may still read these when the next tile's leave */
+        sums = sums == shared + n_warps * DECODE_RING * 4 * 32 * 4 ? sums + n_sums : sums - n_sums;
     }
 }
 

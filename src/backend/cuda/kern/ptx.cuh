@@ -50,6 +50,24 @@ DEVICE uint4 load_shared_by_rows(const void *address, bool wanted) {
     return v;
 }
 
+/* The same from shared memory or global memory, whichever the address means. */
+DEVICE uint4 load_from_anywhere(const void *address, bool wanted) {
+    uint4 v;
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.b32 p, %5, 0;\n"
+                 "mov.b32 %0, 0;\n"
+                 "mov.b32 %1, 0;\n"
+                 "mov.b32 %2, 0;\n"
+                 "mov.b32 %3, 0;\n"
+                 "@p ld.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+                 "}\n"
+                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+                 : "l"(address), "r"((int)wanted)
+                 : "memory");
+    return v;
+}
+
 /* ---- Copies to shared memory that a thread asks for, in groups, and reads itself ---- */
 
 /* 16 bytes of a weight, which is read once: not into L1. Zeros where !wanted. */
