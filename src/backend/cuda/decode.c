@@ -47,8 +47,7 @@ enum {
     MAX_EXCHANGE_THREADS = 1024,
     PLAIN_SHARED_BYTES = 48 << 10, /* more must be asked for */
     BLOCKS_PER_SM = 2,             /* what row matmuls and attention spread over */
-    MATMUL_THREADS_PER_SM = 768,   /* of matmuls, whose launch bounds leave registers for so many */
-    MAX_X_ROOM = 2560,             /* bytes of shared memory for a warp's part of x */
+    MAX_X_ROOM = 5120,             /* bytes of shared memory for a warp's part of x */
     BLOCK_RESERVE_BYTES = 1024,    /* of shared memory that a block has for CUDA itself */
     MAX_ATTN_SLOTS = 32,
     SAMPLE_COUNTERS = CUDA_SAMPLE_ROWS /* the last of rank->counters: one for each output row, prefill's too */
@@ -133,7 +132,7 @@ static long knob(const char *name, long normal) {
 static int row_nodes(const cuda_rank *rank, const op_row *a) {
     const int tiles = ceil_div(weight(rank, a->weight)->rows, DECODE_TILE);
     int nodes = 1;
-    while (nodes < a->leaf_count && tiles * nodes < knob("MA_ROW", BLOCKS_PER_SM) * rank->facts.sm_count) {
+    while (nodes < a->leaf_count && tiles * nodes < knob("MA_ROW", 1) * rank->facts.sm_count) {
         nodes *= 2;
     }
     return nodes;
@@ -150,6 +149,7 @@ static ls_status launch_exchange(cuda_rank *rank, const ls_op *op, int index, in
                                  .h = bind->buf[BUF_H],
                                  .fault = (int32_t *)bind->fault,
                                  .op_index = index,
+                                 .dry = (int)knob("MA_DRY", 1),
                                  .x = bind->buf[BUF_X]};
     if (op != NULL) {
         const op_exchange *a = &op->exchange;
@@ -187,12 +187,6 @@ static decode_matrix matrix_of(const cuda_rank *rank, int i_weight, int i_bias, 
     return (decode_matrix){w->data, w->scale, vector(rank, i_bias), w->rows, y_first, INT32_MAX};
 }
 
-/* Of each warp: a ring, sums of two tiles, room for x. */
-static int matmul_shared_bytes(int threads, int columns, int x_room) {
-    return threads / WARP *
-           (DECODE_RING * DECODE_STAGE_BYTES + 2 * columns * DECODE_TILE * (int)sizeof(float) + x_room);
-}
-
 /* Bytes of a warp's leaf of `rows` rows of x, where that is little enough to be kept. */
 static int x_room(const decode_matmul_args *args, int element_bytes, int rows) {
     int longest = 0;
@@ -201,7 +195,28 @@ static int x_room(const decode_matmul_args *args, int element_bytes, int rows) {
         longest = n > longest ? n : longest;
     }
     const int64_t bytes = (int64_t)longest * element_bytes * rows;
-    return bytes <= knob("MA_XROOM", MAX_X_ROOM) ? (int)bytes : 0;
+    return bytes <= knob(rows > 8 ? "MA_XROOM16" : "MA_XROOM", MAX_X_ROOM) ? (int)bytes : 0;
+}
+
+/* How a block of a matmul uses its shared memory: sums, rings and (x_rows > 0) x. The deepest ring with which two blocks of
+ * eight warps fit an SM. Returns its bytes. */
+static int place_in_shared(const cuda_rank *rank, decode_matmul_args *args, int threads, int columns, int x_rows) {
+    const int warps = threads / WARP, sums = 2 * columns * DECODE_TILE * (int)sizeof(float);
+    const int sm = rank->facts.shared_bytes_per_block + BLOCK_RESERVE_BYTES;
+    args->x_room = x_room(args, (int)ls_dtype_bytes(rank->bind.dtype), x_rows);
+    static const int rings[] = {8, 6, 5, 4, 2};
+    for (int per_sm = (int)knob("MA_PER_SM", 2); per_sm > 0; per_sm--) {
+        const int of_warp = (sm / per_sm - BLOCK_RESERVE_BYTES * LS_LEAVES / warps) / LS_LEAVES;
+        for (int i = 0; i < 4; i++) {
+            args->ring = rings[i];
+            if (args->ring * DECODE_STAGE_BYTES + sums + args->x_room <= of_warp) {
+                return warps * (args->ring * DECODE_STAGE_BYTES + sums + args->x_room);
+            }
+        }
+    }
+    args->ring = 2;
+    args->x_room = 0;
+    return warps * (2 * DECODE_STAGE_BYTES + sums);
 }
 
 /* Every row begins at a multiple of 16 bytes. */
@@ -231,11 +246,10 @@ static ls_status launch_matmul(cuda_rank *rank, decode_matmul_args *args, const 
                         : wide ? 1
                                : 0);
     const int threads = args->n_leaves / nodes * WARP;
-    args->x_room = odd ? 0 : x_room(args, (int)ls_dtype_bytes(rank->bind.dtype), m_bucket);
-    const int shared = matmul_shared_bytes(threads, odd || wide ? 16 : 8, args->x_room);
-    int blocks = (rank->facts.shared_bytes_per_block + BLOCK_RESERVE_BYTES) / (shared + BLOCK_RESERVE_BYTES);
-    blocks = at_most(blocks, (int)knob("MA_PER_SM", MATMUL_THREADS_PER_SM) / threads) * rank->facts.sm_count / nodes;
-    const int rounds = ceil_div(tiles, blocks > 0 ? blocks : 1);
+    const int shared = place_in_shared(rank, args, threads, odd || wide ? 16 : 8, odd ? 0 : m_bucket);
+    const int blocks = (rank->facts.shared_bytes_per_block + BLOCK_RESERVE_BYTES) / (shared + BLOCK_RESERVE_BYTES) *
+                       rank->facts.sm_count / nodes;
+    const int rounds = ceil_div(tiles, blocks);
     return launch(rank, kernel, (unsigned)ceil_div(tiles, rounds), (unsigned)nodes, 1, (unsigned)threads,
                   (size_t)shared, args, err);
 }
@@ -283,6 +297,11 @@ static ls_status launch_row(cuda_rank *rank, const ls_op *op, int m_bucket, ls_e
                                .matrix = {matrix_of(rank, a->weight, -1, 0)}};
     set_borders(args.border, a->k_total, a->leaf_first, a->leaf_count);
     const ls_weight *w = weight(rank, a->weight);
+    if (op->kind == OP_OUT && knob("MA_OUT", 0) > 0 && op[2].kind == OP_FFN_IN) {
+        args.next[0] = weight(rank, op[2].ffn_in.gate)->data;
+        args.next[1] = weight(rank, op[2].ffn_in.up)->data;
+        args.next_bytes = knob("MA_OUT", 0) << 9;
+    }
     return launch_matmul(rank, &args, w, ceil_div(w->rows, DECODE_TILE), row_nodes(rank, a), m_bucket, err);
 }
 
@@ -395,8 +414,8 @@ ls_status decode_prepare(cuda_rank *rank, ls_error *err) {
         TRY(set_attribute(rank, KERNEL_EXCHANGE, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, row_bytes, err));
     }
     for (int i = KERNEL_MATMUL; i < KERNEL_ATTN; i++) {
-        TRY(set_attribute(rank, i, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                          matmul_shared_bytes(LS_LEAVES * WARP, 16, (int)knob("MA_XROOM", MAX_X_ROOM)), err));
+        TRY(set_attribute(rank, i, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, rank->facts.shared_bytes_per_block,
+                          err));
     }
     for (int i = 0; i < n_decode_kernels && knob("MA_CARVE", -1) >= 0; i++) {
         TRY(set_attribute(rank, i, CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, (int)knob("MA_CARVE", -1), err));

@@ -10,14 +10,10 @@
 enum { KERN_F32 = 1, KERN_BF16 = 2, KERN_F16 = 3, KERN_INT8 = 4 };
 
 enum {
-    DECODE_LEAVES = 8, /* = LS_LEAVES = CUDA_NODES */
-    DECODE_TILE = 16,  /* rows of W that a warp takes: mma's M */
-#ifndef DECODE_RING_
-#define DECODE_RING_ 4
-#endif
-    DECODE_STAGE_BYTES = 2048,  /* of weights that a warp asks for at a time: 128 of each row of a tile */
-    DECODE_RING = DECODE_RING_, /* stages that a warp has in flight */
-    DECODE_ATTN_HEADS = 4,      /* query heads of one KV head that a block of attention takes */
+    DECODE_LEAVES = 8,         /* = LS_LEAVES = CUDA_NODES */
+    DECODE_TILE = 16,          /* rows of W that a warp takes: mma's M */
+    DECODE_STAGE_BYTES = 2048, /* of weights that a warp asks for at a time: 128 of each row of a tile */
+    DECODE_ATTN_HEADS = 4,     /* query heads of one KV head that a block of attention takes */
     DECODE_ATTN_THREADS = 256,
     DECODE_SAMPLE_THREADS = 256,
     DECODE_SAMPLE_BLOCKS = 64 /* of one row, at most */
@@ -48,6 +44,7 @@ typedef struct decode_exchange_args {
     float eps;
     int32_t out_rows; /* x has the output rows alone */
     int32_t op_index; /* of the exchange */
+    int32_t dry;
 } decode_exchange_args;
 
 typedef struct decode_matrix {
@@ -71,6 +68,9 @@ typedef struct decode_matmul_args {
     decode_matrix matrix[3]; /* q, k, v; gate, up; or one; rows = 0: not there */
     int32_t kind, k, n_leaves, n_tiles;
     int32_t is_pair; /* ffn_in: a tile is half of matrix[0], half of matrix[1] */
+    const void *next[2];
+    int64_t next_bytes;
+    int32_t ring;    /* stages of weights that a warp has in flight: 2, 4, 5, 6 or 8 */
     int32_t x_room;  /* bytes of shared memory a warp has for its leaf of all rows of x; 0: x stays where it is */
     int32_t border[DECODE_LEAVES + 1]; /* first column of each leaf; the last one is k */
     int32_t y_stride;

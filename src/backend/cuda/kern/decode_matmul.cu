@@ -52,8 +52,9 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct units {
     int end;          /* of the leaf */
     int n_stages;     /* of the leaf */
 
-    /* What is asked for next, DECODE_RING stages before it is needed. */
-    uint4 *ring;            /* this lane's units: [DECODE_RING][2][low, high][32 lanes] */
+    /* What is asked for next, n_slots stages before it is needed. */
+    uint4 *ring; /* this lane's units: [n_slots][2][low, high][32 lanes] */
+    int n_slots;
     const char *low, *high; /* rows g and g + 8 of tile i_tile, from `at` on */
     int at, stages_left, i_tile;
 
@@ -250,7 +251,7 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct tile : units<ACT, IN
             this->load_x(b[0], g, k);
             this->load_x(b[1], g, k + base::CHUNK);
         }
-        wait_for_copies<DECODE_RING - 1>();
+        wait_for_copies(this->n_slots - 1);
         const uint4 *from = this->ring + slot * 4 * 32;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -333,7 +334,7 @@ DEVICE void finish(const decode_matmul_args &a, const decode_matrix &w, const fl
     }
 }
 
-/* Shared memory: rings, two times sums of warps * COLUMNS * 16 floats, x_room bytes a warp. A warp is a leaf; a block takes
+/* Shared memory: two times sums of warps * COLUMNS * 16 floats, rings, x_room bytes a warp. A warp is a leaf; a block takes
  * every gridDim.x-th tile. */
 template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const decode_matmul_args &a) {
     using tile_t = tile<ACT, INT8, COLUMNS, ODD>;
@@ -348,21 +349,30 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const de
     s.end = a.border[leaf + 1];
     s.unit_k = begin + t * tile_t::UNIT;
     s.n_stages = (s.end - begin + tile_t::STAGE - 1) / tile_t::STAGE;
-    s.ring = reinterpret_cast<uint4 *>(shared) + warp * DECODE_RING * 4 * 32 + lane;
-    float *sums = shared + n_warps * DECODE_RING * 4 * 32 * 4;
+    s.n_slots = a.ring;
+    s.ring = reinterpret_cast<uint4 *>(shared + 2 * n_sums) + warp * a.ring * 4 * 32 + lane;
+    float *sums = shared;
     s.begin(a, g);
 #pragma unroll 1 /* little code to fetch before the first loads */
-    for (int slot = 0; slot < DECODE_RING; slot++) {
+    for (int slot = 0; slot < a.ring; slot++) {
         s.request(a, slot, g);
     }
     s.call_for_rest(t);
+#pragma unroll 1
+    for (int64_t at = ((int64_t)(blockIdx.y * gridDim.x + blockIdx.x) * blockDim.x + threadIdx.x) * 128; at < a.next_bytes;
+         at += (int64_t)gridDim.x * gridDim.y * blockDim.x * 128) {
+        prefetch_to_l2(static_cast<const char *>(a.next[0]) + at);
+        prefetch_to_l2(static_cast<const char *>(a.next[1]) + at);
+    }
     const int n_rows = min(COLUMNS, a.kind == DECODE_HEAD ? a.step->n_out : a.step->n_rows);
     s.x = static_cast<const char *>(a.x);
     s.x_stride = (int64_t)a.k * tile_t::X_BYTES;
     s.n_rows = n_rows;
     wait_for_earlier_kernels();
     if (!ODD && a.x_room > 0) {
-        s.move_x(reinterpret_cast<char *>(sums + 2 * n_sums) + warp * a.x_room, begin);
+        s.move_x(reinterpret_cast<char *>(shared) + 2 * n_sums * 4 + n_warps * a.ring * DECODE_STAGE_BYTES +
+                     warp * a.x_room,
+                 begin);
     }
 
     int slot = 0;
@@ -381,13 +391,13 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const de
         for (int stage = 0, k = s.unit_k; stage < s.n_stages; stage++, k += tile_t::STAGE) {
             s.add_stage(slot, g, k);
             s.request(a, slot, g);
-            slot = slot + 1 < DECODE_RING ? slot + 1 : 0;
+            slot = slot + 1 < a.ring ? slot + 1 : 0;
         }
         leave(s, sums + warp * COLUMNS * DECODE_TILE, g, t, scale_low, scale_high);
         __syncthreads();
         finish<ACT, COLUMNS>(a, a.matrix[where.low], sums, where.first, n_rows);
         /* finish may still read these when the next tile's leave */
-        sums = sums == shared + n_warps * DECODE_RING * 4 * 32 * 4 ? sums + n_sums : sums - n_sums;
+        sums = sums == shared ? shared + n_sums : shared;
     }
 }
 
@@ -397,7 +407,7 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const de
         matmul<act, int8, columns, odd>(a);                                                                            \
     }
 #define DEFINE_MATMULS(name, act, int8)                                                                                \
-    DEFINE_MATMUL(decode_matmul_##name##_8, act, int8, 8, false, 3)                                                    \
+    DEFINE_MATMUL(decode_matmul_##name##_8, act, int8, 8, false, 2)                                                    \
     DEFINE_MATMUL(decode_matmul_##name##_16, act, int8, 16, false, 2)                                                  \
     DEFINE_MATMUL(decode_matmul_##name##_odd, act, int8, 16, true, 1)
 

@@ -81,9 +81,22 @@ DEVICE void end_of_copies() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
-/* Until all groups but the last N are there. */
-template <int N> DEVICE void wait_for_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+/* Until all groups but the last n are there: fewer for an n that is not in the list. */
+DEVICE void wait_for_copies(int n) {
+    asm volatile("{\n"
+                 ".reg .pred p<5>;\n"
+                 "setp.lt.s32 p0, %0, 3;\n"
+                 "setp.eq.s32 p1, %0, 3;\n"
+                 "setp.eq.s32 p2, %0, 4;\n"
+                 "setp.eq.s32 p3, %0, 5;\n"
+                 "setp.gt.s32 p4, %0, 5;\n"
+                 "@p0 cp.async.wait_group 1;\n"
+                 "@p1 cp.async.wait_group 3;\n"
+                 "@p2 cp.async.wait_group 4;\n"
+                 "@p3 cp.async.wait_group 5;\n"
+                 "@p4 cp.async.wait_group 7;\n"
+                 "}\n" ::"r"(n)
+                 : "memory");
 }
 
 /* ---- mma.m16n8k16: acc[16][8] += a[16][16] b[16][8], f32 sums ---- */

@@ -37,7 +37,7 @@ DEVICE void copy_weight(uint4 *to, const void *address, bool wanted) {
 
 DEVICE void end_of_copies() {}
 
-template <int N> DEVICE void wait_for_copies() {}
+DEVICE void wait_for_copies(int) {}
 
 /* Sums as the hardware's may be: both products of a pair, in any order; in double precision here. */
 template <int DTYPE>
