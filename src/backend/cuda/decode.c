@@ -8,7 +8,6 @@
  *
  * Everything here depends on the shapes, the bucket and the chip; none of it decides bits.
  */
-#include <stdlib.h>
 #include <string.h>
 
 #include "backend/cuda/cuda.h"
@@ -59,6 +58,10 @@ static int at_most(int a, int b) {
 
 static int ceil_div(int a, int b) {
     return (a + b - 1) / b;
+}
+
+static int at_least_one(int n) {
+    return n > 0 ? n : 1;
 }
 
 static void *device(CUdeviceptr address) {
@@ -123,16 +126,11 @@ static ls_status launch_embed(cuda_rank *rank, const ls_op *op, int m_bucket, ls
     return launch(rank, KERNEL_EMBED, (unsigned)m_bucket, 1, 1, 256, 0, &args, err);
 }
 
-static long knob(const char *name, long normal) {
-    const char *value = getenv(name);
-    return value != NULL ? atol(value) : normal;
-}
-
 /* How many nodes of the leaf tree a row matmul leaves: as few as give the chip enough blocks. */
 static int row_nodes(const cuda_rank *rank, const op_row *a) {
     const int tiles = ceil_div(weight(rank, a->weight)->rows, DECODE_TILE);
     int nodes = 1;
-    while (nodes < a->leaf_count && tiles * nodes < knob("MA_ROW", 1) * rank->facts.sm_count) {
+    while (nodes < a->leaf_count && tiles * nodes < rank->facts.sm_count) {
         nodes *= 2;
     }
     return nodes;
@@ -149,7 +147,6 @@ static ls_status launch_exchange(cuda_rank *rank, const ls_op *op, int index, in
                                  .h = bind->buf[BUF_H],
                                  .fault = (int32_t *)bind->fault,
                                  .op_index = index,
-                                 .dry = (int)knob("MA_DRY", 1),
                                  .x = bind->buf[BUF_X]};
     if (op != NULL) {
         const op_exchange *a = &op->exchange;
@@ -195,19 +192,19 @@ static int x_room(const decode_matmul_args *args, int element_bytes, int rows) {
         longest = n > longest ? n : longest;
     }
     const int64_t bytes = (int64_t)longest * element_bytes * rows;
-    return bytes <= knob(rows > 8 ? "MA_XROOM16" : "MA_XROOM", MAX_X_ROOM) ? (int)bytes : 0;
+    return bytes <= MAX_X_ROOM ? (int)bytes : 0;
 }
 
 /* How a block of a matmul uses its shared memory: sums, rings and (x_rows > 0) x. The deepest ring with which two blocks of
- * eight warps fit an SM. Returns its bytes. */
+ * eight warps fit an SM; fewer blocks before a ring of less than four stages. Returns its bytes. */
 static int place_in_shared(const cuda_rank *rank, decode_matmul_args *args, int threads, int columns, int x_rows) {
     const int warps = threads / WARP, sums = 2 * columns * DECODE_TILE * (int)sizeof(float);
     const int sm = rank->facts.shared_bytes_per_block + BLOCK_RESERVE_BYTES;
     args->x_room = x_room(args, (int)ls_dtype_bytes(rank->bind.dtype), x_rows);
-    static const int rings[] = {8, 6, 5, 4, 2};
-    for (int per_sm = (int)knob("MA_PER_SM", 2); per_sm > 0; per_sm--) {
+    static const int rings[] = {8, 6, 5, 4};
+    for (int per_sm = BLOCKS_PER_SM; per_sm > 0; per_sm--) {
         const int of_warp = (sm / per_sm - BLOCK_RESERVE_BYTES * LS_LEAVES / warps) / LS_LEAVES;
-        for (int i = 0; i < 4; i++) {
+        for (size_t i = 0; i < sizeof rings / sizeof *rings; i++) {
             args->ring = rings[i];
             if (args->ring * DECODE_STAGE_BYTES + sums + args->x_room <= of_warp) {
                 return warps * (args->ring * DECODE_STAGE_BYTES + sums + args->x_room);
@@ -249,8 +246,9 @@ static ls_status launch_matmul(cuda_rank *rank, decode_matmul_args *args, const 
     const int shared = place_in_shared(rank, args, threads, odd || wide ? 16 : 8, odd ? 0 : m_bucket);
     const int blocks = (rank->facts.shared_bytes_per_block + BLOCK_RESERVE_BYTES) / (shared + BLOCK_RESERVE_BYTES) *
                        rank->facts.sm_count / nodes;
-    const int rounds = ceil_div(tiles, blocks);
-    return launch(rank, kernel, (unsigned)ceil_div(tiles, rounds), (unsigned)nodes, 1, (unsigned)threads,
+    const int rounds =
+        at_least_one(ceil_div(tiles, at_least_one(blocks))); /* of tiles: all blocks have the same, but for one */
+    return launch(rank, kernel, (unsigned)at_least_one(ceil_div(tiles, rounds)), (unsigned)nodes, 1, (unsigned)threads,
                   (size_t)shared, args, err);
 }
 
@@ -297,11 +295,6 @@ static ls_status launch_row(cuda_rank *rank, const ls_op *op, int m_bucket, ls_e
                                .matrix = {matrix_of(rank, a->weight, -1, 0)}};
     set_borders(args.border, a->k_total, a->leaf_first, a->leaf_count);
     const ls_weight *w = weight(rank, a->weight);
-    if (op->kind == OP_OUT && knob("MA_OUT", 0) > 0 && op[2].kind == OP_FFN_IN) {
-        args.next[0] = weight(rank, op[2].ffn_in.gate)->data;
-        args.next[1] = weight(rank, op[2].ffn_in.up)->data;
-        args.next_bytes = knob("MA_OUT", 0) << 9;
-    }
     return launch_matmul(rank, &args, w, ceil_div(w->rows, DECODE_TILE), row_nodes(rank, a), m_bucket, err);
 }
 
@@ -416,9 +409,6 @@ ls_status decode_prepare(cuda_rank *rank, ls_error *err) {
     for (int i = KERNEL_MATMUL; i < KERNEL_ATTN; i++) {
         TRY(set_attribute(rank, i, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, rank->facts.shared_bytes_per_block,
                           err));
-    }
-    for (int i = 0; i < n_decode_kernels && knob("MA_CARVE", -1) >= 0; i++) {
-        TRY(set_attribute(rank, i, CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, (int)knob("MA_CARVE", -1), err));
     }
     return LS_OK;
 }

@@ -44,7 +44,6 @@ typedef struct decode_exchange_args {
     float eps;
     int32_t out_rows; /* x has the output rows alone */
     int32_t op_index; /* of the exchange */
-    int32_t dry;
 } decode_exchange_args;
 
 typedef struct decode_matrix {
@@ -68,8 +67,6 @@ typedef struct decode_matmul_args {
     decode_matrix matrix[3]; /* q, k, v; gate, up; or one; rows = 0: not there */
     int32_t kind, k, n_leaves, n_tiles;
     int32_t is_pair; /* ffn_in: a tile is half of matrix[0], half of matrix[1] */
-    const void *next[2];
-    int64_t next_bytes;
     int32_t ring;    /* stages of weights that a warp has in flight: 2, 4, 5, 6 or 8 */
     int32_t x_room;  /* bytes of shared memory a warp has for its leaf of all rows of x; 0: x stays where it is */
     int32_t border[DECODE_LEAVES + 1]; /* first column of each leaf; the last one is k */

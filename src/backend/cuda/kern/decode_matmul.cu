@@ -1,10 +1,15 @@
 /*
  * Matmuls of decode steps: y[m][n] = sum over k of w[n][k] x[m][k] for M = 1..16 rows, up the leaf tree of ops.h.
  *
- * A warp sums one leaf of 16 rows of W. Lane (g, t) = (lane / 4, lane % 4) loads 16 bytes, a UNIT, of rows g and g + 8: unit
- * t of a chunk of four. The mma's k is permuted so that a unit holds what the lane needs for one or more mmas (A's slots
- * 2t, 2t+1 and 2t+8, 2t+9 are neighbours in memory), and x is loaded by the same permutation. So weights go from memory to
- * registers as they lie. A ring of UNROLL chunks a warp is in flight.
+ * A warp sums one leaf of 16 rows of W, a tile; a block takes every gridDim.x-th tile. Lane (g, t) = (lane / 4, lane % 4) has
+ * 16 bytes, a UNIT, of rows g and g + 8: unit t of a chunk of four. The mma's k is permuted so that a unit holds what the lane
+ * needs for one or more mmas (A's slots 2t, 2t+1 and 2t+8, 2t+9 are neighbours in memory), and x is loaded by the same
+ * permutation. So weights are multiplied as they lie.
+ *
+ * Every warp streams its weights through a ring of stages (two chunks: 128 bytes of each row) in shared memory. Each lane
+ * copies its own units and reads them back itself, so that nobody waits for anybody. The ring runs on from tile to tile while
+ * sums are added up, and it is filled before the input is there: what is in flight then hides the ops before this one. What
+ * counts after that is the latency of a stage, hence x in shared memory where it fits, and little code.
  *
  * Bits: a leaf's sum is one chain of mmas (f32: one chain of fmas for each of four lanes, then a fixed tree), each column of
  * which depends on its own row of x alone; leaves are added up by the fixed tree. Neither M, nor the number of
@@ -52,73 +57,6 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct units {
     int end;          /* of the leaf */
     int n_stages;     /* of the leaf */
 
-    /* What is asked for next, n_slots stages before it is needed. */
-    uint4 *ring; /* this lane's units: [n_slots][2][low, high][32 lanes] */
-    int n_slots;
-    const char *low, *high; /* rows g and g + 8 of tile i_tile, from `at` on */
-    int at, stages_left, i_tile;
-
-    DEVICE_MEMBER void point_at_tile(const decode_matmul_args &a, int g) {
-        const place where(a, i_tile);
-        const int64_t row_bytes = (int64_t)a.k * W_BYTES;
-        low = static_cast<const char *>(a.matrix[where.low].w) + where.row_low(a, g) * row_bytes;
-        high = static_cast<const char *>(a.matrix[where.high].w) + where.row_high(a, g) * row_bytes;
-        if (!ODD) {
-            low += unit_k * W_BYTES;
-            high += unit_k * W_BYTES;
-        }
-        at = unit_k;
-        stages_left = n_stages;
-    }
-
-    DEVICE_MEMBER void begin(const decode_matmul_args &a, int g) {
-        stages_left = 0;
-        i_tile = blockIdx.x;
-        if (n_stages > 0) {
-            point_at_tile(a, g);
-        }
-    }
-
-    /* A stage more, if this warp has one, to the slot that was read last. */
-    DEVICE_MEMBER void request(const decode_matmul_args &a, int slot, int g) {
-        if (stages_left > 0) {
-            uint4 *to = ring + slot * 4 * 32;
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                if (ODD) {
-                    to[2 * i * 32] = load_elements<W_BYTES>(low, at + i * CHUNK, end);
-                    to[(2 * i + 1) * 32] = load_elements<W_BYTES>(high, at + i * CHUNK, end);
-                } else {
-                    copy_weight(to + 2 * i * 32, low + i * CHUNK * W_BYTES, at + i * CHUNK < end);
-                    copy_weight(to + (2 * i + 1) * 32, high + i * CHUNK * W_BYTES, at + i * CHUNK < end);
-                }
-            }
-            if (!ODD) {
-                low += STAGE * W_BYTES;
-                high += STAGE * W_BYTES;
-            }
-            at += STAGE;
-            if (--stages_left == 0) {
-                i_tile += gridDim.x;
-                if (i_tile < a.n_tiles) {
-                    point_at_tile(a, g);
-                }
-            }
-        }
-        end_of_copies();
-    }
-
-    /* What the ring has no room for of the first tile comes to L2. */
-    DEVICE_MEMBER void call_for_rest(int t) const {
-        if (!ODD && i_tile == (int)blockIdx.x) {
-#pragma unroll 1
-            for (int i = t; i < stages_left; i += 4) {
-                prefetch_to_l2(low + i * STAGE * W_BYTES);
-                prefetch_to_l2(high + i * STAGE * W_BYTES);
-            }
-        }
-    }
-
     /* This warp's part of x comes to `to`, in shared memory. */
     DEVICE_MEMBER void move_x(char *to, int begin) {
         const int bytes = (end - begin) * X_BYTES, lane = threadIdx.x % 32;
@@ -158,8 +96,99 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct units {
     }
 };
 
+/* A warp's ring of weights. */
+template <int ACT, bool INT8, int COLUMNS, bool ODD> struct stream : units<ACT, INT8, COLUMNS, ODD> {
+    using base = units<ACT, INT8, COLUMNS, ODD>;
+    using base::CHUNK;
+    using base::STAGE;
+    using base::W_BYTES;
+
+    /* What is asked for next, n_slots stages before it is needed. */
+    uint4 *ring; /* this lane's units: [n_slots][2][low, high][32 lanes] */
+    int n_slots;
+    const char *low, *high; /* rows g and g + 8 of tile i_tile, from `at` on */
+    int at, stages_left, i_tile;
+
+    DEVICE_MEMBER void point_at_tile(const decode_matmul_args &a, int g) {
+        const place where(a, i_tile);
+        const int64_t row_bytes = (int64_t)a.k * W_BYTES;
+        low = static_cast<const char *>(a.matrix[where.low].w) + where.row_low(a, g) * row_bytes;
+        high = static_cast<const char *>(a.matrix[where.high].w) + where.row_high(a, g) * row_bytes;
+        if (!ODD) {
+            low += this->unit_k * W_BYTES;
+            high += this->unit_k * W_BYTES;
+        }
+        at = this->unit_k;
+        stages_left = this->n_stages;
+    }
+
+    DEVICE_MEMBER void begin(const decode_matmul_args &a, int g) {
+        stages_left = 0;
+        i_tile = blockIdx.x;
+        if (this->n_stages > 0) {
+            point_at_tile(a, g);
+        }
+    }
+
+    /* A stage more, if this warp has one, to the slot that was read last. */
+    DEVICE_MEMBER void request(const decode_matmul_args &a, int slot, int g) {
+        if (stages_left > 0) {
+            uint4 *to = ring + slot * 4 * 32;
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                if (ODD) {
+                    to[2 * i * 32] = load_elements<W_BYTES>(low, at + i * CHUNK, this->end);
+                    to[(2 * i + 1) * 32] = load_elements<W_BYTES>(high, at + i * CHUNK, this->end);
+                } else {
+                    copy_weight(to + 2 * i * 32, low + i * CHUNK * W_BYTES, at + i * CHUNK < this->end);
+                    copy_weight(to + (2 * i + 1) * 32, high + i * CHUNK * W_BYTES, at + i * CHUNK < this->end);
+                }
+            }
+            if (!ODD) {
+                low += STAGE * W_BYTES;
+                high += STAGE * W_BYTES;
+            }
+            at += STAGE;
+            if (--stages_left == 0) {
+                i_tile += gridDim.x;
+                if (i_tile < a.n_tiles) {
+                    point_at_tile(a, g);
+                }
+            }
+        }
+        end_of_copies();
+    }
+
+    /* What the ring has no room for of the first tile comes to L2. */
+    DEVICE_MEMBER void call_for_rest(int t) const {
+        if (!ODD && i_tile == (int)blockIdx.x) {
+#pragma unroll 1
+            for (int i = t; i < stages_left; i += 4) {
+                prefetch_to_l2(low + i * STAGE * W_BYTES);
+                prefetch_to_l2(high + i * STAGE * W_BYTES);
+            }
+        }
+    }
+};
+
+/* A unit of weights, in f32. */
+template <bool INT8> DEVICE void widen_unit(const uint4 &unit, float *to) {
+    const uint32_t word[4] = {unit.x, unit.y, unit.z, unit.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        if (INT8) {
+            to[4 * i] = widen_int8<0>(word[i]);
+            to[4 * i + 1] = widen_int8<1>(word[i]);
+            to[4 * i + 2] = widen_int8<2>(word[i]);
+            to[4 * i + 3] = widen_int8<3>(word[i]);
+        } else {
+            to[i] = __uint_as_float(word[i]);
+        }
+    }
+}
+
 /* A warp's sums over its leaf. */
-template <int ACT, bool INT8, int COLUMNS, bool ODD> struct tile : units<ACT, INT8, COLUMNS, ODD> {
+template <int ACT, bool INT8, int COLUMNS, bool ODD> struct tile : stream<ACT, INT8, COLUMNS, ODD> {
     using base = units<ACT, INT8, COLUMNS, ODD>;
     using base::IS_F32;
     using base::TILES;
@@ -202,25 +231,8 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct tile : units<ACT, IN
         float lw[N * UNIT], hw[N * UNIT];
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            const uint32_t l[4] = {w[i][0].x, w[i][0].y, w[i][0].z, w[i][0].w};
-            const uint32_t h[4] = {w[i][1].x, w[i][1].y, w[i][1].z, w[i][1].w};
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                if (INT8) {
-                    float *lo = lw + i * UNIT + 4 * j % UNIT, *hi = hw + i * UNIT + 4 * j % UNIT;
-                    lo[0] = widen_int8<0>(l[j]);
-                    lo[1] = widen_int8<1>(l[j]);
-                    lo[2] = widen_int8<2>(l[j]);
-                    lo[3] = widen_int8<3>(l[j]);
-                    hi[0] = widen_int8<0>(h[j]);
-                    hi[1] = widen_int8<1>(h[j]);
-                    hi[2] = widen_int8<2>(h[j]);
-                    hi[3] = widen_int8<3>(h[j]);
-                } else {
-                    lw[i * UNIT + j] = __uint_as_float(l[j]);
-                    hw[i * UNIT + j] = __uint_as_float(h[j]);
-                }
-            }
+            widen_unit<INT8>(w[i][0], lw + i * UNIT);
+            widen_unit<INT8>(w[i][1], hw + i * UNIT);
         }
 #pragma unroll
         for (int m = 0; m < COLUMNS; m++) {
@@ -358,12 +370,6 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const de
         s.request(a, slot, g);
     }
     s.call_for_rest(t);
-#pragma unroll 1
-    for (int64_t at = ((int64_t)(blockIdx.y * gridDim.x + blockIdx.x) * blockDim.x + threadIdx.x) * 128; at < a.next_bytes;
-         at += (int64_t)gridDim.x * gridDim.y * blockDim.x * 128) {
-        prefetch_to_l2(static_cast<const char *>(a.next[0]) + at);
-        prefetch_to_l2(static_cast<const char *>(a.next[1]) + at);
-    }
     const int n_rows = min(COLUMNS, a.kind == DECODE_HEAD ? a.step->n_out : a.step->n_rows);
     s.x = static_cast<const char *>(a.x);
     s.x_stride = (int64_t)a.k * tile_t::X_BYTES;

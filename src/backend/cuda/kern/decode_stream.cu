@@ -167,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(1024) decode_exchange(const __grid_
     }
     const bool wide = a.d % 4 == 0;
 #pragma unroll 1
-    for (int run = a.dry ? 0 : 1; run < 2; run++) {
+    for (int run = 0; run < 2; run++) {
         const bool stores = run > 0;
         if (stores) {
             wait_for_earlier_kernels();
