@@ -17,7 +17,7 @@ and then rounded to nearest even to the checkpoint's dtype (f32, bf16 or f16).
 
 Command line: writes a checkpoint that transformers loads, in memory bounded by one chunk whatever the model's size:
 
-    python3 tools/dummy_weights.py CONFIG_FOLDER OUT_FOLDER [--seed N] [--dtype bfloat16] [--max-shard-size 4GB]
+    python3 tools/dummy_weights.py CONFIG_FOLDER OUT_FOLDER [--seed N] [--dtype bfloat16] [--max-shard-size 4GB] [--device cuda]
 """
 import argparse
 import json
@@ -32,6 +32,7 @@ import torch
 GOLDEN_RATIO = 0x9E3779B97F4A7C15
 MASK = (1 << 64) - 1
 CHUNK = 1 << 20  # elements at a time: about 40 MB of temporaries
+DEVICE_CHUNK = 1 << 26  # 2.5 GB of temporaries on a GPU
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SAFETENSORS_NAME = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -63,12 +64,39 @@ def values_at(name, shape, index, seed=0):
     return np.float32(0.5) * v
 
 
-def chunks(name, shape, dtype=torch.float32, seed=0):
-    """Yields (first index, 1-D torch tensor in dtype) from the start of the tensor to its end."""
-    n = math.prod(shape)
-    for first in range(0, n, CHUNK):
-        index = np.arange(first, min(first + CHUNK, n), dtype=np.uint64)
-        yield first, torch.from_numpy(values_at(name, shape, index, seed)).to(dtype)
+def shifted_right(x, n):
+    """Logical shift of u64 held in int64, whose own shift keeps the sign."""
+    return (x >> n) & ((1 << (64 - n)) - 1)
+
+
+def signed(x):
+    """The int64 with the bits of a u64."""
+    return x - (1 << 64) if x >> 63 else x
+
+
+def values_on(device, name, shape, first, n, seed=0):
+    """values_at() for n indices from `first`, computed by torch on a device: the same bits. int64 wraps as u64 does."""
+    h = signed(fnv1a64(name.encode()) ^ ((seed * GOLDEN_RATIO) & MASK))
+    x = torch.arange(first + 1, first + 1 + n, dtype=torch.int64, device=device) * signed(GOLDEN_RATIO) + h
+    x = (x ^ shifted_right(x, 30)) * signed(0xBF58476D1CE4E5B9)
+    x = (x ^ shifted_right(x, 27)) * signed(0x94D049BB133111EB)
+    x = x ^ shifted_right(x, 31)
+    v = 2 * (shifted_right(x, 40).to(torch.float32) * 2.0**-24) - 1
+    if len(shape) == 2:
+        return v * float(np.sqrt(np.float32(3) / np.float32(shape[1])))
+    return 1 + v * 0.1 if name.endswith("norm.weight") else v * 0.5
+
+
+def chunks(name, shape, dtype=torch.float32, seed=0, device="cpu"):
+    """Yields (first index, 1-D torch tensor in dtype, on the CPU) from the start of the tensor to its end."""
+    n, most = math.prod(shape), CHUNK if device == "cpu" else DEVICE_CHUNK
+    for first in range(0, n, most):
+        count = min(most, n - first)
+        if device == "cpu":
+            made = torch.from_numpy(values_at(name, shape, np.arange(first, first + count, dtype=np.uint64), seed))
+        else:
+            made = values_on(device, name, shape, first, count, seed)
+        yield first, made.to(dtype).cpu()
 
 
 def tensor(name, shape, dtype=torch.float32, seed=0):
@@ -82,9 +110,17 @@ def tensor(name, shape, dtype=torch.float32, seed=0):
 @torch.no_grad()
 def fill(model, dtype=None, seed=0):
     """Overwrites a transformers model's parameters with dummy weights, rounded to dtype (default: each parameter's own)
-    and stored in the parameter's dtype. A tied head follows the embedding: it is the same parameter."""
+    and stored in the parameter's dtype. A tied head follows the embedding: it is the same parameter. What lies on a GPU is
+    made there, in seconds for any model that fits."""
     for name, parameter in model.named_parameters():
-        parameter.copy_(tensor(name, tuple(parameter.shape), dtype or parameter.dtype, seed))
+        shape, dtype_made = tuple(parameter.shape), dtype or parameter.dtype
+        if parameter.device.type == "cpu":
+            parameter.copy_(tensor(name, shape, dtype_made, seed))
+            continue
+        flat = parameter.view(-1)
+        for first in range(0, len(flat), DEVICE_CHUNK):
+            n = min(DEVICE_CHUNK, len(flat) - first)
+            flat[first:first + n] = values_on(parameter.device, name, shape, first, n, seed).to(dtype_made)
     return model
 
 
@@ -98,7 +134,7 @@ def tensors_of(config_folder):
     return [(name, tuple(p.shape)) for name, p in model.named_parameters()], config
 
 
-def write_shard(path, tensors, dtype, seed):
+def write_shard(path, tensors, dtype, seed, device):
     """One safetensors file, streamed."""
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, shape in tensors:
@@ -110,11 +146,11 @@ def write_shard(path, tensors, dtype, seed):
     with open(path, "wb") as f:
         f.write(len(text).to_bytes(8, "little") + text)
         for name, shape in tensors:
-            for _, part in chunks(name, shape, dtype, seed):
-                f.write(part.view(torch.uint8).numpy().tobytes())
+            for _, part in chunks(name, shape, dtype, seed, device):
+                f.write(part.view(torch.uint8).numpy().data)
 
 
-def write_checkpoint(config_folder, out_folder, seed=0, dtype=None, max_shard_bytes=4 * 10**9):
+def write_checkpoint(config_folder, out_folder, seed=0, dtype=None, max_shard_bytes=4 * 10**9, device="cpu"):
     """A Hugging Face checkpoint: config.json and other small files as they are in config_folder, plus the weights."""
     tensors, config = tensors_of(config_folder)
     dtype = dtype or config.dtype or torch.float32
@@ -132,7 +168,7 @@ def write_checkpoint(config_folder, out_folder, seed=0, dtype=None, max_shard_by
     weight_map = {}
     for i, shard in enumerate(shards):
         name = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        write_shard(os.path.join(out_folder, name), shard, dtype, seed)
+        write_shard(os.path.join(out_folder, name), shard, dtype, seed, device)
         weight_map.update((tensor_name, name) for tensor_name, _ in shard)
         print(f"{name}: {len(shard)} tensors")
     if len(shards) > 1:
@@ -168,8 +204,9 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=DTYPES, help="default: what config.json says, else float32")
     parser.add_argument("--max-shard-size", type=byte_size, default="4GB")
+    parser.add_argument("--device", default="cpu", help="of torch, that makes them: cuda takes seconds (default: cpu)")
     args = parser.parse_args()
-    write_checkpoint(args.config_folder, args.out_folder, args.seed & MASK, DTYPES.get(args.dtype), args.max_shard_size)
+    write_checkpoint(args.config_folder, args.out_folder, args.seed & MASK, DTYPES.get(args.dtype), args.max_shard_size, args.device)
 
 
 if __name__ == "__main__":

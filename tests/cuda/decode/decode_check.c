@@ -2,11 +2,12 @@
  * The decode kernels against the CPU's reference ops, on a GPU: a program that stands alone (no tests/kern harness, no cmocka),
  * so that it can be carried to a machine that has nothing but the driver.
  *
- * A case is a model of one layer with 16 sequences at positions that meet the borders of pages and splits. The reference runs
- * once; each stretch of ops runs on the GPU from the reference's inputs, for M = 1, 2, 3, 7, 8, 9 and 16 rows, and must
+ * A case is a model of one layer with 80 sequences at positions that meet the borders of pages and splits. The reference runs
+ * once; each stretch of ops runs on the GPU from the reference's inputs, for M = 1, 2, 3, 7, 8, 9 and 16 rows, and those that
+ * prefill uses too for up to 80, and must
  *   - agree with the reference within the tolerance (f32 sums of bf16 and f16: 5e-5, since their inputs are the same bits and
  *     mma rounds its sums towards zero);
- *   - give the bits of M = 16 in its first M rows, whatever the bucket, and the same bits again.
+ *   - give the bits of the largest M in its first M rows, whatever the bucket, and the same bits again.
  * int8 is checked against the reference on scale * q in f32.
  *
  *     decode_check             checks and timings
@@ -21,7 +22,7 @@
 #include "backend/cuda/cuda.h"
 #include "decode_device.h"
 
-enum { ROWS = 16, LAYERS = 2, LAYER = 1 };
+enum { ROWS = 80, LAYERS = 2, LAYER = 1 };
 
 enum {
     W_TABLE,
@@ -66,18 +67,29 @@ enum {
 typedef struct model {
     const char *name;
     int d, f, heads, kv, d_head, vocab, window;
-    bool bias, qk_norm;
+    bool bias, qk_norm, is_far;
 } model;
 
 static const model small_models[] = {
-    {"tiny", 64, 96, 4, 2, 32, 128, 0, false, true},      {"odd", 97, 131, 6, 2, 80, 1009, 100, true, true},
-    {"gqa7", 160, 100, 14, 2, 64, 2999, 0, true, false},  {"mha96", 48, 17, 3, 3, 96, 33, 300, false, true},
-    {"d256", 272, 1000, 8, 1, 256, 515, 0, false, false}, {"mqa128", 520, 1304, 4, 1, 128, 4096, 257, true, true},
+    {"tiny", 64, 96, 4, 2, 32, 128, 0, false, true, true},
+    {"odd", 97, 131, 6, 2, 80, 1009, 100, true, true, false},
+    {"gqa7", 160, 100, 14, 2, 64, 2999, 0, true, false, false},
+    {"mha96", 48, 17, 3, 3, 96, 33, 300, false, true, false},
+    {"d256", 272, 1000, 8, 1, 256, 515, 0, false, false, false},
+    {"mqa128", 520, 1304, 4, 1, 128, 4096, 257, true, true, false},
 };
-static const model qwen3_4b = {"Qwen3-4B", 2560, 9728, 32, 8, 128, 20011, 0, false, true};
-static const model mistral_7b = {"Mistral-7B", 4096, 14336, 32, 8, 128, 8000, 0, false, false};
+static const model qwen3_4b = {"Qwen3-4B", 2560, 9728, 32, 8, 128, 20011, 0, false, true, false};
+static const model mistral_7b = {"Mistral-7B", 4096, 14336, 32, 8, 128, 8000, 0, false, false, false};
 
-static const int positions[ROWS] = {26, 0, 63, 64, 255, 256, 282, 1030, 257, 5, 511, 512, 700, 100, 300, 127};
+/* Attention cuts them into 1, 2, 3 splits; far ones (of one model, since they take time) into 16 and 32. */
+static const int near_positions[ROWS] = {26, 0,  63, 64, 255, 256, 282, 1030, 257, 5,  511, 512, 700, 100, 300, 127,
+                                         1,  2,  3,  4,  6,   7,   8,   9,    10,  11, 12,  13,  14,  15,  16,  17,
+                                         18, 19, 20, 21, 22,  23,  24,  25,   27,  28, 29,  30,  31,  32,  33,  34,
+                                         35, 36, 37, 38, 39,  40,  62,  65,   66,  67, 126, 128, 129, 190, 191, 192};
+static const int far_positions[ROWS] = {
+    26, 9000, 63, 64, 255, 256, 282, 17000, 257, 8191, 511, 512, 700, 100, 8192, 127, 1,   2,   3,   4,  6,  7,
+    8,  9,    10, 11, 12,  13,  14,  15,    16,  17,   18,  19,  20,  21,  22,   23,  24,  25,  27,  28, 29, 30,
+    31, 32,   33, 34, 35,  36,  37,  38,    39,  40,   62,  65,  66,  67,  126,  128, 129, 190, 191, 192};
 
 /* ---- Small things ---- */
 
@@ -121,6 +133,8 @@ typedef struct side {
 
 typedef struct check {
     const model *m;
+    const int *position; /* [ROWS] */
+    int longest;
     ls_dtype dtype, format, kv_dtype; /* run dtype; of matrices: int8 or dtype */
     char name[96];
     ls_op op[N_OPS];
@@ -262,10 +276,10 @@ void build_ops(const model *m, int layer, ls_op *op) {
 static void build_step(check *c) {
     int32_t next = 2;
     for (int i = 0; i < ROWS; i++) {
-        const int n = positions[i] / LS_PAGE_TOKENS + 1;
+        const int n = c->position[i] / LS_PAGE_TOKENS + 1;
         c->page[i] = take((size_t)n * sizeof(int32_t));
         c->n_pages += n;
-        c->seq[i] = (ls_step_seq){i, 1, positions[i], c->page[i]};
+        c->seq[i] = (ls_step_seq){i, 1, c->position[i], c->page[i]};
         c->seq_of[i] = i;
         c->out_row[i] = i;
         c->token[i] = (int32_t)(next_u32() % (uint32_t)c->m->vocab);
@@ -274,13 +288,13 @@ static void build_step(check *c) {
                                        .top_p = 1,
                                        .seed = 42 + (uint64_t)i * 0x100000001u,
                                        .choice = (uint32_t)i % 3,
-                                       .position = positions[i] + 1,
+                                       .position = c->position[i] + 1,
                                        .n_top = -1};
     }
     c->n_pages += 4;
-    for (int j = 0; j < 1030 / LS_PAGE_TOKENS + 1; j++) { /* pages of a sequence lie apart */
+    for (int j = 0; j < c->longest / LS_PAGE_TOKENS + 1; j++) { /* pages of a sequence lie apart */
         for (int i = 0; i < ROWS; i++) {
-            if (j <= positions[i] / LS_PAGE_TOKENS) {
+            if (j <= c->position[i] / LS_PAGE_TOKENS) {
                 c->page[i][j] = next++;
             }
         }
@@ -290,7 +304,7 @@ static void build_step(check *c) {
                         .n_seqs = ROWS,
                         .n_out = ROWS,
                         .token = c->token,
-                        .pos = positions,
+                        .pos = c->position,
                         .seq_of = c->seq_of,
                         .seq = c->seq,
                         .out_row = c->out_row,
@@ -302,7 +316,7 @@ static void upload_step(check *c, int n, int out_first) {
     static uint8_t bytes[1 << 16];
     memset(bytes, 0, sizeof bytes);
     cuda_step *s = (cuda_step *)bytes;
-    *s = (cuda_step){.n_rows = n, .n_dec = n, .n_seqs = n, .n_out = n - out_first, .n_splits = 5};
+    *s = (cuda_step){.n_rows = n, .n_dec = n, .n_seqs = n, .n_out = n - out_first};
     size_t at = (sizeof *s + 15) / 16 * 16;
     int n_pages = 0;
 #define PUT(field, type, count)                                                                                        \
@@ -319,13 +333,21 @@ static void upload_step(check *c, int n, int out_first) {
 #undef PUT
     for (int i = 0; i < n; i++) {
         token[i] = c->token[i];
-        pos[i] = positions[i];
+        pos[i] = c->position[i];
         seq_of[i] = i;
-        seq[i] = (cuda_seq){i, 1, positions[i], n_pages};
-        for (int j = 0; j <= positions[i] / LS_PAGE_TOKENS; j++) {
+        seq[i] = (cuda_seq){i, 1, c->position[i], n_pages};
+        for (int j = 0; j <= c->position[i] / LS_PAGE_TOKENS; j++) {
             page[n_pages++] = c->page[i][j];
         }
     }
+    /* Every other token is where the step before would have drawn it. */
+    int32_t drawn[ROWS] = {0};
+    for (int i = 1; i < n; i += 2) {
+        drawn[n - 1 - i] = token[i];
+        token[i] = LS_TOKEN_DRAWN + (n - 1 - i);
+    }
+    s->drawn = (int64_t)(c->rank->drawn - c->rank->step);
+    device_write(c->gpu_device, (void *)(uintptr_t)c->rank->drawn, drawn, sizeof drawn);
     for (int i = 0; i < n - out_first; i++) {
         const ls_sample_params *how = &c->how[i];
         out_row[i] = i + out_first;
@@ -365,7 +387,7 @@ static void build_buffers(check *c) {
     gpu->peer_part[0] = gpu->buf[BUF_PART];
     cpu->fault = take(ROWS * sizeof(atomic_int));
     gpu->fault = device_take(c->gpu_device, ROWS * sizeof(int32_t));
-    const int n_rope = 1031 * m->d_head;
+    const int n_rope = (c->longest + 1) * m->d_head;
     float *rope = take((size_t)n_rope * sizeof *rope);
     for (int i = 0; i < n_rope / 2; i++) {
         float angle =
@@ -380,7 +402,7 @@ static void build_buffers(check *c) {
         c->cache_before[kv] = take(c->cache_bytes);
         memset(c->cache_before[kv], 0xff, c->cache_bytes);
         for (int i = 0; i < ROWS; i++) {
-            for (int j = 0; j < positions[i]; j++) {
+            for (int j = 0; j < c->position[i]; j++) {
                 for (int head = 0; head < m->kv; head++) {
                     int64_t row = (((int64_t)LAYER * c->n_pages + c->page[i][j / LS_PAGE_TOKENS]) * m->kv + head) *
                                       LS_PAGE_TOKENS +
@@ -501,7 +523,7 @@ static bool launch(check *c, int first, int count_, int bucket) {
 typedef struct output {
     const char *name;
     const float *wanted; /* [ROWS][cols] */
-    float *first;        /* of M = 16 */
+    float *first;        /* of the first run */
     int64_t cols;
     double tolerance, worst;
 } output;
@@ -523,9 +545,9 @@ static void get_kv(const check *c, const void *cache, int n, float *out) {
     const model *m = c->m;
     for (int i = 0; i < n; i++) {
         for (int head = 0; head < m->kv; head++) {
-            int64_t row = (((int64_t)LAYER * c->n_pages + c->page[i][positions[i] / LS_PAGE_TOKENS]) * m->kv + head) *
+            int64_t row = (((int64_t)LAYER * c->n_pages + c->page[i][c->position[i] / LS_PAGE_TOKENS]) * m->kv + head) *
                               LS_PAGE_TOKENS +
-                          positions[i] % LS_PAGE_TOKENS;
+                          c->position[i] % LS_PAGE_TOKENS;
             for (int e = 0; e < m->d_head; e++) {
                 out[((int64_t)i * m->kv + head) * m->d_head + e] = load_as(c->kv_dtype, cache, row * m->d_head + e);
             }
@@ -600,8 +622,8 @@ static void compare(check *c, const stretch *s, output *o, int n, int bucket, co
         while (f32_bits(got[i]) == f32_bits(o->first[i])) {
             i++;
         }
-        snprintf(detail, sizeof detail, "row %lld element %lld is %.9g here and %.9g at M=16", (long long)(i / o->cols),
-                 (long long)(i % o->cols), (double)got[i], (double)o->first[i]);
+        snprintf(detail, sizeof detail, "row %lld element %lld is %.9g here and %.9g at first",
+                 (long long)(i / o->cols), (long long)(i % o->cols), (double)got[i], (double)o->first[i]);
         count(false, what, detail);
         return;
     }
@@ -632,9 +654,15 @@ static void compare(check *c, const stretch *s, output *o, int n, int bucket, co
 static void run_stretch(check *c, stretch *s) {
     static const struct {
         int rows, bucket;
-    } runs[] = {{16, 16}, {16, 16}, {1, 1}, {1, 16}, {2, 2}, {3, 4}, {7, 8}, {8, 8}, {8, 16}, {9, 16}};
+    } runs[] = {{80, 80}, {80, 80}, {65, 65}, {64, 64}, {33, 33}, {32, 32}, {31, 31},
+                {26, 26}, {24, 24}, {18, 18}, {17, 17}, {16, 16}, {16, 16}, {1, 1},
+                {1, 16},  {2, 2},   {3, 4},   {7, 8},   {8, 8},   {8, 16},  {9, 16}};
+    const int most = s->first == I_QKV ? CUDA_MAX_DECODE : ROWS; /* attention */
     for (size_t r = 0; r < sizeof runs / sizeof *runs; r++) {
         const int n = runs[r].rows;
+        if (n > most) {
+            continue;
+        }
         upload_step(c, n, 0);
         put_inputs(c, s->first, n);
         if (!launch(c, s->first, s->count, runs[r].bucket)) {
@@ -659,8 +687,8 @@ static void run_stretch(check *c, stretch *s) {
 
 static void check_sample(check *c) {
     const ls_sample_part *part = c->cpu.bind.buf[BUF_SAMPLE];
-    for (int bucket = 1; bucket <= ROWS; bucket *= 4) {
-        int32_t drawn[ROWS];
+    for (int bucket = 1; bucket <= CUDA_MAX_DECODE; bucket *= 4) {
+        int32_t drawn[CUDA_MAX_DECODE];
         upload_step(c, bucket, 0);
         put_rows(c, BUF_LOGITS, LS_F32, ROWS, c->m->vocab, c->cpu.bind.buf[BUF_LOGITS]);
         device_fill(c->gpu_device, (void *)(uintptr_t)c->rank->drawn, 0x7f, sizeof drawn);
@@ -711,6 +739,13 @@ static void check_faults(check *c) {
             count(fault[i] == (i == 2 ? I_EXCHANGE_2 + 1 : i == 4 ? I_HEAD + 1 : 0), c->name, detail);
         }
     }
+    if (launch(c, I_EMBED, 1, 8)) { /* the next step begins without them */
+        device_read(c->gpu_device, fault, c->gpu.bind.fault, sizeof fault);
+        for (int i = 0; i < ROWS; i++) {
+            snprintf(detail, sizeof detail, "faults behind embed: row %d has %d", i, fault[i]);
+            count(fault[i] == 0, c->name, detail);
+        }
+    }
     free(h);
     free(x);
 }
@@ -718,6 +753,8 @@ static void check_faults(check *c) {
 static void check_model(device *dev, const model *m, ls_dtype dtype, bool int8, ls_dtype kv_dtype) {
     check *c = take(sizeof *c);
     c->m = m;
+    c->position = m->is_far ? far_positions : near_positions;
+    c->longest = c->position[7];
     c->dtype = dtype;
     c->format = int8 ? LS_INT8 : dtype;
     c->kv_dtype = kv_dtype;
@@ -731,7 +768,7 @@ static void check_model(device *dev, const model *m, ls_dtype dtype, bool int8, 
     add_weights(c);
     build_buffers(c);
     build_ops(m, LAYER, c->op);
-    c->rank = device_rank(dev, &c->gpu.bind, decode_workspace(&c->op[I_ATTN], ROWS, 1031));
+    c->rank = device_rank(dev, &c->gpu.bind, decode_workspace(&c->op[I_ATTN], ROWS, c->longest + 1));
     run_reference(c);
 
     const double act = tolerance_of(dtype), f32 = dtype == LS_F32 ? 1e-5 : 5e-5, kv = tolerance_of(kv_dtype);

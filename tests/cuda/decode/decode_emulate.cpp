@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <deque>
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -46,18 +48,18 @@ static char slots[MAX_THREADS / 32][2][32][SLOT_BYTES];
 static void (*kernel_entry)(const void *);
 static const void *kernel_args;
 
-extern "C" void emulate_switch(void **save, void *to);
-__asm__(".text\n.globl emulate_switch\nemulate_switch:\n"
+extern "C" void decode_emulate_switch(void **save, void *to);
+__asm__(".text\n.globl decode_emulate_switch\ndecode_emulate_switch:\n"
         "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
         "mov %rsp, (%rdi)\nmov %rsi, %rsp\n"
         "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
 
 static void pause_as(state why) {
     current->is = why;
-    emulate_switch(&current->sp, scheduler_sp);
+    decode_emulate_switch(&current->sp, scheduler_sp);
 }
 
-extern "C" void emulate_start(void) {
+extern "C" void decode_emulate_start(void) {
     kernel_entry(kernel_args);
     pause_as(DONE);
     abort();
@@ -71,6 +73,40 @@ static void emulate_all_gather(const void *mine, size_t bytes, void *all) {
     pause_as(IN_WARP);
     for (int i = 0; i < 32; i++) {
         memcpy((char *)all + i * bytes, slots[warp][buffer][i], bytes);
+    }
+}
+
+/* Asynchronous copies of a thread, in order; to = NULL ends a group. What they bring is there when it is waited for, and
+ * rubbish until then. */
+struct pending_copy {
+    char *to;
+    char data[16];
+};
+static std::deque<pending_copy> copies[MAX_THREADS];
+
+static void emulate_copy(void *to, const void *from, bool wanted) {
+    pending_copy copy = {static_cast<char *>(to), {0}};
+    if (to != NULL) {
+        memset(to, 0xff, sizeof copy.data);
+    }
+    if (wanted) {
+        memcpy(copy.data, from, sizeof copy.data);
+    }
+    copies[threadIdx.x].push_back(copy);
+}
+
+static void emulate_copies_until(int n_pending) {
+    std::deque<pending_copy> &mine = copies[threadIdx.x];
+    int n_groups = 0;
+    for (const pending_copy &copy : mine) {
+        n_groups += copy.to == NULL;
+    }
+    for (; n_groups > n_pending; mine.pop_front()) {
+        if (mine.front().to == NULL) {
+            n_groups--;
+        } else {
+            memcpy(mine.front().to, mine.front().data, sizeof mine.front().data);
+        }
     }
 }
 
@@ -88,6 +124,29 @@ template <typename T> static T __shfl_xor_sync(unsigned, T value, int lanes) {
     T all[32];
     emulate_all_gather(&value, sizeof value, all);
     return all[(threadIdx.x % 32) ^ lanes];
+}
+template <typename T> static T __shfl_sync(unsigned, T value, int lane) {
+    T all[32];
+    emulate_all_gather(&value, sizeof value, all);
+    return all[lane];
+}
+template <typename T> static T __shfl_up_sync(unsigned, T value, int lanes) {
+    T all[32];
+    emulate_all_gather(&value, sizeof value, all);
+    const int lane = threadIdx.x % 32;
+    return all[lane >= lanes ? lane - lanes : lane];
+}
+static uint32_t __ballot_sync(unsigned, bool value) {
+    bool all[32];
+    uint32_t bits = 0;
+    emulate_all_gather(&value, sizeof value, all);
+    for (int i = 0; i < 32; i++) {
+        bits |= (uint32_t)all[i] << i;
+    }
+    return bits;
+}
+static int __popc(uint32_t bits) {
+    return __builtin_popcount(bits);
 }
 static uint32_t atomicAdd(uint32_t *p, uint32_t n) {
     uint32_t old = *p;
@@ -150,11 +209,13 @@ template <int DTYPE> static float emulate_half(uint32_t bits) {
 #define __launch_bounds__(...)
 #define __grid_constant__
 
-alignas(16) thread_local float shared[1 << 16];
-alignas(16) thread_local float kept[1 << 16];
+alignas(16) thread_local float matmul_room[(228 << 10) / sizeof(float)];
+alignas(16) thread_local float kept[1 << 14];
+thread_local uint4 attn_room[(228 << 10) / sizeof(uint4)];
 
 #include "backend/cuda/kern/decode_attn.cu"
 #include "backend/cuda/kern/decode_matmul.cu"
+#include "backend/cuda/kern/decode_matmul_wide.cu"
 #include "backend/cuda/kern/decode_sample.cu"
 #include "backend/cuda/kern/decode_stream.cu"
 
@@ -168,14 +229,15 @@ static void run_block(unsigned n_threads, bool backwards) {
             f->stack = static_cast<char *>(aligned_alloc(64, STACK_BYTES));
         }
         void **top = reinterpret_cast<void **>(f->stack + STACK_BYTES - 64);
-        *--top = NULL; /* so that emulate_start finds its stack aligned as a call leaves it */
-        *--top = reinterpret_cast<void *>(emulate_start);
+        *--top = NULL; /* so that decode_emulate_start finds its stack aligned as a call leaves it */
+        *--top = reinterpret_cast<void *>(decode_emulate_start);
         for (int r = 0; r < 6; r++) {
             *--top = NULL;
         }
         f->sp = top;
         f->is = RUNS;
         f->turn = 0;
+        copies[i].clear();
     }
     for (unsigned n_done = 0; n_done < n_threads;) {
         for (unsigned w = 0; w < n_warps; w++) {
@@ -187,7 +249,7 @@ static void run_block(unsigned n_threads, bool backwards) {
                     if (fibers[i].is == RUNS) {
                         current = &fibers[i];
                         threadIdx = {i, 0, 0};
-                        emulate_switch(&scheduler_sp, current->sp);
+                        decode_emulate_switch(&scheduler_sp, current->sp);
                     }
                     waiting[fibers[i].is]++;
                 }
@@ -218,17 +280,20 @@ struct kernel {
          name(copy);                                                                                                   \
      }},
 #define MATMULS(name)                                                                                                  \
-    KERNEL(decode_matmul_##name##_8, decode_matmul_args)                                                               \
-    KERNEL(decode_matmul_##name##_16, decode_matmul_args) KERNEL(decode_matmul_##name##_odd, decode_matmul_args)
+    KERNEL(decode_matmul_##name##_odd, decode_matmul_args)                                                             \
+    KERNEL(decode_matmul_##name##_8, decode_matmul_args) KERNEL(decode_matmul_##name##_16, decode_matmul_args)
+#define WIDE_MATMULS(name)                                                                                             \
+    MATMULS(name)                                                                                                      \
+    KERNEL(decode_matmul_##name##_24, decode_matmul_args) KERNEL(decode_matmul_##name##_32, decode_matmul_args)
 #define ATTNS(name)                                                                                                    \
     KERNEL(decode_attn_##name##_64, decode_attn_args)                                                                  \
     KERNEL(decode_attn_##name##_128, decode_attn_args) KERNEL(decode_attn_##name##_256, decode_attn_args)
 static const kernel kernels[] = {KERNEL(decode_embed, decode_embed_args) KERNEL(decode_exchange, decode_exchange_args)
-                                     KERNEL(decode_sample, decode_sample_args) MATMULS(f32) MATMULS(bf16) MATMULS(f16)
-                                         MATMULS(int8_f32) MATMULS(int8_bf16) MATMULS(int8_f16) ATTNS(f32) ATTNS(bf16)
+                                     KERNEL(decode_sample, decode_sample_args) MATMULS(f32) WIDE_MATMULS(bf16) WIDE_MATMULS(f16)
+                                         MATMULS(int8_f32) WIDE_MATMULS(int8_bf16) WIDE_MATMULS(int8_f16) ATTNS(f32) ATTNS(bf16)
                                              ATTNS(f16)};
 
-extern "C" const void *emulate_kernel(const char *name) {
+extern "C" const void *decode_emulate_kernel(const char *name) {
     for (const kernel &k : kernels) {
         if (strcmp(k.name, name) == 0) {
             return &k;
@@ -237,19 +302,20 @@ extern "C" const void *emulate_kernel(const char *name) {
     return NULL;
 }
 
-extern "C" void emulate_launch(const void *kernel_, const unsigned grid[3], unsigned block, unsigned shared_bytes,
+extern "C" void decode_emulate_launch(const void *kernel_, const unsigned grid[3], unsigned block, unsigned shared_bytes,
                                const void *args, bool backwards) {
     kernel_entry = static_cast<const kernel *>(kernel_)->entry;
     kernel_args = args;
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block, 1, 1};
-    emulate_check(block % 32 == 0 && block <= MAX_THREADS && shared_bytes <= sizeof shared, "a block of this shape");
+    emulate_check(block % 32 == 0 && block <= MAX_THREADS && shared_bytes <= sizeof attn_room, "a block of this shape");
     const unsigned n = grid[0] * grid[1] * grid[2];
     for (unsigned i = 0; i < n; i++) {
         const unsigned b = backwards ? n - 1 - i : i;
         blockIdx = {b % grid[0], b / grid[0] % grid[1], b / grid[0] / grid[1]};
-        memset(shared, 0xff, shared_bytes);
-        memset(kept, 0xff, shared_bytes);
+        memset(matmul_room, 0xff, shared_bytes);
+        memset(kept, 0xff, shared_bytes < sizeof kept ? shared_bytes : sizeof kept);
+        memset(attn_room, 0xff, shared_bytes);
         run_block(block, backwards);
     }
 }

@@ -14,17 +14,23 @@ enum {
     DECODE_TILE = 16,          /* rows of W that a warp takes: mma's M */
     DECODE_STAGE_BYTES = 2048, /* of weights that a warp asks for at a time: 128 of each row of a tile */
     DECODE_ATTN_HEADS = 4,     /* query heads of one KV head that a block of attention takes */
-    DECODE_ATTN_THREADS = 256,
+    DECODE_ATTN_WARPS = 9,     /* of a block, at most */
+    DECODE_ATTN_WIDE = 8,      /* ... with heads of more than 128 elements */
+    DECODE_ATTN_UNIT = 32,     /* tokens that a warp takes at a time; a page has whole units */
+    DECODE_ATTN_TOKENS = 512,  /* of a split, at least */
+    DECODE_ATTN_SPLITS = 32,   /* of a row's tokens, at most */
+    DECODE_ATTN_BYTES = 8192,  /* of shared memory, besides the warps' */
     DECODE_SAMPLE_THREADS = 256,
     DECODE_SAMPLE_BLOCKS = 64 /* of one row, at most */
 };
 
-/* embed: y[m] = table row of token[m] in f32, or an input row, or zeros. */
+/* embed: y[m] = table row of token[m] in f32, or an input row, or zeros. A row's faults begin here. */
 typedef struct decode_embed_args {
     const cuda_step *step;
     const void *table;  /* [vocab_count][d] */
     const float *scale; /* int8: [vocab_count][8] */
     float *y;           /* [M][d] */
+    int32_t *fault;     /* [M] */
     int32_t format, d, vocab_first, vocab_count;
     int32_t takes_input_rows;          /* rank 0 */
     int32_t border[DECODE_LEAVES + 1]; /* leaves of d */
@@ -58,7 +64,7 @@ typedef struct decode_matrix {
 enum { DECODE_QKV, DECODE_FFN_IN, DECODE_ROW, DECODE_HEAD };
 
 /* A block takes every gridDim.x-th tile of 16 rows (ffn_in: 8 of gate and the same 8 of up), of all matrices in turn, and one
- * node of the leaf tree, blockIdx.y, a leaf a warp. */
+ * node of the leaf tree, a leaf a warp. blockIdx.y: node; blockIdx.z: rows of x, as many as the kernel takes. */
 typedef struct decode_matmul_args {
     const cuda_step *step;
     const void *x; /* act [M][k] */
@@ -67,7 +73,7 @@ typedef struct decode_matmul_args {
     decode_matrix matrix[3]; /* q, k, v; gate, up; or one; rows = 0: not there */
     int32_t kind, k, n_leaves, n_tiles;
     int32_t is_pair; /* ffn_in: a tile is half of matrix[0], half of matrix[1] */
-    int32_t ring;    /* stages of weights that a warp has in flight: 2, 4, 5, 6 or 8 */
+    int32_t ring;    /* stages of weights that a warp has in flight: 4, 5, 6 or 8 */
     int32_t x_room;  /* bytes of shared memory a warp has for its leaf of all rows of x; 0: x stays where it is */
     int32_t border[DECODE_LEAVES + 1]; /* first column of each leaf; the last one is k */
     int32_t y_stride;
@@ -75,7 +81,7 @@ typedef struct decode_matmul_args {
     int64_t node_stride; /* row: floats between the nodes' outputs */
 } decode_matmul_args;
 
-/* attn, with what qkv leaves to it. blockIdx: (slot of splits, KV head and group of query heads, row). */
+/* attn, with what qkv leaves to it. Blocks share the items (row, KV head and group of its query heads, split) among them. */
 typedef struct decode_attn_args {
     const cuda_step *step;
     const float
@@ -84,9 +90,11 @@ typedef struct decode_attn_args {
     void *k_cache, *v_cache;      /* this layer's: [n_pages][K][P][d] */
     const float *q_norm, *k_norm; /* [d] or NULL */
     const float *rope;            /* [positions][d/2][2] */
-    float *partial;               /* [row][blockIdx.y][max_splits][heads (d + 2)] */
-    uint32_t *counter;            /* [row][blockIdx.y], zero */
+    float *partial;               /* [row][group][max_splits][heads (d + 2)] */
+    uint32_t *counter;            /* [row][group], zero */
     int32_t raw, n_heads, n_kv, d, dtype, window, max_splits;
+    int32_t row_bytes;  /* of a row of K or V in shared memory: whole mma tiles of d, and 16 more */
+    int32_t warp_bytes; /* of shared memory: a unit of K, one of V, o in f32, probabilities */
     float scale, eps;
 } decode_attn_args;
 

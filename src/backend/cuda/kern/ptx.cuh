@@ -32,6 +32,24 @@ DEVICE void prefetch_to_l2(const void *address) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
+/* 16 bytes of a weight, which is read once: not into L1. Zeros where !wanted. (Not ld.global.nc, which ptxas would move
+ * behind wait_for_earlier_kernels.) */
+DEVICE uint4 load_weight(const void *address, bool wanted) {
+    uint4 v;
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.b32 p, %5, 0;\n"
+                 "mov.b32 %0, 0;\n"
+                 "mov.b32 %1, 0;\n"
+                 "mov.b32 %2, 0;\n"
+                 "mov.b32 %3, 0;\n"
+                 "@p ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+                 "}\n"
+                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+                 : "l"(address), "r"((int)wanted));
+    return v;
+}
+
 /* 16 bytes that an earlier kernel wrote, or this block before a barrier. */
 DEVICE uint4 load_shared_by_rows(const void *address, bool wanted) {
     uint4 v;
@@ -68,35 +86,73 @@ DEVICE uint4 load_from_anywhere(const void *address, bool wanted) {
     return v;
 }
 
-/* ---- Copies to shared memory that a thread asks for, in groups, and reads itself ---- */
+/* ---- Copies to shared memory that go on by themselves ---- */
 
-/* 16 bytes of a weight, which is read once: not into L1. Zeros where !wanted. */
-DEVICE void copy_weight(uint4 *to, const void *address, bool wanted) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
-                 "l"(address), "r"(wanted ? 16 : 0)
+/* 16 bytes, or zeros where !wanted (nothing is read). Both addresses are multiples of 16. */
+DEVICE void copy_async(void *to, const void *from, bool wanted) {
+    const uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(wanted ? 16 : 0) : "memory");
+}
+
+/* The same for weights, whose neighbours in a line of 128 bytes are wanted soon. */
+DEVICE void copy_weight(void *to, const void *from, bool wanted) {
+    const uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(wanted ? 16 : 0)
                  : "memory");
 }
 
-DEVICE void end_of_copies() {
+/* What this thread copies from here on belongs to a new group. */
+DEVICE void end_copy_group() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
-/* Until all groups but the last n are there: fewer for an n that is not in the list. */
-DEVICE void wait_for_copies(int n) {
+/* Until all but the last PENDING of this thread's groups are there; others see them after a barrier. */
+template <int PENDING> DEVICE void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+/* The same for a number known at run time: 3, 4, 5 or 7. */
+DEVICE void wait_for_copies_but(int pending) {
     asm volatile("{\n"
-                 ".reg .pred p<5>;\n"
-                 "setp.lt.s32 p0, %0, 3;\n"
-                 "setp.eq.s32 p1, %0, 3;\n"
-                 "setp.eq.s32 p2, %0, 4;\n"
-                 "setp.eq.s32 p3, %0, 5;\n"
-                 "setp.gt.s32 p4, %0, 5;\n"
-                 "@p0 cp.async.wait_group 1;\n"
-                 "@p1 cp.async.wait_group 3;\n"
-                 "@p2 cp.async.wait_group 4;\n"
-                 "@p3 cp.async.wait_group 5;\n"
-                 "@p4 cp.async.wait_group 7;\n"
-                 "}\n" ::"r"(n)
+                 ".reg .pred p<4>;\n"
+                 "setp.lt.s32 p0, %0, 4;\n"
+                 "setp.eq.s32 p1, %0, 4;\n"
+                 "setp.eq.s32 p2, %0, 5;\n"
+                 "setp.gt.s32 p3, %0, 5;\n"
+                 "@p0 cp.async.wait_group 3;\n"
+                 "@p1 cp.async.wait_group 4;\n"
+                 "@p2 cp.async.wait_group 5;\n"
+                 "@p3 cp.async.wait_group 7;\n"
+                 "}\n" ::"r"(pending)
                  : "memory");
+}
+
+/* ---- Matrices of 8 x 8 16-bit elements: lane l holds elements 2 (l % 4) and the next of row l / 4 ---- */
+
+/* Four of them from shared memory: lane l names row l % 8 of matrix l / 8. */
+DEVICE uint4 load_matrices(const void *row) {
+    uint4 v;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+    return v;
+}
+
+/* ... each transposed. */
+DEVICE uint4 load_transposed(const void *row) {
+    uint4 v;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+    return v;
+}
+
+DEVICE uint32_t transposed(uint32_t matrix) {
+    uint32_t out;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(matrix));
+    return out;
 }
 
 /* ---- mma.m16n8k16: acc[16][8] += a[16][16] b[16][8], f32 sums ---- */

@@ -18,7 +18,7 @@ DEVICE void prefetch_to_l2(const void *address) {
     (void)touched;
 }
 
-DEVICE uint4 load_shared_by_rows(const void *address, bool wanted) {
+DEVICE uint4 load_weight(const void *address, bool wanted) {
     uint4 v = {0, 0, 0, 0};
     if (wanted) {
         emulate_check(((uintptr_t)address) % 16 == 0, "a 16-byte load is not aligned");
@@ -27,17 +27,63 @@ DEVICE uint4 load_shared_by_rows(const void *address, bool wanted) {
     return v;
 }
 
+DEVICE uint4 load_shared_by_rows(const void *address, bool wanted) {
+    return load_weight(address, wanted);
+}
+
 DEVICE uint4 load_from_anywhere(const void *address, bool wanted) {
     return load_shared_by_rows(address, wanted);
 }
 
-DEVICE void copy_weight(uint4 *to, const void *address, bool wanted) {
-    *to = load_shared_by_rows(address, wanted);
+DEVICE void copy_async(void *to, const void *from, bool wanted) {
+    emulate_check((uintptr_t)to % 16 == 0 && (uintptr_t)from % 16 == 0, "an asynchronous copy is not aligned");
+    emulate_copy(to, from, wanted);
 }
 
-DEVICE void end_of_copies() {}
+DEVICE void copy_weight(void *to, const void *from, bool wanted) {
+    copy_async(to, from, wanted);
+}
 
-DEVICE void wait_for_copies(int) {}
+DEVICE void end_copy_group() {
+    emulate_copy(NULL, NULL, false);
+}
+
+template <int PENDING> DEVICE void wait_for_copies() {
+    emulate_copies_until(PENDING);
+}
+
+DEVICE void wait_for_copies_but(int pending) {
+    emulate_copies_until(pending);
+}
+
+DEVICE uint4 emulate_matrices(const void *row, bool turned) {
+    const void *all[32];
+    emulate_check((uintptr_t)row % 16 == 0, "a row of a matrix is not aligned");
+    emulate_all_gather(&row, sizeof row, all);
+    const int i = threadIdx.x % 32 / 4, j = threadIdx.x % 4 * 2;
+    uint32_t out[4];
+    for (int m = 0; m < 4; m++) {
+        const uint16_t *const *of = reinterpret_cast<const uint16_t *const *>(all + 8 * m);
+        out[m] = (turned ? of[j][i] : of[i][j]) | (uint32_t)(turned ? of[j + 1][i] : of[i][j + 1]) << 16;
+    }
+    return {out[0], out[1], out[2], out[3]};
+}
+
+DEVICE uint4 load_matrices(const void *row) {
+    return emulate_matrices(row, false);
+}
+
+DEVICE uint4 load_transposed(const void *row) {
+    return emulate_matrices(row, true);
+}
+
+DEVICE uint32_t transposed(uint32_t matrix) {
+    uint32_t all[32];
+    emulate_all_gather(&matrix, sizeof matrix, all);
+    const int i = threadIdx.x % 32 / 4, j = threadIdx.x % 4 * 2;
+    const uint32_t first = all[j * 4 + i / 2] >> i % 2 * 16, second = all[(j + 1) * 4 + i / 2] >> i % 2 * 16;
+    return (first & 0xffff) | second << 16;
+}
 
 /* Sums as the hardware's may be: both products of a pair, in any order; in double precision here. */
 template <int DTYPE>
