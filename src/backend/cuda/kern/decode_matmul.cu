@@ -19,8 +19,8 @@
  */
 #include "backend/cuda/kern/decode_matmul.cuh"
 
-/* A warp's ring of weights. */
-template <int ACT, bool INT8, int COLUMNS, bool ODD> struct stream : tile<ACT, INT8, COLUMNS, ODD> {
+/* A tile whose weights come through a ring. */
+template <int ACT, bool INT8, int COLUMNS, bool ODD> struct streamed_tile : tile<ACT, INT8, COLUMNS, ODD> {
     using base = units<ACT, INT8, COLUMNS, ODD>;
     using base::CHUNK;
     using base::STAGE;
@@ -122,7 +122,7 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct stream : tile<ACT, I
 /* Shared memory: two times sums of warps * COLUMNS * 16 floats, rings, x_room bytes a warp. A warp is a leaf; a block takes
  * every gridDim.x-th tile. */
 template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const decode_matmul_args &a) {
-    using tile_t = stream<ACT, INT8, COLUMNS, ODD>;
+    using tile_t = streamed_tile<ACT, INT8, COLUMNS, ODD>;
     extern __shared__ __align__(16) float matmul_room[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int n_warps = blockDim.x / 32, leaf = blockIdx.y * n_warps + warp;
