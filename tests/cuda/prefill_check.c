@@ -755,7 +755,7 @@ static void check_library(tally *t, world *w) {
 
 /* The widths that short prompts are fast by. */
 static void check_limits(tally *t, const world *w) {
-    const int least = w->int8 ? 256 : w->dtype == LS_F32 ? 1 : 32;
+    const int least = w->dtype == LS_F32 ? 1 : w->int8 ? 256 : 32;
     if (w->engines_few < least) {
         bad_line(t, w, 0, "few rows", "an engine would not run them by decode's kernels");
     }

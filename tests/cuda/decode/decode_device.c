@@ -100,7 +100,7 @@ cuda_rank *device_rank(device *dev, const ls_bind *bind, size_t workspace_bytes)
     rank->bind = *bind;
     rank->step = (uintptr_t)device_take(dev, STEP_BYTES);
     rank->counters = (uintptr_t)device_take(dev, CUDA_COUNTERS * sizeof(uint32_t));
-    rank->drawn = (uintptr_t)device_take(dev, CUDA_MAX_DECODE * sizeof(int32_t));
+    rank->drawn = (uintptr_t)device_take(dev, (size_t)bind->m_max * sizeof(int32_t));
     rank->workspace = (uintptr_t)device_take(dev, workspace_bytes);
     rank->workspace_bytes = workspace_bytes;
     if (decode_prepare(rank, &err) < 0) {

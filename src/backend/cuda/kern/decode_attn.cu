@@ -1,26 +1,29 @@
 /*
- * Attention of decode steps, one row a sequence; with it what the QKV matmul leaves to be done: QK norm, RoPE, rounding of
- * q, and appending k and v at the row's position. Formulas in ops.h.
+ * Attention of decode steps, one row a sequence; with it what the QKV matmul leaves to be done: QK norm, RoPE,
+ * rounding of q, and appending k and v at the row's position. Formulas in ops.h.
  *
- * Splits. The tokens that a row attends to, from the first one's unit of 32 on, are cut into splits of `split_tokens`: 512,
- * or more where that would make more than 16 of them (32 past 16384 tokens). So a short context is one split and nothing
- * needs combining, and a long one spreads over the chip. (ops.h's splits are the CPU's; the formula is the same.) An ITEM is (row, up to four query heads of one KV head, split);
- * block b takes items b, b + gridDim.x, ... of the step's.
+ * Splits. The tokens that a row attends to, from the first one's unit of 32 on, are cut into splits of `split_tokens`:
+ * 512, or more where that would make more than 16 of them (32 past 16384 tokens). So a short context is one split and
+ * nothing needs combining, and a long one spreads over the chip. (ops.h's splits are the CPU's; the formula is the
+ * same.) An ITEM is (row, up to four query heads of one KV head, split); block b takes items b, b + gridDim.x, ... of
+ * the step's.
  *
- * A warp takes units warp, warp + n_warps, ... of its item's split, with a running maximum, sum and o of its own: no warp
- * waits for another until the split's end, where the warps' results are added in order. With several splits each one's
- * result goes to memory, and the block that finishes last adds them in index order.
+ * A warp takes units warp, warp + n_warps, ... of its item's split, with a running maximum, sum and o of its own: no
+ * warp waits for another until the split's end, where the warps' results are added in order. With several splits each
+ * one's result goes to memory, and the block that finishes last adds them in index order.
  *
- * K and V come to shared memory by asynchronous copies, a unit of each ahead: the next unit's K is asked for when the scores
- * are done, its V when o is. Past tokens were written by earlier steps (the copy of this step's input lies between), so the
- * first units are on their way before the kernels before this one end; their row's own k and v are put in by hand.
+ * K and V come to shared memory by asynchronous copies, a unit of each ahead: the next unit's K is asked for when the
+ * scores are done, its V when o is. Past tokens were written by earlier steps (the copy of this step's input lies
+ * between), so the first units are on their way before the kernels before this one end; the row's own k and v are
+ * put in by hand.
  *
- * bf16 and f16: scores are K q^T, 16 tokens by 8 columns, and o is V^T p^T. q and p are f32 here and each takes two columns:
- * what rounding leaves of columns 0 .. 3 is in columns 4 .. 7, so that as good as nothing is lost. f32: plain fma.
+ * bf16 and f16: scores are K q^T, 16 tokens by 8 columns, and o is V^T p^T. q and p are f32 here and each takes two
+ * columns: what rounding leaves of columns 0 .. 3 is in columns 4 .. 7, so that as good as nothing is lost. f32: plain
+ * fma.
  *
- * Bits: splits, units and orders follow from the row's own tokens; the number of warps from the chip, the head size and the
- * KV dtype. Neither the grid nor the other rows decide any. With more than four heads a KV head several blocks append the
- * same bytes.
+ * Bits: splits, units and orders follow from the row's own tokens; the number of warps from the chip, the head size
+ * and the KV dtype. Neither the grid nor the other rows decide any. With more than four heads a KV head several blocks
+ * append the same bytes.
  */
 #include "backend/cuda/kern/common.cuh"
 
@@ -115,7 +118,7 @@ template <int KV, int WIDTH> struct shared {
     }
 };
 
-/* The launcher's arrangement: `shared`, then for each warp a unit of K, one of V, o of four heads, probabilities (f32). */
+/* The launcher's arrangement: `shared`, then for each warp a unit of K, one of V, o of its heads, and (f32) p. */
 extern __shared__ uint4 attn_room[];
 
 DEVICE char *warp_room(const decode_attn_args &a, int warp) {
@@ -287,9 +290,9 @@ template <int KV, int WIDTH> struct stream {
 /* ---- A warp's scores and its part of o ---- */
 
 /*
- * bf16 and f16. Lane (g, t) = (lane / 4, lane % 4) has columns 2t and 2t + 1 of an accumulator: heads 2 (t % 2) and the next,
- * rounded (t < 2) or what is left of them. Scores are of tokens g + 8 i of the unit, the same in lanes t and t ^ 2; o is of
- * elements 16 i + g and 16 i + g + 8.
+ * bf16 and f16. Lane (g, t) = (lane / 4, lane % 4) has columns 2t and 2t + 1 of an accumulator: heads 2 (t % 2) and
+ * the next, rounded (t < 2) or what is left of them. Scores are of tokens g + 8 i of the unit, the same in lanes t and
+ * t ^ 2; o is of elements 16 i + g and 16 i + g + 8.
  */
 template <int KV, int WIDTH> struct products {
     static constexpr int STEPS = WIDTH / 16, TILES = UNIT / 16;
