@@ -52,7 +52,9 @@ enum {
     MAX_EXCHANGE_THREADS = 1024,
     PLAIN_SHARED_BYTES = 48 << 10,     /* more must be asked for */
     MAX_ATTN_BYTES = 192 << 10,        /* with more, L1 is too small for the loads of the kernels beside: measured */
-    BLOCKS_PER_SM = 2,                 /* what row matmuls spread over */
+    BLOCKS_PER_SM = 2,                 /* what matmuls' shared memory is cut for, where it lasts */
+    MAX_X_ROOM = 5120,                 /* bytes of it for a warp's part of x */
+    BLOCK_RESERVE_BYTES = 1024,        /* of it that a block has for CUDA itself */
     SAMPLE_COUNTERS = CUDA_SAMPLE_ROWS /* the last of rank->counters: one for each output row, prefill's too */
 };
 
@@ -65,6 +67,10 @@ static int at_most(int a, int b) {
 
 static int ceil_div(int a, int b) {
     return (a + b - 1) / b;
+}
+
+static int at_least_one(int n) {
+    return n > 0 ? n : 1;
 }
 
 static void *device(CUdeviceptr address) {
@@ -119,7 +125,7 @@ int decode_row_nodes(const cuda_rank *rank, const ls_op *op) {
     const op_row *a = &op->row;
     const int tiles = ceil_div(weight(rank, a->weight)->rows, DECODE_TILE), most = CUDA_NODES / rank->bind.group.size;
     int nodes = 1;
-    while (nodes < a->leaf_count && nodes < most && tiles * nodes < BLOCKS_PER_SM * rank->facts.sm_count) {
+    while (nodes < a->leaf_count && nodes < most && tiles * nodes < rank->facts.sm_count) {
         nodes *= 2;
     }
     return nodes;
@@ -170,7 +176,38 @@ static ls_status launch_exchange(cuda_rank *rank, const ls_op *op, int index, in
 
 static decode_matrix matrix_of(const cuda_rank *rank, int i_weight, int i_bias, int y_first) {
     const ls_weight *w = weight(rank, i_weight);
-    return (decode_matrix){w->data, w->scale, vector(rank, i_bias), w->rows, y_first};
+    return (decode_matrix){w->data, w->scale, vector(rank, i_bias), w->rows, y_first, INT32_MAX};
+}
+
+/* Bytes of a warp's leaf of `rows` rows of x, where that is little enough to be kept. */
+static int x_room(const decode_matmul_args *args, int element_bytes, int rows) {
+    int longest = 0;
+    for (int i = 0; i < args->n_leaves; i++) {
+        const int n = args->border[i + 1] - args->border[i];
+        longest = n > longest ? n : longest;
+    }
+    const int64_t bytes = (int64_t)longest * element_bytes * rows;
+    return bytes <= MAX_X_ROOM ? (int)bytes : 0;
+}
+
+/* How a block of a matmul uses its shared memory: sums, rings and (x_rows > 0) x. The deepest ring with which two blocks of
+ * eight warps fit an SM; fewer blocks before a ring of less than four stages. Returns its bytes. */
+static int place_in_shared(const cuda_rank *rank, decode_matmul_args *args, int warps, int columns, int x_rows) {
+    static const int rings[] = {8, 6, 5, 4};
+    const int sums = 2 * columns * DECODE_TILE * (int)sizeof(float); /* here and below: of a warp */
+    const int sm = rank->facts.shared_bytes_per_block + BLOCK_RESERVE_BYTES;
+    args->x_room = x_room(args, (int)ls_dtype_bytes(rank->bind.dtype), x_rows);
+    for (int per_sm = BLOCKS_PER_SM; per_sm > 0; per_sm--) {
+        const int most = (sm / per_sm - BLOCK_RESERVE_BYTES * LS_LEAVES / warps) / LS_LEAVES;
+        for (size_t i = 0; i < sizeof rings / sizeof *rings; i++) {
+            args->ring = rings[i];
+            if (args->ring * DECODE_STAGE_BYTES + sums + args->x_room <= most) {
+                return warps * (args->ring * DECODE_STAGE_BYTES + sums + args->x_room);
+            }
+        }
+    }
+    args->x_room = 0;
+    return warps * (args->ring * DECODE_STAGE_BYTES + sums);
 }
 
 /* Every row begins at a multiple of 16 bytes. */
@@ -187,6 +224,12 @@ static ls_status launch_matmul(cuda_rank *rank, decode_matmul_args *args, const 
                                int m_bucket, ls_error *err) {
     args->step = device(rank->step);
     args->k = like->cols;
+    args->n_tiles = tiles;
+    args->is_pair = args->kind == DECODE_FFN_IN;
+    for (int i = 0, tile = 0; i < 3; i++) {
+        args->matrix[i].first_tile = i == 0 || args->kind == DECODE_QKV ? tile : INT32_MAX;
+        tile += ceil_div(args->matrix[i].rows, DECODE_TILE);
+    }
     const ls_dtype dtype = rank->bind.dtype;
     int kernel = like->format == LS_INT8 ? KERNEL_INT8 : KERNEL_MATMUL, n_widths = OF_F32, width = 0;
     if (dtype != LS_F32) {
@@ -199,10 +242,16 @@ static ls_status launch_matmul(cuda_rank *rank, decode_matmul_args *args, const 
             width++;
         }
     }
-    const int warps = args->n_leaves / nodes;
-    return launch(rank, kernel + width, (unsigned)tiles, (unsigned)nodes,
-                  (unsigned)ceil_div(m_bucket, columns_of[width]), (unsigned)(warps * WARP),
-                  (size_t)(warps * columns_of[width] * DECODE_TILE) * sizeof(float), args, err);
+    const int columns = columns_of[width], warps = args->n_leaves / nodes;
+    int shared = warps * columns * DECODE_TILE * (int)sizeof(float), blocks = tiles;
+    if (columns <= CUDA_MAX_DECODE) { /* all at a time, with as many tiles each, but for the last */
+        shared = place_in_shared(rank, args, warps, columns, width > 0 ? at_most(m_bucket, columns) : 0);
+        const int most = at_least_one((rank->facts.shared_bytes_per_block + BLOCK_RESERVE_BYTES) /
+                                      (shared + BLOCK_RESERVE_BYTES) * rank->facts.sm_count / nodes);
+        blocks = ceil_div(tiles, at_least_one(ceil_div(tiles, most)));
+    }
+    return launch(rank, kernel + width, (unsigned)at_least_one(blocks), (unsigned)nodes,
+                  (unsigned)ceil_div(m_bucket, columns), (unsigned)(warps * WARP), (size_t)shared, args, err);
 }
 
 static ls_status launch_qkv(cuda_rank *rank, const ls_op *op, void *y, int m_bucket, ls_error *err) {
@@ -361,7 +410,7 @@ static ls_status allow_shared(cuda_rank *rank, int kernel, size_t bytes, ls_erro
 ls_status decode_prepare(cuda_rank *rank, ls_error *err) {
     const size_t most = (size_t)rank->facts.shared_bytes_per_block;
     const size_t bytes = (size_t)rank->bind.d_model * sizeof(float);
-    for (int i = KERNEL_ATTN; i < n_decode_kernels; i++) {
+    for (int i = KERNEL_MATMUL; i < n_decode_kernels; i++) {
         TRY(allow_shared(rank, i, most, err));
     }
     if (bytes <= PLAIN_SHARED_BYTES) {

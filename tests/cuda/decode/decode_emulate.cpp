@@ -209,12 +209,13 @@ template <int DTYPE> static float emulate_half(uint32_t bits) {
 #define __launch_bounds__(...)
 #define __grid_constant__
 
-alignas(16) thread_local float sums[1 << 14];
+alignas(16) thread_local float matmul_room[(228 << 10) / sizeof(float)];
 alignas(16) thread_local float kept[1 << 14];
 thread_local uint4 attn_room[(228 << 10) / sizeof(uint4)];
 
 #include "backend/cuda/kern/decode_attn.cu"
 #include "backend/cuda/kern/decode_matmul.cu"
+#include "backend/cuda/kern/decode_matmul_wide.cu"
 #include "backend/cuda/kern/decode_sample.cu"
 #include "backend/cuda/kern/decode_stream.cu"
 
@@ -312,7 +313,7 @@ extern "C" void decode_emulate_launch(const void *kernel_, const unsigned grid[3
     for (unsigned i = 0; i < n; i++) {
         const unsigned b = backwards ? n - 1 - i : i;
         blockIdx = {b % grid[0], b / grid[0] % grid[1], b / grid[0] / grid[1]};
-        memset(sums, 0xff, shared_bytes < sizeof sums ? shared_bytes : sizeof sums);
+        memset(matmul_room, 0xff, shared_bytes);
         memset(kept, 0xff, shared_bytes < sizeof kept ? shared_bytes : sizeof kept);
         memset(attn_room, 0xff, shared_bytes);
         run_block(block, backwards);

@@ -89,9 +89,15 @@ template <int I> DEVICE float widen_int8(uint32_t word) {
 
 /* Bytes (0, 1) and (2, 3) of a word of int8 as pairs, exact. */
 template <int DTYPE> DEVICE void pairs_of_int8(uint32_t word, uint32_t *first, uint32_t *second) {
-    if (DTYPE == KERN_BF16) {
-        __nv_bfloat162 a = __floats2bfloat162_rn(widen_int8<0>(word), widen_int8<1>(word));
-        __nv_bfloat162 b = __floats2bfloat162_rn(widen_int8<2>(word), widen_int8<3>(word));
+    if (DTYPE == KERN_BF16) { /* (128 + the low seven bits) - (128, or 256 where the sign is set) */
+        uint32_t low = __byte_perm(word, 0x43434343u, 0x4140), high = __byte_perm(word, 0x43434343u, 0x4342);
+        uint32_t low_offset = low & 0x43804380u, high_offset = high & 0x43804380u;
+        low &= 0x437f437fu;
+        high &= 0x437f437fu;
+        __nv_bfloat162 a =
+            __hsub2(*reinterpret_cast<__nv_bfloat162 *>(&low), *reinterpret_cast<__nv_bfloat162 *>(&low_offset));
+        __nv_bfloat162 b =
+            __hsub2(*reinterpret_cast<__nv_bfloat162 *>(&high), *reinterpret_cast<__nv_bfloat162 *>(&high_offset));
         *first = *reinterpret_cast<uint32_t *>(&a);
         *second = *reinterpret_cast<uint32_t *>(&b);
     } else { /* 1024 + 128 + q */

@@ -1,7 +1,9 @@
 /*
  * The residual stream in decode steps: embed, and exchange with the norm of the op behind it. Formulas in ops.h.
  *
- * exchange: one block a row. How a row's sum of squares is added depends on d alone.
+ * exchange: one block a row. How a row's sum of squares is added depends on d alone. Nothing overlaps with what it does once
+ * its input is there, so it does it twice: the first time while it waits, on whatever lies in memory, storing nothing, so
+ * that instructions and addresses are at hand when it counts.
  */
 #include "backend/cuda/kern/common.cuh"
 
@@ -55,16 +57,17 @@ DEVICE float block_sum(float value, float *room) {
 
 template <int WIDTH> struct floats { float v[WIDTH]; };
 
+/* From L2, where an earlier kernel's stores are. */
 template <int WIDTH> DEVICE floats<WIDTH> load_floats(const float *p) {
     floats<WIDTH> out;
     if (WIDTH == 4) {
-        float4 all = *reinterpret_cast<const float4 *>(p);
+        float4 all = __ldcg(reinterpret_cast<const float4 *>(p));
         out.v[0] = all.x;
         out.v[1 % WIDTH] = all.y;
         out.v[2 % WIDTH] = all.z;
         out.v[3 % WIDTH] = all.w;
     } else {
-        out.v[0] = *p;
+        out.v[0] = __ldcg(p);
     }
     return out;
 }
@@ -79,7 +82,7 @@ template <int WIDTH> DEVICE void store_floats(float *p, const floats<WIDTH> &val
 }
 
 /* h of this row, WIDTH elements a thread at a time; kept in shared memory too. Returns this thread's sum of squares. */
-template <int WIDTH> DEVICE float exchange_row(const decode_exchange_args &a, int m, float *kept) {
+template <int WIDTH> DEVICE float exchange_row(const decode_exchange_args &a, int m, float *kept, bool stores) {
     float squares = 0.0F;
     bool bad = false;
     for (int i = threadIdx.x * WIDTH; i < a.d; i += blockDim.x * WIDTH) {
@@ -114,24 +117,28 @@ template <int WIDTH> DEVICE float exchange_row(const decode_exchange_args &a, in
             kept[i + e] = value;
             squares = fmaf(value, value, squares);
         }
-        if (a.n_nodes > 0) {
+        if (stores && a.n_nodes > 0) {
             store_floats<WIDTH>(a.h + at, h);
         }
     }
-    if (bad) {
+    if (stores && bad) {
         note_fault(a.fault, m, a.op_index);
     }
     return squares;
 }
 
 /* Row `to` of x. Each thread reads what it kept itself. */
-template <int WIDTH> DEVICE void norm_row(const decode_exchange_args &a, int to, const float *kept, float scale) {
+template <int WIDTH>
+DEVICE void norm_row(const decode_exchange_args &a, int to, const float *kept, float scale, bool stores) {
     for (int i = threadIdx.x * WIDTH; i < a.d; i += blockDim.x * WIDTH) {
         const int64_t at = (int64_t)to * a.d + i;
         floats<WIDTH> x = load_floats<WIDTH>(a.norm + i);
 #pragma unroll
         for (int e = 0; e < WIDTH; e++) {
             x.v[e] = kept[i + e] * scale * x.v[e];
+        }
+        if (!stores) {
+            continue;
         }
         if (WIDTH == 4 && a.dtype != KERN_F32) {
             static_cast<uint2 *>(a.x)[at / 4] =
@@ -144,13 +151,6 @@ template <int WIDTH> DEVICE void norm_row(const decode_exchange_args &a, int to,
     }
 }
 
-/* Asks for a vector of weights to come to L2. */
-DEVICE void call_for(const float *vector, int n) {
-    for (int i = threadIdx.x * 32; vector != NULL && i < n; i += blockDim.x * 32) {
-        prefetch_to_l2(vector + i);
-    }
-}
-
 /* Shared memory: d floats. */
 extern "C" __global__ void __launch_bounds__(1024) decode_exchange(const __grid_constant__ decode_exchange_args a) {
     extern __shared__ __align__(16) float kept[];
@@ -160,8 +160,6 @@ extern "C" __global__ void __launch_bounds__(1024) decode_exchange(const __grid_
     if (m >= a.step->n_rows) {
         return;
     }
-    call_for(a.norm, a.d);
-    call_for(a.bias, a.d);
     int to = m; /* row of x */
     if (a.out_rows) {
         const int32_t *out_row = step_array<int32_t>(a.step, a.step->out_row);
@@ -170,16 +168,22 @@ extern "C" __global__ void __launch_bounds__(1024) decode_exchange(const __grid_
             to = out_row[i] == m ? i : to;
         }
     }
-    wait_for_earlier_kernels();
     const bool wide = a.d % 4 == 0;
-    const float squares = wide ? exchange_row<4>(a, m, kept) : exchange_row<1>(a, m, kept);
-    if (a.norm == NULL || to < 0) {
-        return;
-    }
-    const float scale = 1.0F / sqrtf(block_sum(squares, room) / (float)a.d + a.eps);
-    if (wide) {
-        norm_row<4>(a, to, kept, scale);
-    } else {
-        norm_row<1>(a, to, kept, scale);
+#pragma unroll 1
+    for (int run = 0; run < 2; run++) {
+        const bool stores = run > 0;
+        if (stores) {
+            wait_for_earlier_kernels();
+        }
+        const float squares = wide ? exchange_row<4>(a, m, kept, stores) : exchange_row<1>(a, m, kept, stores);
+        if (a.norm != NULL && to >= 0) {
+            const float scale = 1.0F / sqrtf(block_sum(squares, room) / (float)a.d + a.eps);
+            if (wide) {
+                norm_row<4>(a, to, kept, scale, stores);
+            } else {
+                norm_row<1>(a, to, kept, scale, stores);
+            }
+        }
+        __syncthreads(); /* before `room` is used again */
     }
 }

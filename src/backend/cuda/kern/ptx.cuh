@@ -68,12 +68,37 @@ DEVICE uint4 load_shared_by_rows(const void *address, bool wanted) {
     return v;
 }
 
+/* The same from shared memory or global memory, whichever the address means. */
+DEVICE uint4 load_from_anywhere(const void *address, bool wanted) {
+    uint4 v;
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.b32 p, %5, 0;\n"
+                 "mov.b32 %0, 0;\n"
+                 "mov.b32 %1, 0;\n"
+                 "mov.b32 %2, 0;\n"
+                 "mov.b32 %3, 0;\n"
+                 "@p ld.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+                 "}\n"
+                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+                 : "l"(address), "r"((int)wanted)
+                 : "memory");
+    return v;
+}
+
 /* ---- Copies to shared memory that go on by themselves ---- */
 
 /* 16 bytes, or zeros where !wanted (nothing is read). Both addresses are multiples of 16. */
 DEVICE void copy_async(void *to, const void *from, bool wanted) {
     const uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(wanted ? 16 : 0) : "memory");
+}
+
+/* The same for weights, whose neighbours in a line of 128 bytes are wanted soon. */
+DEVICE void copy_weight(void *to, const void *from, bool wanted) {
+    const uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(wanted ? 16 : 0)
+                 : "memory");
 }
 
 /* What this thread copies from here on belongs to a new group. */
@@ -84,6 +109,22 @@ DEVICE void end_copy_group() {
 /* Until all but the last PENDING of this thread's groups are there; others see them after a barrier. */
 template <int PENDING> DEVICE void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+/* The same for a number known at run time: 3, 4, 5 or 7. */
+DEVICE void wait_for_copies_but(int pending) {
+    asm volatile("{\n"
+                 ".reg .pred p<4>;\n"
+                 "setp.lt.s32 p0, %0, 4;\n"
+                 "setp.eq.s32 p1, %0, 4;\n"
+                 "setp.eq.s32 p2, %0, 5;\n"
+                 "setp.gt.s32 p3, %0, 5;\n"
+                 "@p0 cp.async.wait_group 3;\n"
+                 "@p1 cp.async.wait_group 4;\n"
+                 "@p2 cp.async.wait_group 5;\n"
+                 "@p3 cp.async.wait_group 7;\n"
+                 "}\n" ::"r"(pending)
+                 : "memory");
 }
 
 /* ---- Matrices of 8 x 8 16-bit elements: lane l holds elements 2 (l % 4) and the next of row l / 4 ---- */

@@ -31,9 +31,17 @@ DEVICE uint4 load_shared_by_rows(const void *address, bool wanted) {
     return load_weight(address, wanted);
 }
 
+DEVICE uint4 load_from_anywhere(const void *address, bool wanted) {
+    return load_shared_by_rows(address, wanted);
+}
+
 DEVICE void copy_async(void *to, const void *from, bool wanted) {
     emulate_check((uintptr_t)to % 16 == 0 && (uintptr_t)from % 16 == 0, "an asynchronous copy is not aligned");
     emulate_copy(to, from, wanted);
+}
+
+DEVICE void copy_weight(void *to, const void *from, bool wanted) {
+    copy_async(to, from, wanted);
 }
 
 DEVICE void end_copy_group() {
@@ -42,6 +50,10 @@ DEVICE void end_copy_group() {
 
 template <int PENDING> DEVICE void wait_for_copies() {
     emulate_copies_until(PENDING);
+}
+
+DEVICE void wait_for_copies_but(int pending) {
+    emulate_copies_until(pending);
 }
 
 DEVICE uint4 emulate_matrices(const void *row, bool turned) {

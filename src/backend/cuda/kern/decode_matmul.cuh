@@ -1,0 +1,239 @@
+/*
+ * What the matmuls of few rows of x share: where tiles lie, x, the products, and what becomes of sums. A warp sums one leaf of
+ * 16 rows of W for up to COLUMNS rows of x; how it comes by its weights is decode_matmul.cu's and decode_matmul_wide.cu's. See
+ * there for the layout and for bits.
+ */
+#ifndef LS_BACKEND_CUDA_DECODE_MATMUL_CUH
+#define LS_BACKEND_CUDA_DECODE_MATMUL_CUH
+
+#include "backend/cuda/kern/common.cuh"
+
+/* Where a tile lies: rows [first, first + 16) of a matrix; ffn_in: rows [first, first + 8) of gate and of up. */
+struct place {
+    int low, high; /* the matrices of the tile's two halves */
+    int first;     /* row */
+
+    DEVICE_MEMBER place(const decode_matmul_args &a, int i_tile) {
+        low = (i_tile >= a.matrix[1].first_tile) + (i_tile >= a.matrix[2].first_tile);
+        high = low + a.is_pair;
+        first = (i_tile - a.matrix[low].first_tile) * (a.is_pair ? DECODE_TILE / 2 : DECODE_TILE);
+    }
+
+    /* Rows of lane group g. Those behind the last one are read as the last one and not stored. */
+    DEVICE_MEMBER int row_low(const decode_matmul_args &a, int g) const {
+        return min(first + g, a.matrix[low].rows - 1);
+    }
+    DEVICE_MEMBER int row_high(const decode_matmul_args &a, int g) const {
+        return min(first + g + (a.is_pair ? 0 : DECODE_TILE / 2), a.matrix[high].rows - 1);
+    }
+};
+
+/* Where a lane finds its units. ACT: dtype of x, and of W unless INT8. COLUMNS: 8 or 16 rows of x. */
+template <int ACT, bool INT8, int COLUMNS, bool ODD> struct units {
+    static constexpr bool IS_F32 = ACT == KERN_F32;
+    static constexpr int TILES = COLUMNS / 8;
+    static constexpr int W_BYTES = INT8 ? 1 : IS_F32 ? 4 : 2;
+    static constexpr int X_BYTES = IS_F32 ? 4 : 2;
+    static constexpr int UNIT = 16 / W_BYTES; /* elements of a unit */
+    static constexpr int CHUNK = 4 * UNIT;    /* elements of a row that a warp takes at a time */
+    static constexpr int STAGE = 2 * CHUNK;   /* elements of a row that a warp asks for at a time: 128 bytes */
+    static constexpr int X_LOADS = UNIT * X_BYTES / 16; /* 16-byte loads of x for a unit */
+
+    const char *x;    /* so that elements of the leaf are found by their number in all of k */
+    int64_t x_stride; /* bytes */
+    int n_rows;       /* of x */
+    int unit_k;       /* first element of this lane's unit in the first chunk */
+    int end;          /* of the leaf */
+    int n_stages;     /* of the leaf */
+
+    /* This warp's part of x comes to `to`, in shared memory. */
+    DEVICE_MEMBER void move_x(char *to, int begin) {
+        const int bytes = (end - begin) * X_BYTES, lane = threadIdx.x % 32;
+#pragma unroll 1
+        for (int m = 0; m < n_rows; m++) {
+#pragma unroll 4
+            for (int i = lane * 16; i < bytes; i += 32 * 16) {
+                *reinterpret_cast<uint4 *>(to + m * bytes + i) =
+                    load_shared_by_rows(x + m * x_stride + begin * X_BYTES + i, true);
+            }
+        }
+        __syncwarp();
+        x = to - begin * X_BYTES;
+        x_stride = bytes;
+    }
+
+    /* X_LOADS times 16 bytes of row m of x, from element k on. */
+    DEVICE_MEMBER void load_x_row(uint4 *to, int m, int k) const {
+        const char *row = x + m * x_stride;
+#pragma unroll
+        for (int i = 0; i < X_LOADS; i++) {
+            const int first = k + i * (16 / X_BYTES);
+            if (ODD) {
+                to[i] = load_elements<X_BYTES>(row, first, m < n_rows ? end : 0);
+            } else {
+                to[i] = load_from_anywhere(row + first * X_BYTES, m < n_rows && first < end);
+            }
+        }
+    }
+
+    /* mma: row g of each tile of eight. */
+    DEVICE_MEMBER void load_x(uint4 (*to)[X_LOADS], int g, int k) const {
+#pragma unroll
+        for (int i = 0; i < TILES; i++) {
+            load_x_row(to[i], i * 8 + g, k);
+        }
+    }
+};
+
+/* A unit of weights, in f32. */
+template <bool INT8> DEVICE void widen_unit(const uint4 &unit, float *to) {
+    const uint32_t word[4] = {unit.x, unit.y, unit.z, unit.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        if (INT8) {
+            to[4 * i] = widen_int8<0>(word[i]);
+            to[4 * i + 1] = widen_int8<1>(word[i]);
+            to[4 * i + 2] = widen_int8<2>(word[i]);
+            to[4 * i + 3] = widen_int8<3>(word[i]);
+        } else {
+            to[i] = __uint_as_float(word[i]);
+        }
+    }
+}
+
+/* A warp's sums over its leaf. */
+template <int ACT, bool INT8, int COLUMNS, bool ODD> struct tile : units<ACT, INT8, COLUMNS, ODD> {
+    using base = units<ACT, INT8, COLUMNS, ODD>;
+    using base::IS_F32;
+    using base::TILES;
+    using base::UNIT;
+    using base::X_LOADS;
+
+    float acc[IS_F32 ? 2 * COLUMNS : 4 * TILES];
+
+    DEVICE_MEMBER void add_pair(int i, uint4 l, uint4 h, uint4 b) {
+        mma<ACT>(*reinterpret_cast<float(*)[4]>(&acc[4 * i]), l.x, h.x, l.y, h.y, b.x, b.y);
+        mma<ACT>(*reinterpret_cast<float(*)[4]>(&acc[4 * i]), l.z, h.z, l.w, h.w, b.z, b.w);
+    }
+
+    DEVICE_MEMBER void add_mma(const uint4 &l, const uint4 &h, const uint4 (*b)[X_LOADS]) {
+        if (INT8) {
+            uint4 lw[2], hw[2]; /* 16 elements as pairs */
+            pairs_of_int8<ACT>(l.x, &lw[0].x, &lw[0].y);
+            pairs_of_int8<ACT>(l.y, &lw[0].z, &lw[0].w);
+            pairs_of_int8<ACT>(l.z, &lw[1].x, &lw[1].y);
+            pairs_of_int8<ACT>(l.w, &lw[1].z, &lw[1].w);
+            pairs_of_int8<ACT>(h.x, &hw[0].x, &hw[0].y);
+            pairs_of_int8<ACT>(h.y, &hw[0].z, &hw[0].w);
+            pairs_of_int8<ACT>(h.z, &hw[1].x, &hw[1].y);
+            pairs_of_int8<ACT>(h.w, &hw[1].z, &hw[1].w);
+#pragma unroll
+            for (int i = 0; i < TILES; i++) {
+                add_pair(i, lw[0], hw[0], b[i][0]);
+                add_pair(i, lw[1], hw[1], b[i][X_LOADS - 1]);
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < TILES; i++) {
+                add_pair(i, l, h, b[i][0]);
+            }
+        }
+    }
+
+    /* f32: this lane's units of N chunks from element k on, of all rows of x, for its two rows of W. */
+    template <int N> DEVICE_MEMBER void add_f32(const uint4 (*w)[2], int k) {
+        float lw[N * UNIT], hw[N * UNIT];
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            widen_unit<INT8>(w[i][0], lw + i * UNIT);
+            widen_unit<INT8>(w[i][1], hw + i * UNIT);
+        }
+#pragma unroll
+        for (int m = 0; m < COLUMNS; m++) {
+            if (m < this->n_rows) {
+                uint4 b[N][X_LOADS];
+#pragma unroll
+                for (int i = 0; i < N; i++) {
+                    this->load_x_row(b[i], m, k + i * base::CHUNK);
+                }
+#pragma unroll
+                for (int i = 0; i < N * UNIT; i++) {
+                    const uint4 &four = b[i / UNIT][i % UNIT / 4];
+                    const float value = __uint_as_float(i % 4 == 0   ? four.x
+                                                        : i % 4 == 1 ? four.y
+                                                        : i % 4 == 2 ? four.z
+                                                                     : four.w);
+                    acc[m] = fmaf(lw[i], value, acc[m]);
+                    acc[COLUMNS + m] = fmaf(hw[i], value, acc[COLUMNS + m]);
+                }
+            }
+        }
+    }
+};
+
+/* This warp's leaf: sums[m][row of the tile]. */
+template <int ACT, bool INT8, int COLUMNS, bool ODD>
+DEVICE void leave(tile<ACT, INT8, COLUMNS, ODD> &s, float *sums, int g, int t, float scale_low, float scale_high) {
+    auto &acc = s.acc;
+    if (s.IS_F32) {
+#pragma unroll
+        for (int i = 0; i < 2 * COLUMNS; i++) {
+            acc[i] += __shfl_xor_sync(0xffffffffu, acc[i], 1);
+            acc[i] += __shfl_xor_sync(0xffffffffu, acc[i], 2);
+        }
+#pragma unroll
+        for (int m = 0; m < COLUMNS; m++) {
+            if (m % 4 == t) {
+                sums[m * DECODE_TILE + g] = INT8 ? acc[m] * scale_low : acc[m];
+                sums[m * DECODE_TILE + g + 8] = INT8 ? acc[COLUMNS + m] * scale_high : acc[COLUMNS + m];
+            }
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < s.TILES; i++) {
+            float *to = sums + (i * 8 + 2 * t) * DECODE_TILE + g;
+            to[0] = INT8 ? acc[4 * i] * scale_low : acc[4 * i];
+            to[DECODE_TILE] = INT8 ? acc[4 * i + 1] * scale_low : acc[4 * i + 1];
+            to[8] = INT8 ? acc[4 * i + 2] * scale_high : acc[4 * i + 2];
+            to[DECODE_TILE + 8] = INT8 ? acc[4 * i + 3] * scale_high : acc[4 * i + 3];
+        }
+    }
+}
+
+/* Adds the leaves of this block and passes the outputs on. first_row: of the tile, in its matrix. */
+template <int ACT, int COLUMNS>
+DEVICE void finish(const decode_matmul_args &a, const decode_matrix &w, const float *sums, int first_row, int first_m,
+                   int n_rows) {
+    const int n_leaves = blockDim.x / 32;
+    const int tile_rows = a.kind == DECODE_FFN_IN ? DECODE_TILE / 2 : DECODE_TILE;
+    for (int i = threadIdx.x; i < COLUMNS * tile_rows; i += blockDim.x) {
+        const int r = i % tile_rows, m = i / tile_rows, row = first_row + r;
+        if (m >= n_rows || row >= w.rows) {
+            continue;
+        }
+        float leaf[DECODE_LEAVES], other[DECODE_LEAVES];
+#pragma unroll
+        for (int j = 0; j < DECODE_LEAVES; j++) {
+            const float *at = sums + (j * COLUMNS + m) * DECODE_TILE + r;
+            leaf[j] = j < n_leaves ? at[0] : 0.0F;
+            other[j] = j < n_leaves && a.kind == DECODE_FFN_IN ? at[8] : 0.0F;
+        }
+        float value = leaf_tree(leaf, n_leaves);
+        const int64_t to = (int64_t)(first_m + m) * a.y_stride + w.y_first + row;
+        if (a.kind == DECODE_FFN_IN) {
+            float gate = w.bias != NULL ? value + w.bias[row] : value;
+            float up = leaf_tree(other, n_leaves);
+            up = a.matrix[1].bias != NULL ? up + a.matrix[1].bias[row] : up;
+            store_as(ACT, a.y, to, gate / (1.0F + expf(-gate)) * up);
+        } else if (a.kind == DECODE_QKV) {
+            static_cast<float *>(a.y)[to] = w.bias != NULL ? value + w.bias[row] : value;
+        } else {
+            static_cast<float *>(a.y)[to + blockIdx.y * a.node_stride] = value;
+            if (a.kind == DECODE_HEAD && !isfinite(value)) {
+                note_fault(a.fault, step_array<int32_t>(a.step, a.step->out_row)[first_m + m], a.op_index);
+            }
+        }
+    }
+}
+
+#endif
