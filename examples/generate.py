@@ -25,6 +25,7 @@ class ls_model_params(ctypes.Structure):
         ("log_fn", c_void_p),
         ("log_user", c_void_p),
         ("log_level", c_int),
+        ("device", c_char_p),
     ]
 
 
@@ -47,6 +48,8 @@ class ls_engine_params(ctypes.Structure):
         ("gpu_memory_utilization", c_double),
         ("profile", c_bool),
         ("trace_events", c_int),
+        ("progress_fn", c_void_p),
+        ("progress_user", c_void_p),
     ]
 
 

@@ -115,6 +115,8 @@ typedef struct ls_model_params {
     ls_log_fn log_fn;         /* NULL: silent */
     void *log_user;
     ls_log_level log_level;
+    const char *device; /* what ls_engine_params.device will be: a GPU is opened while files are read, which makes the
+                         * first engine start a quarter of a second earlier; NULL: nothing is opened */
 } ls_model_params;
 #define LS_MODEL_PARAMS_INIT                                                                                           \
     { .struct_size = sizeof(ls_model_params), .log_level = LS_LOG_INFO }
@@ -144,6 +146,16 @@ LS_API ls_status ls_model_get_info(const ls_model *model, ls_model_info *out, ls
 
 /* ---- Engine ------------------------------------------------------------------------------------------------------- */
 
+/* How far an engine has come with the weights, which take most of the time of opening it. */
+typedef struct ls_load_progress {
+    size_t struct_size;
+    int64_t bytes, total_bytes; /* read from files by all ranks; of dummy weights, made */
+    int64_t elapsed_us;         /* since the first of them */
+} ls_load_progress;
+/* Called some ten times a second and at the end, from any thread of the engine that is being opened, one call at a time.
+ * Must not call into the engine. */
+typedef void (*ls_load_progress_fn)(void *user, const ls_load_progress *progress);
+
 /* Zero means the default everywhere. */
 typedef struct ls_engine_params {
     size_t struct_size;
@@ -167,6 +179,8 @@ typedef struct ls_engine_params {
     double gpu_memory_utilization; /* share of a GPU's memory that the engine may fill with pages; default 0.9 */
     bool profile;                  /* time the kernels of every step, see ls_engine_get_profile; slows them down */
     int trace_events; /* kept for each thread (32 bytes each), see ls_engine_get_trace; default: no trace */
+    ls_load_progress_fn progress_fn; /* told how loading goes; NULL: nobody */
+    void *progress_user;
 } ls_engine_params;
 #define LS_ENGINE_PARAMS_INIT                                                                                          \
     { .struct_size = sizeof(ls_engine_params) }
@@ -491,6 +505,11 @@ typedef struct ls_timeline {
     const char *device;       /* "CPU" or the GPU's name; lives as long as the engine */
     int n_graphs;             /* of decode steps, captured at the start; part of shard_us: */
     int64_t graphs_us;
+    int64_t driver_us, context_us; /* what opening a GPU took, as far as possible beside load_us; 0 on the CPU */
+    int64_t weights_us;            /* of shard_us: until the last weight was read, converted and handed over */
+    int64_t load_bytes;            /* read in that time, as in ls_load_progress */
+    int64_t first_token_us;        /* from the beginning of ls_model_open to the first token of all; -1 before it */
+    int64_t age_us;                /* from there to this call */
 } ls_timeline;
 #define LS_TIMELINE_INIT                                                                                               \
     { .struct_size = sizeof(ls_timeline) }

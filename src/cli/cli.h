@@ -37,9 +37,14 @@ ls_status cli_find_text(const ls_options *options, char *out, size_t out_bytes, 
  * them. text keeps the strings and must live as long as params. */
 ls_status cli_hub_find(const ls_options *options, bool skip_weights, char *out, size_t out_bytes, ls_error *err);
 ls_status cli_hub_params(ls_hub_params *params, options_hub_text *text, const ls_options *options, ls_error *err);
-/* Opens --model; and an engine on it. What was opened before a failure is the caller's to close. */
+/* Opens --model; the same for an engine that is to run it; and that engine. What was opened before a failure is the caller's
+ * to close. */
 ls_status cli_open_model(const ls_options *options, ls_model **out, ls_error *err);
+ls_status cli_open_to_run(const ls_options *options, ls_model **out, ls_error *err);
 ls_status cli_open(const ls_options *options, ls_model **model, ls_engine **engine, ls_error *err);
+/* ls_engine_open with progress on stderr, unless --timeline none asks for silence. */
+ls_status cli_open_engine(const ls_options *options, ls_model *model, const ls_engine_params *params, ls_engine **out,
+                          ls_error *err);
 /* The engine's parameters as the options give them. */
 ls_engine_params cli_engine_params(const ls_options *options);
 

@@ -367,12 +367,12 @@ static const char *history_path(const ls_options *options, char *path, size_t pa
 }
 
 static ls_status open_engine(chat *c, ls_error *err) {
-    TRY(cli_open_model(&c->options, &c->model, err));
+    TRY(cli_open_to_run(&c->options, &c->model, err));
     ls_engine_params params = cli_engine_params(&c->options);
     if (!options_given(&c->options, OPT_MAX_NUM_SEQS)) {
         params.max_num_seqs = 1; /* one conversation: its KV cache is all that is planned */
     }
-    return ls_engine_open(c->model, &params, &c->engine, err);
+    return cli_open_engine(&c->options, c->model, &params, &c->engine, err);
 }
 
 static ls_status chat_all(chat *c, int argc, char **argv, ls_error *err) {

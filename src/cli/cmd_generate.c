@@ -196,10 +196,10 @@ static ls_status generate_all(generate *g, int argc, char **argv, ls_error *err)
     if (g->options.value[OPT_TRACE].set) {
         TRY(trace_file_open(&g->trace, g->options.value[OPT_TRACE].text, err));
     }
-    TRY(cli_open_model(&g->options, &g->model, err));
+    TRY(cli_open_to_run(&g->options, &g->model, err));
     ls_engine_params params = cli_engine_params(&g->options);
     params.trace_events = g->trace != NULL ? TRACE_FILE_EVENTS : 0;
-    TRY(ls_engine_open(g->model, &params, &g->engine, err));
+    TRY(cli_open_engine(&g->options, g->model, &params, &g->engine, err));
     ls_model_info info = LS_MODEL_INFO_INIT;
     TRY(ls_model_get_info(g->model, &info, err));
     g->has_tokenizer = info.has_tokenizer;

@@ -174,7 +174,7 @@ static ls_status verify_all(verify_run *run, int argc, char **argv, ls_error *er
         return error_set(err, LS_EINVAL, "verify needs a model: lockstep verify demo");
     }
     TRY(read_against(run, err));
-    TRY(cli_open_model(&run->options, &run->model, err));
+    TRY(cli_open_to_run(&run->options, &run->model, err));
     ls_engine_params tested = cli_engine_params(&run->options), reference = cli_engine_params(&run->against);
     ls_verify_params params = LS_VERIFY_PARAMS_INIT;
     params.tested = &tested;

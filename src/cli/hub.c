@@ -4,60 +4,13 @@
  */
 #include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "cli/cli.h"
-
-typedef struct progress_view {
-    const char *name;
-    bool is_terminal, is_drawn;
-    double start_s;
-} progress_view;
-
-static double now_s(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
-/* "8.04 GB" */
-static void print_bytes(char *out, size_t out_bytes, double bytes) {
-    static const char *const units[] = {"B", "kB", "MB", "GB", "TB"};
-    size_t i = 0;
-    while (bytes >= 999.5 && i + 1 < sizeof units / sizeof *units) {
-        bytes /= 1000;
-        i++;
-    }
-    snprintf(out, out_bytes,
-             i == 0 || bytes >= 99.95 ? "%.0f %s"
-             : bytes >= 9.995         ? "%.1f %s"
-                                      : "%.2f %s",
-             bytes, units[i]);
-}
-
-static void clear_bar(progress_view *view) {
-    if (view->is_drawn) {
-        fputs("\r\033[K", stderr);
-        view->is_drawn = false;
-    }
-}
+#include "cli/progress.h"
 
 static void draw_bar(progress_view *view, const ls_hub_progress *p) {
-    enum { BAR = 24 };
-    char have[24], total[24], rate[24], left[32] = "", bar[BAR + 1], line[256];
-    struct winsize size = {0};
-    double seconds = now_s() - view->start_s,
-           share = p->total_bytes > 0 ? (double)p->bytes / (double)p->total_bytes : 0;
-    double per_s = seconds > 0 ? (double)p->fetched_bytes / seconds : 0;
-    for (int i = 0; i < BAR; i++) {
-        bar[i] = i < (int)(share * BAR) ? '#' : '.';
-    }
-    bar[BAR] = '\0';
-    print_bytes(have, sizeof have, (double)p->bytes);
-    print_bytes(total, sizeof total, (double)p->total_bytes);
-    print_bytes(rate, sizeof rate, per_s);
+    char left[32] = "";
+    double seconds = progress_seconds(view), per_s = seconds > 0 ? (double)p->fetched_bytes / seconds : 0;
     if (p->is_waiting) {
         snprintf(left, sizeof left, "another process downloads");
     } else if (per_s > 0 && seconds > 1) {
@@ -68,13 +21,7 @@ static void draw_bar(progress_view *view, const ls_hub_progress *p) {
             snprintf(left, sizeof left, "%ld:%02ld left", s / 60, s % 60);
         }
     }
-    snprintf(line, sizeof line, "%s [%s] %3d %% %s of %s  %s/s  %s", view->name, bar, (int)(share * 100), have, total,
-             rate, left);
-    int columns = ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1 ? size.ws_col - 1 : 79;
-    clear_bar(view);
-    fprintf(stderr, "%.*s", columns, line);
-    fflush(stderr);
-    view->is_drawn = true;
+    progress_draw(view, p->bytes, p->total_bytes, per_s, left);
 }
 
 static bool show_progress(void *user, const ls_hub_progress *p) {
@@ -83,14 +30,14 @@ static bool show_progress(void *user, const ls_hub_progress *p) {
         draw_bar(view, p);
     } else if (p->file != NULL) {
         char bytes[24];
-        print_bytes(bytes, sizeof bytes, (double)p->file_bytes);
+        progress_bytes(bytes, sizeof bytes, (double)p->file_bytes);
         fprintf(stderr, "lockstep: %s: %s, %s (%d of %d)\n", view->name, p->file, bytes, p->files, p->total_files);
     }
     return true;
 }
 
 static void log_below_bar(void *user, ls_log_level level, const char *text) {
-    clear_bar(user);
+    progress_clear(user);
     cli_log(NULL, level, text);
 }
 
@@ -113,13 +60,13 @@ ls_status cli_hub_find(const ls_options *options, bool skip_weights, char *out, 
     }
     snprintf(name, sizeof name, "%s%s%s", model, has_revision ? "@" : "", has_revision ? revision : "");
     TRY(cli_hub_params(&params, &text, options, err));
-    progress_view view = {.name = name, .is_terminal = isatty(STDERR_FILENO) != 0, .start_s = now_s()};
+    progress_view view = progress_begin(name);
     params.skip_weights = skip_weights;
     params.progress_fn = show_progress;
     params.log_fn = log_below_bar;
     params.user = &view;
     ls_status st = ls_hub_find(&params, name, &folder, err);
-    clear_bar(&view);
+    progress_clear(&view);
     TRY(st);
     size_t n = strlen(folder);
     if (n < out_bytes) {

@@ -6,6 +6,7 @@
 
 #include "base/file.h"
 #include "cli/cli.h"
+#include "cli/progress.h"
 
 void cli_log(void *user, ls_log_level level, const char *text) {
     static const char *const names[] = {"error", "warning", "info", "debug", "trace"};
@@ -80,7 +81,8 @@ ls_status cli_find_text(const ls_options *options, char *out, size_t out_bytes, 
     return find_model(options, true, out, out_bytes, err);
 }
 
-ls_status cli_open_model(const ls_options *options, ls_model **out, ls_error *err) {
+/* device: for ls_model_params. */
+static ls_status open_model(const ls_options *options, const char *device, ls_model **out, ls_error *err) {
     const option_value *v = options->value;
     bool is_dummy = strcmp(v[OPT_LOAD_FORMAT].text, "dummy") == 0;
     char folder[4096], cache[4096];
@@ -89,6 +91,7 @@ ls_status cli_open_model(const ls_options *options, ls_model **out, ls_error *er
     params.load_format = is_dummy ? LS_LOAD_DUMMY : LS_LOAD_SAFETENSORS;
     params.cache_folder = options_cache_folder(options, cache, sizeof cache);
     params.log_fn = cli_log;
+    params.device = device;
     params.log_level = v[OPT_VERBOSE].integer != 0 ? LS_LOG_DEBUG : LS_LOG_WARN;
     /* Shapes that are built in need nothing from the hub. */
     if (is_dummy && is_on_hub(params.model)) {
@@ -100,6 +103,14 @@ ls_status cli_open_model(const ls_options *options, ls_model **out, ls_error *er
     TRY(find_model(options, is_dummy, folder, sizeof folder, err));
     params.model = folder;
     return ls_model_open(&params, out, err);
+}
+
+ls_status cli_open_model(const ls_options *options, ls_model **out, ls_error *err) {
+    return open_model(options, NULL, out, err);
+}
+
+ls_status cli_open_to_run(const ls_options *options, ls_model **out, ls_error *err) {
+    return open_model(options, options->value[OPT_DEVICE].text, out, err);
 }
 
 static ls_dtype dtype_of(const char *text) {
@@ -141,8 +152,22 @@ ls_engine_params cli_engine_params(const ls_options *options) {
     return params;
 }
 
+ls_status cli_open_engine(const ls_options *options, ls_model *model, const ls_engine_params *params, ls_engine **out,
+                          ls_error *err) {
+    const char *timeline = options->value[OPT_TIMELINE].text;
+    ls_engine_params shown = *params;
+    progress_view view = progress_begin("loading");
+    if (strcmp(timeline, "none") != 0) {
+        shown.progress_fn = progress_of_loading;
+        shown.progress_user = &view;
+    }
+    ls_status st = ls_engine_open(model, &shown, out, err);
+    progress_clear(&view);
+    return st;
+}
+
 ls_status cli_open(const ls_options *options, ls_model **model, ls_engine **engine, ls_error *err) {
-    TRY(cli_open_model(options, model, err));
+    TRY(cli_open_to_run(options, model, err));
     ls_engine_params params = cli_engine_params(options);
-    return ls_engine_open(*model, &params, engine, err);
+    return cli_open_engine(options, *model, &params, engine, err);
 }

@@ -1,7 +1,10 @@
 /* See timeline.h. */
 #include "cli/timeline.h"
 
+#include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
 
 static double rate(int64_t count, int64_t us) {
     return us > 0 ? (double)count * 1e6 / (double)us : 0;
@@ -9,6 +12,27 @@ static double rate(int64_t count, int64_t us) {
 
 static double per_step_ms(int64_t us, int64_t steps) {
     return steps > 0 ? (double)us / 1000 / (double)steps : 0;
+}
+
+/* How long ago exec was, to 10 ms: field 22 of /proc/self/stat is in clock ticks since the machine's start. 0: not known. */
+static int64_t process_age_us(void) {
+    char line[1024];
+    struct timespec now;
+    FILE *file = fopen("/proc/self/stat", "r");
+    size_t n = file != NULL ? fread(line, 1, sizeof line - 1, file) : 0;
+    line[n] = '\0';
+    if (file != NULL) {
+        fclose(file);
+    }
+    const char *at = strrchr(line, ')'); /* behind the program's name */
+    for (int i = 2; i < 22 && at != NULL; i++) {
+        at = strchr(at + 1, ' ');
+    }
+    if (at == NULL || clock_gettime(CLOCK_BOOTTIME, &now) != 0) {
+        return 0;
+    }
+    int64_t start_us = (int64_t)(strtoll(at, NULL, 10) * 1000000 / sysconf(_SC_CLK_TCK));
+    return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000 - start_us;
 }
 
 void timeline_print(FILE *out, const ls_timeline *t) {
@@ -21,11 +45,21 @@ void timeline_print(FILE *out, const ls_timeline *t) {
             (double)(t->weights_memory_bytes + t->kv_memory_bytes + t->other_memory_bytes) / 1e6,
             (double)t->weights_memory_bytes / 1e6, (double)t->kv_memory_bytes / 1e6,
             (double)t->other_memory_bytes / 1e6);
-    fprintf(out, "shard    %9.1f ms  %d %s x %d %s, %s, %s, %.2f GB/s\n", (double)t->shard_us / 1000, t->n_ranks,
-            t->n_ranks == 1 ? "rank" : "ranks", t->n_threads, t->n_threads == 1 ? "thread" : "threads", t->device,
-            ls_dtype_name(t->dtype), rate(t->weights_memory_bytes, t->shard_us) / 1e9);
+    if (!on_cpu) {
+        fprintf(out, "device   %9.1f ms  driver %.1f, context %.1f; beside load, and part of plan if that took less\n",
+                (double)(t->driver_us + t->context_us) / 1000, (double)t->driver_us / 1000,
+                (double)t->context_us / 1000);
+    }
+    fprintf(out, "shard    %9.1f ms  %d %s x %d %s, %s, %s; weights %.1f ms, %.1f MB, %.2f GB/s\n",
+            (double)t->shard_us / 1000, t->n_ranks, t->n_ranks == 1 ? "rank" : "ranks", t->n_threads,
+            t->n_threads == 1 ? "thread" : "threads", t->device, ls_dtype_name(t->dtype), (double)t->weights_us / 1000,
+            (double)t->load_bytes / 1e6, rate(t->load_bytes, t->weights_us) / 1e9);
     if (t->n_graphs > 0) {
         fprintf(out, "graphs   %9.1f ms  %d of decode steps, captured\n", (double)t->graphs_us / 1000, t->n_graphs);
+    }
+    if (t->first_token_us >= 0) {
+        fprintf(out, "start    %9.1f ms  from the program's start to the first token\n",
+                (double)(process_age_us() - t->age_us + t->first_token_us) / 1000);
     }
     fprintf(out, "prefill  %9.1f ms  %lld tokens, %.1f tokens/s\n", (double)t->prefill_us / 1000,
             (long long)t->prefill_tokens, rate(t->prefill_tokens, t->prefill_us));
@@ -45,24 +79,28 @@ void timeline_print(FILE *out, const ls_timeline *t) {
 }
 
 json_t *timeline_json(const ls_timeline *t) {
-    return json_pack("{s:s, s:i, s:I, s:i, s:i, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, "
-                     "s:I, s:I, s:i, s:I, "
-                     "s:I, "
-                     "s:I, s:I, s:f, s:f, s:f}",
-                     "device", t->device, "graphs", t->n_graphs, "graphs_us", (json_int_t)t->graphs_us, "ranks",
-                     t->n_ranks, "threads_per_rank", t->n_threads, "dtype", ls_dtype_name(t->dtype), "kv_cache_dtype",
-                     ls_dtype_name(t->kv_cache_dtype), "isa", t->isa, "load_us", (json_int_t)t->load_us, "plan_us",
-                     (json_int_t)t->plan_us, "shard_us", (json_int_t)t->shard_us, "prefill_us",
-                     (json_int_t)t->prefill_us, "decode_us", (json_int_t)t->decode_us, "prefill_tokens",
-                     (json_int_t)t->prefill_tokens, "decode_tokens", (json_int_t)t->decode_tokens, "prefill_steps",
-                     (json_int_t)t->prefill_steps, "decode_steps", (json_int_t)t->decode_steps, "tokens_per_s",
-                     rate(t->decode_tokens, t->decode_us), "ms_per_token", per_step_ms(t->decode_us, t->decode_steps),
-                     "weight_bytes_per_step", (json_int_t)t->weight_bytes_per_step, "kv_bytes_per_step",
-                     (json_int_t)t->kv_bytes_per_step, "exchanges_per_step", t->exchanges_per_step, "exchange_us",
-                     (json_int_t)t->exchange_us, "weights_memory_bytes", (json_int_t)t->weights_memory_bytes,
-                     "kv_memory_bytes", (json_int_t)t->kv_memory_bytes, "other_memory_bytes",
-                     (json_int_t)t->other_memory_bytes, "read_gb_per_s", t->read_bytes_per_s / 1e9, "limit_ms_per_step",
-                     t->limit_us_per_step / 1000, "limit_ratio", t->limit_ratio);
+    return json_pack(
+        "{s:s, s:i, s:I, s:i, s:i, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, "
+        "s:I, s:I, s:i, s:I, "
+        "s:I, "
+        "s:I, s:I, s:f, s:f, s:f, "
+        "s:I, s:I, s:I, s:I, s:f, s:I, s:I}",
+        "device", t->device, "graphs", t->n_graphs, "graphs_us", (json_int_t)t->graphs_us, "ranks", t->n_ranks,
+        "threads_per_rank", t->n_threads, "dtype", ls_dtype_name(t->dtype), "kv_cache_dtype",
+        ls_dtype_name(t->kv_cache_dtype), "isa", t->isa, "load_us", (json_int_t)t->load_us, "plan_us",
+        (json_int_t)t->plan_us, "shard_us", (json_int_t)t->shard_us, "prefill_us", (json_int_t)t->prefill_us,
+        "decode_us", (json_int_t)t->decode_us, "prefill_tokens", (json_int_t)t->prefill_tokens, "decode_tokens",
+        (json_int_t)t->decode_tokens, "prefill_steps", (json_int_t)t->prefill_steps, "decode_steps",
+        (json_int_t)t->decode_steps, "tokens_per_s", rate(t->decode_tokens, t->decode_us), "ms_per_token",
+        per_step_ms(t->decode_us, t->decode_steps), "weight_bytes_per_step", (json_int_t)t->weight_bytes_per_step,
+        "kv_bytes_per_step", (json_int_t)t->kv_bytes_per_step, "exchanges_per_step", t->exchanges_per_step,
+        "exchange_us", (json_int_t)t->exchange_us, "weights_memory_bytes", (json_int_t)t->weights_memory_bytes,
+        "kv_memory_bytes", (json_int_t)t->kv_memory_bytes, "other_memory_bytes", (json_int_t)t->other_memory_bytes,
+        "read_gb_per_s", t->read_bytes_per_s / 1e9, "limit_ms_per_step", t->limit_us_per_step / 1000, "limit_ratio",
+        t->limit_ratio, "driver_us", (json_int_t)t->driver_us, "context_us", (json_int_t)t->context_us, "weights_us",
+        (json_int_t)t->weights_us, "load_bytes", (json_int_t)t->load_bytes, "load_gb_per_s",
+        rate(t->load_bytes, t->weights_us) / 1e9, "first_token_us", (json_int_t)t->first_token_us, "start_us",
+        (json_int_t)(t->first_token_us < 0 ? -1 : process_age_us() - t->age_us + t->first_token_us));
 }
 
 void profile_print(FILE *out, const ls_profile_line *line, size_t n, double limit_bytes_per_s) {

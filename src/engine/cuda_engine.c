@@ -3,6 +3,9 @@
 
 #include <stdlib.h>
 
+#include "base/clock.h"
+#include "engine/ranges.h"
+
 /* ---- Opening ---- */
 
 /* Scratch that the kernels need for this configuration: the same memory serves all ops in turn. */
@@ -96,6 +99,28 @@ static void end_opening_lt(cuda_engine *cuda) {
     }
 }
 
+/* The driver and the context take longer than anything else here, unless the model has been opening them. */
+static ls_status open_device(ls_engine *engine, int ordinal, bool generic, ls_error *err) {
+    cuda_engine *cuda = engine_cuda(engine);
+    cuda_start *start = engine->model->start;
+    int64_t begin = clock_ns(), opened;
+    if (start != NULL) {
+        cuda_start_wait(start, &engine->driver_us, &engine->context_us);
+    }
+    TRY(cuda_driver_open(&cuda->driver, err));
+    opened = clock_ns();
+    TRY(cuda_rank_open(&cuda->rank, cuda->driver, ordinal, generic, err));
+    if (engine->driver_us == 0) {
+        engine->driver_us = (opened - begin) / 1000;
+        engine->context_us = (clock_ns() - opened) / 1000;
+    }
+    if (start != NULL) {
+        cuda_start_release(start);
+    }
+    TRY(cuda_rank_kernel(&cuda->rank, "read_all", &cuda->read_all, err));
+    return cuda_load_open(&cuda->load_kernels, &cuda->rank, err);
+}
+
 static ls_status cuda_open(ls_engine *engine, const ls_engine_params *params, int ordinal, ls_error *err) {
     enum { MOST_THREADS = 16 }; /* they read files and sample odd rows */
     TRY(check_config(engine, params, err));
@@ -106,11 +131,8 @@ static ls_status cuda_open(ls_engine *engine, const ls_engine_params *params, in
     }
     engine->device = cuda;
     TRY(cuda_graphs_read(cuda, params->graph_sizes, config->max_seqs, err));
-    TRY(cuda_driver_open(&cuda->driver, err));
     bool generic = params->kernels != NULL && strcmp(params->kernels, "generic") == 0;
-    TRY(cuda_rank_open(&cuda->rank, cuda->driver, ordinal, generic, err));
-    TRY(cuda_rank_kernel(&cuda->rank, "read_all", &cuda->read_all, err));
-    TRY(cuda_rank_kernel(&cuda->rank, "load_dummy", &cuda->load_dummy, err));
+    TRY(open_device(engine, ordinal, generic, err));
     cuda->is_opening_lt = !generic && pthread_create(&cuda->opens_lt, NULL, open_lt, cuda) == 0;
     memcpy(engine->device_name, cuda->rank.facts.name, sizeof engine->device_name);
     if (cuda->rank.jit_us > 0) {
@@ -150,15 +172,53 @@ static ls_status cuda_reserve(ls_engine *engine, const ls_memory_plan *plan, ls_
     const cuda_driver *api = cuda->driver;
     size_t device_bytes = memory_tags_sum(plan->rank[0]), host_bytes = memory_tags_sum(plan->host);
     TRY(compare_with_device(&cuda->rank, plan, err));
+    /* Weights come first in the arena, and are cleared first: they are loaded while the rest is. */
+    const size_t weight_bytes = plan->rank[0][MEM_WEIGHTS];
     TRY(cuda_check(&cuda->rank, api->cuMemAlloc(&cuda->memory, device_bytes), "reserving the rank's memory", err));
-    TRY(cuda_check(&cuda->rank, api->cuMemsetD8Async(cuda->memory, 0, device_bytes, cuda->rank.stream),
+    TRY(cuda_check(&cuda->rank, api->cuMemsetD8Async(cuda->memory, 0, weight_bytes, cuda->rank.stream),
                    "clearing the rank's memory", err));
-    TRY(cuda_check(&cuda->rank, api->cuMemHostAlloc(&cuda->pinned, host_bytes, CU_MEMHOSTALLOC_PORTABLE),
-                   "reserving pinned memory", err));
-    memset(cuda->pinned, 0, host_bytes);
-    arena_init_at(&engine->host_arena, cuda->pinned, host_bytes);
+    TRY(cuda_check(&cuda->rank, api->cuEventCreate(&cuda->cleared, CU_EVENT_DISABLE_TIMING), "creating an event", err));
+    TRY(cuda_check(&cuda->rank, api->cuEventRecord(cuda->cleared, cuda->rank.stream), "clearing the rank's memory",
+                   err));
+    TRY(cuda_check(&cuda->rank,
+                   api->cuMemsetD8Async(cuda->memory + weight_bytes, 0, device_bytes - weight_bytes, cuda->rank.stream),
+                   "clearing the rank's memory", err));
+    /* Memory that comes in large pages is pinned several times faster than what the driver would allocate. */
+    TRY(arena_init(&engine->host_arena, host_bytes, err));
+    arena_large_pages(&engine->host_arena, host_bytes);
+    TRY(cuda_check(&cuda->rank,
+                   api->cuMemHostRegister(engine->host_arena.base, engine->host_arena.bytes,
+                                          CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP),
+                   "pinning memory", err));
+    cuda->pinned = engine->host_arena.base;
     arena_init_at(&engine->rank_arena[0], (void *)(uintptr_t)cuda->memory, device_bytes);
     return LS_OK;
+}
+
+/* What steps need besides weights. */
+static ls_status prepare(ls_engine *engine, ls_error *err) {
+    cuda_engine *cuda = engine_cuda(engine);
+    cuda_rank *rank = &cuda->rank;
+    TRY(cuda_rank_enter(rank, err));
+    TRY(decode_prepare(rank, err));
+    end_opening_lt(cuda);
+    rank->cublaslt = cuda->lt;
+    TRY(prefill_prepare(rank, engine->program[0]->op, engine->program[0]->n_ops, err));
+    if (cuda->profile != NULL) {
+        return LS_OK;
+    }
+    range_begin("capture");
+    ls_status st = cuda_graphs_capture(engine, err);
+    range_end();
+    return st;
+}
+
+static void *prepare_thread(void *arg) {
+    cuda_engine *cuda = engine_cuda(arg);
+    range_begin("prepare");
+    cuda->unprepared.status = prepare(arg, &cuda->unprepared);
+    range_end();
+    return NULL;
 }
 
 static ls_status cuda_load(ls_engine *engine, ls_error *err) {
@@ -179,16 +239,24 @@ static ls_status cuda_load(ls_engine *engine, ls_error *err) {
                    cuda->driver->cuMemcpyHtoDAsync((CUdeviceptr)(uintptr_t)rank->bind.rope, engine->host.rope,
                                                    rope_bytes, rank->stream),
                    "copying the RoPE table", err));
-    TRY(cuda_load_weights(engine, err));
-    TRY(decode_prepare(rank, err));
-    end_opening_lt(cuda);
-    rank->cublaslt = cuda->lt;
+    bool beside = thread_start(&cuda->prepares, prepare_thread, engine) == 0;
+    ls_status st = cuda_load_weights(engine, err);
+    if (beside) {
+        pthread_join(cuda->prepares, NULL);
+    } else if (st == LS_OK) {
+        prepare_thread(engine);
+    }
+    TRY(st);
+    if (cuda->unprepared.status != LS_OK) {
+        if (err != NULL) {
+            *err = cuda->unprepared;
+        }
+        return cuda->unprepared.status;
+    }
     if (cuda->no_lt.status != LS_OK) {
         log_line(&engine->model->log, LS_LOG_INFO, "prompts run without cuBLASLt: %s", cuda->no_lt.text);
     }
-    TRY(prefill_prepare(rank, engine->program[0]->op, engine->program[0]->n_ops, err));
-    TRY(cuda_rank_wait(rank, "loading", CUDA_STEP_TIMEOUT_S, err));
-    return cuda->profile == NULL ? cuda_graphs_capture(engine, err) : LS_OK;
+    return cuda_rank_wait(rank, "loading", CUDA_STEP_TIMEOUT_S, err);
 }
 
 /* ---- The limit ---- */
@@ -242,6 +310,9 @@ static double cuda_read_rate(ls_engine *engine) {
 
 static void cuda_close(ls_engine *engine) {
     cuda_engine *cuda = engine_cuda(engine);
+    if (engine->model->start != NULL) { /* refused before the device was opened */
+        cuda_start_release(engine->model->start);
+    }
     if (cuda == NULL) {
         return;
     }
@@ -250,6 +321,7 @@ static void cuda_close(ls_engine *engine) {
         if (cuda->rank.stream != NULL && cuda_rank_wait(&cuda->rank, "closing", 5, NULL) != LS_OK &&
             cuda->driver->cuStreamQuery(cuda->rank.stream) == CUDA_ERROR_NOT_READY) {
             engine->device = NULL; /* a kernel that never ends: freeing anything would wait for it */
+            engine->host_arena.borrowed = true;
             return;
         }
         for (int i = 0; i < cuda->n_graphs; i++) {
@@ -263,7 +335,10 @@ static void cuda_close(ls_engine *engine) {
             cuda->driver->cuMemFree(cuda->memory);
         }
         if (cuda->pinned != NULL) {
-            cuda->driver->cuMemFreeHost(cuda->pinned);
+            cuda->driver->cuMemHostUnregister(cuda->pinned);
+        }
+        if (cuda->cleared != NULL) {
+            cuda->driver->cuEventDestroy(cuda->cleared);
         }
     }
     if (cuda->driver != NULL) {

@@ -2,7 +2,8 @@
  * Engines whose rank is a GPU: what stands between the engine and backend/cuda. One rank so far.
  *
  *   cuda_engine.c    opens the device, fits the KV cache to it, reserves memory, measures it
- *   cuda_load.c      weights: files -> pinned buffers of many threads -> device; dummy ones are made there
+ *   cuda_start.c     opens the driver and a context before the engine does, while files are read
+ *   cuda_load.c      weights: files -> pinned ring -> kernels that convert and quantise; dummy ones are made there
  *   cuda_step.c      packs a step, runs it (a graph for decode, plain launches for the rest), reads its results
  *   cuda_profile.c   times every launch, for --profile and --trace
  *
@@ -34,15 +35,19 @@ typedef struct cuda_engine {
     cuda_driver *driver;
     cuda_rank rank;
     CUdeviceptr memory; /* the rank's arena */
-    void *pinned;       /* the host's */
-    CUfunction read_all, load_dummy;
+    void *pinned;       /* the host's, NULL until it is registered */
+    CUfunction read_all;
+    cuda_load_kernels load_kernels;
+    CUevent cleared; /* the weights' memory is zero */
     int n_graphs;
     int graph_rows[CUDA_GRAPHS]; /* rising: most rows of graph i */
     CUgraphExec graph[CUDA_GRAPHS];
-    pthread_t opens_lt; /* opens cuBLASLt, a library of 500 MB, while weights are loaded */
+    /* While weights are loaded: a thread opens cuBLASLt, another prepares kernels and captures graphs. */
+    pthread_t opens_lt, prepares;
     bool is_opening_lt;
-    cublaslt *lt;   /* when that has ended; NULL: not there */
-    ls_error no_lt; /* why */
+    cublaslt *lt;        /* when that has ended; NULL: not there */
+    ls_error no_lt;      /* why */
+    ls_error unprepared; /* LS_OK: it is prepared */
     uint32_t epoch;
     cuda_profile *profile; /* NULL: not asked for */
 } cuda_engine;

@@ -1,21 +1,32 @@
 /*
- * Weights onto a GPU. Each thread of the rank's team takes pieces of up to PIECE_BYTES in turn: weight_load() reads rows
- * from the mapped file into one of the thread's two pinned buffers, converted and checked as for the CPU, and a copy takes
- * them to the device while the thread fills the other. Dummy weights are made on the device.
+ * Weights onto a GPU. Some threads of the rank's team take pieces in turn: each copies the piece's rows, as they lie in the
+ * mapped file, into one of its slots of the ring in pinned memory, and launches a kernel on its own stream that fetches
+ * them over the bus, converts or quantises them and stores them in their place; meanwhile the thread fills its other slot.
+ * So the bus carries the file's bytes once, and conversion costs no core. Dummy weights need no file: they are made on the
+ * device.
+ *
+ * The ring is where the logits that the host looks at will be (host_memory.ring): loading is over before the first step. Its
+ * first words are not part of a slot: a kernel that meets an infinity or a NaN leaves the number of its piece there, and
+ * the CPU's own loader then finds the element and says which it is.
  */
 #include <stdlib.h>
 
-#include "backend/cuda/kern/load.h"
+#include "base/clock.h"
 #include "engine/cuda_engine.h"
 
-enum { PIECE_BYTES = 2 << 20, BUFFERS = 2 };
+enum { SLOTS = 2 };
 
 typedef struct load_job {
     ls_engine *engine;
     weight_source source;
-    size_t buffer_bytes;
-    int n_pieces;
-    int *piece_end; /* [n_weights]: pieces [piece_end[i - 1], piece_end[i]) are weight i's */
+    weight_raw *raw;                      /* [n_weights] */
+    int *piece_end;                       /* [n_weights]: pieces [piece_end[i - 1], piece_end[i]) are weight i's */
+    CUevent cleared;                      /* the memory of the weights is zero: they may come */
+    volatile uint32_t *fault;             /* piece + 1, or 0 */
+    uint8_t *slots;                       /* [n_readers][SLOTS][slot_bytes] */
+    CUdeviceptr fault_there, slots_there; /* as the device sees them */
+    size_t slot_bytes;
+    int n_readers, n_pieces;
     atomic_int next;
     atomic_bool failed;
     pthread_mutex_t lock; /* of error: the first failure is the one told */
@@ -24,134 +35,194 @@ typedef struct load_job {
 
 /* ---- Pieces ---- */
 
-static int64_t row_bytes(const weight_slot *slot) {
-    return slot_bytes(slot) / (slot->row.count > 0 ? slot->row.count : 1); /* with the row's scales */
+static int64_t raw_row_bytes(const load_job *job, int i) {
+    return load_bytes(&job->engine->program[0]->weight[i], &job->raw[i], 1);
 }
 
-static int64_t rows_per_piece(const weight_slot *slot) {
-    int64_t n = PIECE_BYTES / (row_bytes(slot) + 1);
-    return n > 0 ? n : 1;
+/* As many as a slot holds; in sixteens, if it can be, so that each piece begins on a border of 16 bytes. */
+static int64_t rows_per_piece(const load_job *job, int i) {
+    int64_t n = (int64_t)job->slot_bytes / (raw_row_bytes(job, i) + (raw_row_bytes(job, i) == 0));
+    return n >= 16 ? n / 16 * 16 : n;
 }
 
-static bool made_on_device(const load_job *job, const weight_slot *slot) {
-    return job->source.checkpoint == NULL && slot->format != LS_INT8;
+/* The ring cut up for as many readers as it feeds: a slot holds the longest row at least. */
+static ls_status cut_ring(load_job *job, ls_error *err) {
+    ls_engine *engine = job->engine;
+    const cuda_rank *rank = &engine_cuda(engine)->rank;
+    const ls_program *program = engine->program[0];
+    const size_t bytes = load_ring_bytes(program) - ARENA_ALIGN;
+    size_t longest = ARENA_ALIGN;
+    for (int i = 0; i < program->n_weights; i++) {
+        size_t row = (size_t)raw_row_bytes(job, i);
+        longest = row > longest ? row : longest;
+    }
+    int n = engine->config.n_threads < LOAD_MAX_READERS ? engine->config.n_threads : LOAD_MAX_READERS;
+    while (n > 1 && bytes / (size_t)(n * SLOTS) < arena_round(longest)) {
+        n--;
+    }
+    job->n_readers = n;
+    job->slot_bytes = bytes / (size_t)(n * SLOTS) / ARENA_ALIGN * ARENA_ALIGN;
+    uint8_t *ring = engine->host.ring;
+    CUdeviceptr there;
+    TRY(cuda_check(rank, rank->driver->cuMemHostGetDevicePointer(&there, ring, 0), "mapping pinned memory", err));
+    job->fault = (volatile uint32_t *)ring;
+    *job->fault = 0;
+    job->slots = ring + ARENA_ALIGN;
+    job->fault_there = there;
+    job->slots_there = there + ARENA_ALIGN;
+    return LS_OK;
 }
 
-static ls_status cut(load_job *job, const ls_program *program, ls_error *err) {
-    job->piece_end = calloc((size_t)program->n_weights, sizeof *job->piece_end);
-    if (job->piece_end == NULL) {
+static ls_status cut(load_job *job, ls_error *err) {
+    const ls_program *program = job->engine->program[0];
+    const size_t n_weights = (size_t)program->n_weights;
+    job->piece_end = calloc(n_weights, sizeof *job->piece_end);
+    job->raw = calloc(n_weights, sizeof *job->raw);
+    if (job->piece_end == NULL || job->raw == NULL) {
         return error_set(err, LS_ENOMEM, "loading: out of memory");
     }
-    int n = 0;
     for (int i = 0; i < program->n_weights; i++) {
-        const weight_slot *slot = &program->weight[i];
-        if (!made_on_device(job, slot)) {
-            int64_t per_piece = rows_per_piece(slot);
-            size_t bytes = (size_t)(per_piece * row_bytes(slot)) + 2 * ARENA_ALIGN;
-            n += (int)((slot->row.count + per_piece - 1) / per_piece);
-            job->buffer_bytes = bytes > job->buffer_bytes ? bytes : job->buffer_bytes;
-        }
+        TRY(weight_raw_find(program, &job->source, i, &job->raw[i], err));
+    }
+    TRY(cut_ring(job, err));
+    int n = 0;
+    for (int i = 0; i < program->n_weights && job->source.checkpoint != NULL; i++) {
+        int64_t per_piece = rows_per_piece(job, i);
+        n += (int)((program->weight[i].row.count + per_piece - 1) / per_piece);
         job->piece_end[i] = n;
     }
     job->n_pieces = n;
     return LS_OK;
 }
 
-/* ---- One thread ---- */
+typedef struct load_piece {
+    int weight;
+    int64_t first, last; /* rows of the rank's part */
+} load_piece;
 
-typedef struct loader {
-    const cuda_rank *rank;
-    uint8_t *buffer[BUFFERS];
-    CUevent copied[BUFFERS];
-    int n_made; /* buffers and events that exist */
-    int turn;
-} loader;
-
-static ls_status loader_open(loader *l, const cuda_rank *rank, size_t bytes, ls_error *err) {
-    const cuda_driver *api = rank->driver;
-    *l = (loader){.rank = rank};
-    TRY(cuda_rank_enter(rank, err));
-    for (int i = 0; i < BUFFERS; i++) {
-        void *pinned;
-        TRY(cuda_check(rank, api->cuEventCreate(&l->copied[i], CU_EVENT_DISABLE_TIMING), "creating an event", err));
-        CUresult rc = api->cuMemHostAlloc(&pinned, bytes, CU_MEMHOSTALLOC_PORTABLE);
-        if (rc != CUDA_SUCCESS) {
-            api->cuEventDestroy(l->copied[i]);
-            return cuda_check(rank, rc, "reserving pinned memory for loading", err);
-        }
-        l->buffer[i] = pinned;
-        l->n_made++;
-    }
-    return LS_OK;
-}
-
-/* Waits for the thread's own copies, which is why nothing of theirs is in flight when the buffers go. */
-static ls_status loader_close(loader *l, ls_error *err) {
-    const cuda_driver *api = l->rank->driver;
-    ls_status st = LS_OK;
-    for (int i = 0; i < l->n_made; i++) {
-        CUresult rc = api->cuEventSynchronize(l->copied[i]); /* one that was never recorded is done */
-        st = st == LS_OK ? cuda_check(l->rank, rc, "copying weights", err) : st;
-        api->cuEventDestroy(l->copied[i]);
-        api->cuMemFreeHost(l->buffer[i]);
-    }
-    return st;
-}
-
-static ls_status copy(const cuda_rank *rank, const void *to, int64_t skip, const void *from, int64_t bytes,
-                      ls_error *err) {
-    CUdeviceptr at = (CUdeviceptr)(uintptr_t)to + (CUdeviceptr)skip;
-    return bytes == 0 ? LS_OK
-                      : cuda_check(rank, rank->driver->cuMemcpyHtoDAsync(at, from, (size_t)bytes, rank->stream),
-                                   "copying weights", err);
-}
-
-static ls_status load_piece(load_job *job, loader *l, int piece, ls_error *err) {
-    const ls_engine *engine = job->engine;
-    const ls_program *program = engine->program[0];
+static load_piece piece_at(const load_job *job, int piece) {
     int i = 0;
     while (job->piece_end[i] <= piece) {
         i++;
     }
-    const weight_slot *slot = &program->weight[i];
-    const ls_weight *weight = &engine->rank[0].weight[i];
-    int64_t n = rows_per_piece(slot);
+    const int64_t n_rows = job->engine->program[0]->weight[i].row.count, n = rows_per_piece(job, i);
     int64_t first = (piece - (i > 0 ? job->piece_end[i - 1] : 0)) * n;
-    int64_t last = first + n < slot->row.count ? first + n : slot->row.count;
-    int turn = l->turn;
-    l->turn = (turn + 1) % BUFFERS;
-    TRY(cuda_check(l->rank, l->rank->driver->cuEventSynchronize(l->copied[turn]), "copying weights", err));
-    uint8_t *buffer = l->buffer[turn];
-    const int64_t n_rows = last - first, data_row = slot->col.count * (int64_t)ls_dtype_bytes(slot->format);
-    const int64_t scale_row = slot->n_leaves * (int64_t)sizeof(float);
-    float *scale = (float *)(buffer + arena_round((size_t)(n_rows * data_row)));
-    TRY(weight_load_rows(program, &job->source, i, first, last, buffer, scale, err));
-    TRY(copy(l->rank, weight->data, first * data_row, buffer, n_rows * data_row, err));
-    TRY(copy(l->rank, weight->scale, first * scale_row, scale, n_rows * scale_row, err));
-    return cuda_check(l->rank, l->rank->driver->cuEventRecord(l->copied[turn], l->rank->stream), "copying weights",
-                      err);
+    return (load_piece){i, first, first + n < n_rows ? first + n : n_rows};
 }
 
-static ls_status load_pieces(load_job *job, loader *l, ls_error *err) {
+/* What the kernel is told of rows [first, last) of weight i; `in` is missing. */
+static load_args args_of(const load_job *job, int i, int64_t first, int64_t last) {
+    const ls_program *program = job->engine->program[0];
+    const weight_slot *slot = &program->weight[i];
+    const ls_weight *weight = &job->engine->rank[0].weight[i];
+    const dummy_formula formula = weight_dummy(slot, job->source.dummy_seed);
+    const cpu_leaves leaves =
+        leaves_of(slot->cols, slot->rule == SHARD_ROW ? shard_leaf_first(program->group) : 0, slot->n_leaves);
+    load_args a = {.out = (uint64_t)(uintptr_t)weight->data +
+                          (uint64_t)(first * slot->col.count) * ls_dtype_bytes(slot->format),
+                   .scale = (uint64_t)(uintptr_t)weight->scale + (uint64_t)(first * slot->n_leaves) * sizeof(float),
+                   .fault = job->fault_there,
+                   .rows = last - first,
+                   .cols = slot->col.count,
+                   .dtype = (int32_t)job->raw[i].dtype,
+                   .format = (int32_t)slot->format,
+                   .n_leaves = slot->n_leaves,
+                   .offset = formula.offset,
+                   .factor = formula.scale,
+                   .hash = formula.hash,
+                   .first_row = slot->row.first + first,
+                   .first_col = slot->col.first,
+                   .all_cols = slot->cols};
+    for (int leaf = 0; leaf <= slot->n_leaves && slot->n_leaves > 0; leaf++) {
+        a.border[leaf] = (int32_t)leaves.border[leaf];
+    }
+    return a;
+}
+
+/* ---- One thread ---- */
+
+typedef struct loader {
+    load_job *job;
+    const cuda_rank *rank;
+    CUstream stream;
+    CUevent fetched[SLOTS];
+    uint8_t *slot[SLOTS];
+    CUdeviceptr slot_there[SLOTS];
+    int turn;
+} loader;
+
+static ls_status loader_open(loader *l, load_job *job, int i_reader, ls_error *err) {
+    const cuda_rank *rank = &engine_cuda(job->engine)->rank;
+    const cuda_driver *api = rank->driver;
+    *l = (loader){.job = job, .rank = rank};
+    TRY(cuda_rank_enter(rank, err));
+    TRY(cuda_check(rank, api->cuStreamCreate(&l->stream, CU_STREAM_NON_BLOCKING), "creating a stream", err));
+    TRY(cuda_check(rank, api->cuStreamWaitEvent(l->stream, job->cleared, 0), "waiting for cleared memory", err));
+    for (int i = 0; i < SLOTS; i++) {
+        size_t offset = (size_t)(i_reader * SLOTS + i) * job->slot_bytes;
+        TRY(cuda_check(rank, api->cuEventCreate(&l->fetched[i], CU_EVENT_DISABLE_TIMING), "creating an event", err));
+        l->slot[i] = job->slots + offset;
+        l->slot_there[i] = job->slots_there + offset;
+    }
+    return LS_OK;
+}
+
+/* Waits for the thread's own kernels, which is why none of them reads the ring any more. */
+static ls_status loader_close(loader *l, ls_error *err) {
+    const cuda_driver *api = l->rank->driver;
+    ls_status st = LS_OK;
+    if (l->stream != NULL) {
+        st = cuda_check(l->rank, api->cuStreamSynchronize(l->stream), "loading weights", err);
+        api->cuStreamDestroy(l->stream);
+    }
+    for (int i = 0; i < SLOTS; i++) {
+        if (l->fetched[i] != NULL) {
+            api->cuEventDestroy(l->fetched[i]);
+        }
+    }
+    return st;
+}
+
+static ls_status load_one(loader *l, int i_piece, ls_error *err) {
+    load_job *job = l->job;
+    ls_engine *engine = job->engine;
+    const cuda_driver *api = l->rank->driver;
+    const load_piece piece = piece_at(job, i_piece);
+    const weight_slot *slot = &engine->program[0]->weight[piece.weight];
+    const int turn = l->turn;
+    l->turn = (turn + 1) % SLOTS;
+    /* An event that was never recorded has happened. */
+    TRY(cuda_check(l->rank, api->cuEventSynchronize(l->fetched[turn]), "loading weights", err));
+    weight_raw_copy(slot, &job->raw[piece.weight], piece.first, piece.last, l->slot[turn]);
+    load_args args = args_of(job, piece.weight, piece.first, piece.last);
+    args.in = l->slot_there[turn];
+    args.mark = (uint32_t)i_piece + 1;
+    TRY(cuda_load_rows(l->rank, &engine_cuda(engine)->load_kernels, l->stream, &args, err));
+    load_progress_add(&engine->progress, load_bytes(slot, &job->raw[piece.weight], piece.last - piece.first));
+    return cuda_check(l->rank, api->cuEventRecord(l->fetched[turn], l->stream), "loading weights", err);
+}
+
+static ls_status load_pieces(loader *l, ls_error *err) {
+    load_job *job = l->job;
     for (;;) {
         int piece = atomic_fetch_add(&job->next, 1);
-        if (piece >= job->n_pieces || atomic_load(&job->failed)) {
+        if (piece >= job->n_pieces || atomic_load(&job->failed) || *job->fault != 0) {
             return LS_OK;
         }
-        TRY(load_piece(job, l, piece, err));
+        TRY(load_one(l, piece, err));
     }
 }
 
 static void load_thread(void *arg, int i_rank, const ls_team *team) {
     (void)i_rank;
     load_job *job = arg;
-    if (team->thread >= job->n_pieces) {
-        return; /* a small model needs fewer threads */
+    if (team->thread >= job->n_readers || team->thread >= job->n_pieces) {
+        return;
     }
     loader l;
     ls_error error = {0}, closing = {0};
-    ls_status st = loader_open(&l, &engine_cuda(job->engine)->rank, job->buffer_bytes, &error);
-    st = st == LS_OK ? load_pieces(job, &l, &error) : st;
+    ls_status st = loader_open(&l, job, team->thread, &error);
+    st = st == LS_OK ? load_pieces(&l, &error) : st;
     if (loader_close(&l, &closing) != LS_OK && st == LS_OK) {
         st = closing.status;
         error = closing;
@@ -165,53 +236,67 @@ static void load_thread(void *arg, int i_rank, const ls_team *team) {
     }
 }
 
-/* ---- On the device ---- */
+/* ---- All of them ---- */
 
-static ls_status make_dummy(const load_job *job, int i, ls_error *err) {
-    enum { BLOCK = 256 };
-    const ls_engine *engine = job->engine;
-    cuda_engine *cuda = engine_cuda(engine);
-    const weight_slot *slot = &engine->program[0]->weight[i];
-    dummy_formula formula = weight_dummy(slot, job->source.dummy_seed);
-    load_dummy_args a = {.out = (uint64_t)(uintptr_t)engine->rank[0].weight[i].data,
-                         .hash = formula.hash,
-                         .rows = slot->row.count,
-                         .cols = slot->col.count,
-                         .first_row = slot->row.first,
-                         .first_col = slot->col.first,
-                         .all_cols = slot->cols,
-                         .offset = formula.offset,
-                         .scale = formula.scale,
-                         .dtype = (int32_t)job->source.dummy_dtype,
-                         .format = (int32_t)slot->format};
-    int64_t n_blocks = (a.rows * a.cols + BLOCK - 1) / BLOCK, most = 32 * (int64_t)cuda->rank.facts.sm_count;
-    void *args[] = {&a};
-    if (n_blocks == 0) {
+static ls_status make_dummies(load_job *job, ls_error *err) {
+    ls_engine *engine = job->engine;
+    const ls_program *program = engine->program[0];
+    loader l;
+    ls_status st = loader_open(&l, job, 0, err);
+    for (int i = 0; i < program->n_weights && st == LS_OK; i++) {
+        const weight_slot *slot = &program->weight[i];
+        load_args args = args_of(job, i, 0, slot->row.count);
+        st = cuda_load_rows(l.rank, &engine_cuda(engine)->load_kernels, l.stream, &args, err);
+    }
+    ls_status closed = loader_close(&l, st == LS_OK ? err : NULL);
+    st = st == LS_OK ? closed : st;
+    load_progress_add(&engine->progress, st == LS_OK ? engine->progress.total_bytes : 0);
+    return st;
+}
+
+/* What the CPU's loader says of the piece that a kernel refused. */
+static ls_status explain_fault(const load_job *job, ls_error *err) {
+    const ls_program *program = job->engine->program[0];
+    const load_piece piece = piece_at(job, (int)*job->fault - 1);
+    const weight_slot *slot = &program->weight[piece.weight];
+    const size_t n = (size_t)(piece.last - piece.first);
+    void *data = malloc(n * (size_t)slot->col.count * sizeof(float));
+    float *scale = malloc((n * (size_t)slot->n_leaves + 1) * sizeof *scale);
+    ls_status st = data == NULL || scale == NULL ? error_set(err, LS_ENOMEM, "%s: out of memory", slot->name)
+                                                 : weight_load_rows(program, &job->source, piece.weight, piece.first,
+                                                                    piece.last, data, scale, err);
+    free(data);
+    free(scale);
+    return st != LS_OK ? st
+                       : error_set(err, LS_EINTERNAL, "%s: rows %lld to %lld are good, but not to the GPU", slot->name,
+                                   (long long)piece.first, (long long)piece.last - 1);
+}
+
+static ls_status read_pieces(load_job *job, ls_error *err) {
+    rank_group_run(job->engine->group, load_thread, job);
+    if (*job->fault != 0) {
+        return explain_fault(job, err);
+    }
+    if (!atomic_load(&job->failed)) {
         return LS_OK;
     }
-    return cuda_launch(&cuda->rank, cuda->load_dummy, "load_dummy", (unsigned)(n_blocks < most ? n_blocks : most), 1, 1,
-                       BLOCK, 0, args, err);
+    if (err != NULL) {
+        *err = job->error;
+    }
+    return job->error.status;
 }
 
 ls_status cuda_load_weights(ls_engine *engine, ls_error *err) {
     const ls_model *model = engine->model;
-    const ls_program *program = engine->program[0];
     load_job job = {.engine = engine,
                     .source = {model->checkpoint, model->dummy_seed, model->spec.dtype},
+                    .cleared = engine_cuda(engine)->cleared,
                     .lock = PTHREAD_MUTEX_INITIALIZER};
-    ls_status st = cut(&job, program, err);
-    for (int i = 0; i < program->n_weights && st == LS_OK; i++) {
-        st = made_on_device(&job, &program->weight[i]) ? make_dummy(&job, i, err) : LS_OK;
-    }
-    if (st == LS_OK && job.n_pieces > 0) {
-        rank_group_run(engine->group, load_thread, &job);
-        if (atomic_load(&job.failed)) {
-            st = job.error.status;
-            if (err != NULL) {
-                *err = job.error;
-            }
-        }
+    ls_status st = cut(&job, err);
+    if (st == LS_OK) {
+        st = model->checkpoint == NULL ? make_dummies(&job, err) : read_pieces(&job, err);
     }
     free(job.piece_end);
+    free(job.raw);
     return st;
 }

@@ -12,6 +12,7 @@
 
 #include "base/clock.h"
 #include "engine/engine.h"
+#include "engine/ranges.h"
 #ifdef LS_CUDA
 #include "backend/cuda/images.h"
 #endif
@@ -168,7 +169,7 @@ static ls_status place_memory(ls_engine *engine, ls_error *err) {
     ls_memory_plan plan;
     TRY(memory_plan_make(&plan, config, (const ls_program *const *)engine->program, err));
     TRY(engine->backend->reserve(engine, &plan, err));
-    TRY(host_memory_place(&engine->host, &engine->batch, &engine->pages, &engine->running, config, &engine->model->spec,
+    TRY(host_memory_place(&engine->host, &engine->batch, &engine->pages, &engine->running, config, engine->program[0],
                           &engine->host_arena, err));
     for (int r = 0; r < config->n_ranks; r++) {
         rank_memory *rank = &engine->rank[r];
@@ -221,6 +222,10 @@ static void load_rank(void *arg, int rank, const ls_team *team) {
                 job->error = error;
             }
             pthread_mutex_unlock(&job->lock);
+        }
+        weight_raw raw;
+        if (weight_raw_find(program, &job->source, i, &raw, NULL) == LS_OK) {
+            load_progress_add(&job->engine->progress, load_bytes(&program->weight[i], &raw, last - first));
         }
     }
 }
@@ -280,8 +285,23 @@ const ls_backend backend_cpu = {.name = "cpu",
                                 .profile = cpu_profile,
                                 .close = cpu_close};
 
-static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, int ordinal, ls_error *err) {
-    int64_t start = clock_ns();
+static ls_status load_weights(ls_engine *engine, const ls_engine_params *params, ls_error *err) {
+    const ls_model *model = engine->model;
+    const weight_source source = {model->checkpoint, model->dummy_seed, model->spec.dtype};
+    int64_t total = 0;
+    for (int r = 0; r < engine->config.n_ranks; r++) {
+        int64_t bytes;
+        TRY(load_total_bytes(engine->program[r], &source, &bytes, err));
+        total += bytes;
+    }
+    load_progress_begin(&engine->progress, params->progress_fn, params->progress_user, total);
+    ls_status st = engine->backend->load(engine, err);
+    engine->weights_us = load_progress_end(&engine->progress);
+    return st;
+}
+
+/* All but the weights. */
+static ls_status plan(ls_engine *engine, const ls_engine_params *params, int ordinal, ls_error *err) {
     TRY(cpu_isa_choose(&engine->isa, params->cpu_isa, err));
     TRY(engine_config_resolve(&engine->config, &engine->model->spec, params, err));
     const engine_config *config = &engine->config;
@@ -292,10 +312,22 @@ static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, i
     TRY(rank_group_create(&engine->group, config->n_ranks, config->n_threads, err));
     TRY(exchange_threads_create(&engine->exchange, engine->group, err));
     rank_group_run(engine->group, fill_rope, engine);
-    TRY(text_buffer_reserve(&engine->piece, longest_piece(engine->model->tokenizer), err));
-    TRY(text_buffer_reserve(&engine->scratch, longest_piece(engine->model->tokenizer), err));
+    const size_t piece_bytes = longest_piece(engine->model->tokenizer);
+    TRY(text_buffer_reserve(&engine->piece, piece_bytes, err));
+    return text_buffer_reserve(&engine->scratch, piece_bytes, err);
+}
+
+static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, int ordinal, ls_error *err) {
+    int64_t start = clock_ns();
+    range_begin("plan");
+    ls_status st = plan(engine, params, ordinal, err);
+    range_end();
+    TRY(st);
     int64_t planned = clock_ns();
-    TRY(engine->backend->load(engine, err));
+    range_begin("load");
+    st = load_weights(engine, params, err);
+    range_end();
+    TRY(st);
     engine->open_ns = start;
     engine->plan_us = (planned - start) / 1000;
     engine->shard_us = (clock_ns() - planned) / 1000;

@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "engine/answer.h"
 #include "engine/backend.h"
+#include "engine/load_progress.h"
 #include "engine/logit_edits.h"
 #include "engine/memory_plan.h"
 #include "engine/pages.h"
@@ -31,6 +32,7 @@ struct ls_model {
     ls_tokenizer *tokenizer;   /* NULL: dummy model without a folder */
     ls_checkpoint *checkpoint; /* NULL: dummy weights */
     uint64_t dummy_seed;
+    struct cuda_start *start; /* opens a GPU while the rest of the model is read; or NULL */
     ls_log log;
     int64_t open_ns, load_us; /* when opening began, and how long it took */
 };
@@ -132,10 +134,14 @@ struct ls_engine {
     ls_request **running;               /* [max_num_seqs] by admission */
     int n_running;
     engine_stats stats;
+    load_progress progress; /* of loading weights */
     int64_t open_ns, plan_us, shard_us, graphs_us;
-    int n_graphs;            /* of a GPU's decode steps */
-    double read_bytes_per_s; /* 0: not measured yet */
-    ls_error death;          /* status LS_OK while the engine lives; see engine_check_alive */
+    int64_t driver_us, context_us; /* of a GPU: what opening them took */
+    int64_t weights_us;            /* of shard_us */
+    int64_t first_token_ns;        /* when the first token of all was given; 0: not yet */
+    int n_graphs;                  /* of a GPU's decode steps */
+    double read_bytes_per_s;       /* 0: not measured yet */
+    ls_error death;                /* status LS_OK while the engine lives; see engine_check_alive */
     pthread_mutex_t lock;
     pthread_cond_t step_over, work, told; /* in_step fell; something to do; something for ls_engine_poll */
     bool in_step;
@@ -146,6 +152,21 @@ struct ls_engine {
 
 /* model_open.c: what crosses the border says its size. Inputs may not be larger than what we know; outputs may. */
 ls_status check_struct_size(const char *name, size_t given, size_t known, ls_error *err);
+
+#ifdef LS_CUDA
+/* cuda_start.c: the driver and a context of a GPU, opened by threads while something else is done. Whoever opens the GPU
+ * after that finds both. */
+typedef struct cuda_start cuda_start;
+/* NULL if there can be no such threads. */
+cuda_start *cuda_start_begin(int ordinal);
+/* Meanwhile the files of a checkpoint, which outlives `start`, are read into the page cache. Once. */
+void cuda_start_read_ahead(cuda_start *start, const ls_checkpoint *checkpoint);
+/* Waits until the GPU is open, or could not be: opening it again tells why. What the two took is 0 in the latter case. */
+void cuda_start_wait(cuda_start *start, int64_t *driver_us, int64_t *context_us);
+/* Lets go of the context. From then on `start` does nothing more. From any thread, any number of times. */
+void cuda_start_release(cuda_start *start);
+void cuda_start_end(cuda_start **start); /* accepts NULL inside; sets it to NULL */
+#endif
 
 /* What backend_cpu is made of: engine.c (the first two), step.c, timeline.c. */
 ls_status cpu_reserve(ls_engine *engine, const ls_memory_plan *plan, ls_error *err);

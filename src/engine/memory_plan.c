@@ -26,6 +26,17 @@ size_t step_image_bytes(const engine_config *config) {
            n_seqs * sizeof(cuda_seq) + n_out * sizeof(cuda_draw);
 }
 
+size_t load_ring_bytes(const ls_program *program) {
+    const size_t most = (size_t)(2 * LOAD_MAX_READERS) * (2U << 20);
+    int64_t longest = 0;
+    for (int i = 0; i < program->n_weights; i++) {
+        longest = program->weight[i].col.count > longest ? program->weight[i].col.count : longest;
+    }
+    size_t least = 2 * arena_round((size_t)longest * sizeof(float)), bytes = arena_round((size_t)program->weight_bytes);
+    bytes = bytes > most ? most : bytes;
+    return ARENA_ALIGN + (bytes > least ? bytes : least);
+}
+
 /* What only ranks on devices have. */
 static ls_status place_on_device(rank_memory *out, const engine_config *config, const ls_spec *spec, ls_arena *arena,
                                  ls_error *err) {
@@ -101,13 +112,16 @@ ls_status rank_memory_place(rank_memory *out, const engine_config *config, const
 }
 
 /* The host's side of ranks on devices. */
-static ls_status place_beside_device(host_memory *out, const engine_config *config, size_t v, ls_arena *arena,
-                                     ls_error *err) {
+static ls_status place_beside_device(host_memory *out, const engine_config *config, const ls_program *program,
+                                     ls_arena *arena, ls_error *err) {
+    const size_t v = (size_t)program->spec->n_vocab, ring_bytes = load_ring_bytes(program);
     const size_t n_out = (size_t)config->n_out_max, n_threads = (size_t)config->n_threads;
     TRY(arena_take(arena, MEM_STEP, step_image_bytes(config), &out->step, err));
     TRY(arena_take(arena, MEM_STEP, result_words(config) * sizeof *out->result, &out->result, err));
     out->fault[0] = (atomic_int *)(out->result + result_faults(config));
-    TRY(arena_take(arena, MEM_LOGITS, n_out * v * sizeof *out->logits, &out->logits, err));
+    const size_t logits_bytes = n_out * v * sizeof *out->logits;
+    TRY(arena_take(arena, MEM_LOGITS, logits_bytes > ring_bytes ? logits_bytes : ring_bytes, &out->logits, err));
+    out->ring = (uint8_t *)out->logits;
     TRY(arena_take(arena, MEM_LOGITS, n_out * sizeof *out->offers, &out->offers, err));
     TRY(arena_take(arena, MEM_LOGITS, n_threads * v * sizeof(float), &out->edited, err));
     if (config->trace_events > 0) {
@@ -117,7 +131,8 @@ static ls_status place_beside_device(host_memory *out, const engine_config *conf
 }
 
 ls_status host_memory_place(host_memory *out, struct step_batch *batch, page_pool *pages, void *running,
-                            const engine_config *config, const ls_spec *spec, ls_arena *arena, ls_error *err) {
+                            const engine_config *config, const ls_program *program, ls_arena *arena, ls_error *err) {
+    const ls_spec *spec = program->spec;
     const size_t m = (size_t)config->m_max, n_out = (size_t)config->n_out_max, n_seqs = (size_t)config->max_seqs;
     const size_t v = (size_t)spec->n_vocab;
     TRY(arena_take(arena, MEM_ROPE, (size_t)config->max_len * (size_t)spec->d_head * sizeof *out->rope, &out->rope,
@@ -134,7 +149,7 @@ ls_status host_memory_place(host_memory *out, struct step_batch *batch, page_poo
         TRY(arena_take(arena, MEM_STEP, m * sizeof *out->fault[r], &out->fault[r], err));
     }
     if (config->on_device) {
-        TRY(place_beside_device(out, config, v, arena, err));
+        TRY(place_beside_device(out, config, program, arena, err));
     }
     if (config->trace_events > 0) {
         TRY(trace_place(&out->trace, 1, config->trace_events, arena, MEM_TRACE, err));
@@ -154,7 +169,7 @@ ls_status memory_plan_make(ls_memory_plan *out, const engine_config *config, con
     page_pool pages;
     ls_request **running;
     arena_init_counting(&arena);
-    TRY(host_memory_place(&host, &batch, &pages, &running, config, program[0]->spec, &arena, err));
+    TRY(host_memory_place(&host, &batch, &pages, &running, config, program[0], &arena, err));
     memcpy(plan.host, arena.by_tag, sizeof plan.host);
     plan.total = arena.used;
     for (int r = 0; r < config->n_ranks; r++) {

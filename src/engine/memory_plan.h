@@ -9,7 +9,8 @@
  *
  * Ranks on devices (config.on_device) have their arena there, with a copy of the RoPE table and of the step's input and
  * with scratch for kernels; offers and the logits that the host looks at are in the host's, which is pinned. Activations
- * are in the run dtype there, and BUF_PART has room for all leaves (backend/cuda/cuda.h).
+ * are in the run dtype there, and BUF_PART has room for all leaves (backend/cuda/cuda.h). The ring that weights go through on
+ * their way there lies where the host's logits will.
  */
 #ifndef LS_ENGINE_MEMORY_PLAN_H
 #define LS_ENGINE_MEMORY_PLAN_H
@@ -74,12 +75,17 @@ typedef struct host_memory {
     void *step;      /* [step_image_bytes] the step as it is copied there */
     int32_t *result; /* [result_words] */
     float *logits;   /* [n_out_max][V] rows that were asked for */
+    uint8_t *ring;   /* [load_ring_bytes] the same place, until the first step */
     ls_sample_part *offers;
     void *edited, *slices; /* BUF_EDITED, BUF_SLICE of the host's sampler */
     trace_row *device_trace;
     trace_row *trace; /* the engine's own row, or NULL */
 } host_memory;
 
+/* Pinned memory that weights are read into on their way to a device: two slots for each reader, of a length that the bus
+ * likes, but no more than the weights take; and at least two of the longest rows. See cuda_load.c. */
+enum { LOAD_MAX_READERS = 8 };
+size_t load_ring_bytes(const ls_program *program);
 /* Room for a step's input on a device; see backend/cuda/kern/step.h. */
 size_t step_image_bytes(const engine_config *config);
 /* A step's results: a drawn token for each output row, up to a border of 16 words, then a fault for each row. */
@@ -99,8 +105,9 @@ typedef struct ls_memory_plan {
 
 ls_status rank_memory_place(rank_memory *out, const engine_config *config, const ls_program *program, ls_arena *arena,
                             ls_error *err);
+/* program: any rank's. */
 ls_status host_memory_place(host_memory *out, struct step_batch *batch, page_pool *pages, void *running,
-                            const engine_config *config, const ls_spec *spec, ls_arena *arena, ls_error *err);
+                            const engine_config *config, const ls_program *program, ls_arena *arena, ls_error *err);
 
 /* program[R]. */
 ls_status memory_plan_make(ls_memory_plan *out, const engine_config *config, const ls_program *const *program,

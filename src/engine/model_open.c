@@ -26,7 +26,16 @@ static ls_status open_folder(ls_model *model, const ls_model_params *params, ls_
                              tokenizer_max_id(model->tokenizer), model->spec.n_vocab);
         }
     }
-    return params->load_format == LS_LOAD_DUMMY ? LS_OK : checkpoint_open(&model->checkpoint, params->model, err);
+    if (params->load_format == LS_LOAD_DUMMY) {
+        return LS_OK;
+    }
+    TRY(checkpoint_open(&model->checkpoint, params->model, err));
+#ifdef LS_CUDA
+    if (model->start != NULL) {
+        cuda_start_read_ahead(model->start, model->checkpoint);
+    }
+#endif
+    return LS_OK;
 }
 
 /* Every weight of the model, before any engine: a wrong checkpoint is refused at once. */
@@ -37,6 +46,19 @@ static ls_status check_tensors(const ls_model *model, ls_error *err) {
     ls_status st = weights_check(program, &source, err);
     program_destroy(&program);
     return st;
+}
+
+static ls_status start_device(ls_model *model, const char *device, ls_error *err) {
+    device_choice choice;
+    TRY(device_choice_read(&choice, device, err));
+#ifdef LS_CUDA
+    if (device != NULL && choice.may_be_cuda) {
+        model->start = cuda_start_begin(choice.ordinal);
+    }
+#else
+    (void)model;
+#endif
+    return LS_OK;
 }
 
 ls_status ls_model_open(const ls_model_params *params, ls_model **out, ls_error *err) {
@@ -53,8 +75,10 @@ ls_status ls_model_open(const ls_model_params *params, ls_model **out, ls_error 
     if (model == NULL) {
         return error_set(err, LS_ENOMEM, "model: out of memory");
     }
+    model->open_ns = start;
     model->log = (ls_log){params->log_fn, params->log_user, params->log_level};
     model->dummy_seed = params->dummy_seed;
+    TRY_GOTO(start_device(model, params->device, err), fail);
     if (folder_exists(params->model)) {
         TRY_GOTO(open_folder(model, params, err), fail);
     } else if (params->load_format == LS_LOAD_DUMMY) {
@@ -67,7 +91,6 @@ ls_status ls_model_open(const ls_model_params *params, ls_model **out, ls_error 
                  fail);
     }
     TRY_GOTO(check_tensors(model, err), fail);
-    model->open_ns = start;
     model->load_us = (clock_ns() - start) / 1000;
     log_line(&model->log, LS_LOG_DEBUG, "%s: %s, %d layers, D %d, F %d, H %d, K %d, d %d, V %d", params->model,
              model->spec.family->model_type, model->spec.n_layers, model->spec.d_model, model->spec.d_ffn,
@@ -83,6 +106,9 @@ void ls_model_close(ls_model **model) {
     if (*model == NULL) {
         return;
     }
+#ifdef LS_CUDA
+    cuda_start_end(&(*model)->start);
+#endif
     tokenizer_close(&(*model)->tokenizer);
     checkpoint_close(&(*model)->checkpoint);
     free(*model);

@@ -7,6 +7,7 @@
 #include "backend/sample_math.h"
 #include "base/clock.h"
 #include "engine/engine.h"
+#include "engine/ranges.h"
 
 /* ---- run ---- */
 
@@ -41,7 +42,9 @@ static ls_status run(ls_engine *engine, ls_error *err) {
     engine->in_step = true;
     pthread_mutex_unlock(&engine->lock);
     int64_t start = clock_ns();
+    range_begin_rows(engine->batch.step.n_pre > 0 ? "prefill" : "decode", engine->batch.step.n_rows);
     ls_status st = engine->backend->run(engine, &exchange_ns, err);
+    range_end();
     int64_t step_ns = clock_ns() - start;
     pthread_mutex_lock(&engine->lock);
     engine->in_step = false;
@@ -120,6 +123,9 @@ static void publish_token(ls_request *request, int32_t token) {
     engine->stats.generated_tokens++;
     if (request->first_token_ns < 0) {
         request->first_token_ns = clock_ns();
+    }
+    if (engine->first_token_ns == 0) {
+        engine->first_token_ns = request->first_token_ns;
     }
     logit_edits_push(&request->edits, token, true);
     bool ends = ends_answer(request, token);

@@ -107,6 +107,12 @@ static void get_timeline(ls_engine *engine, ls_timeline *out) {
         .exchanges_per_step = engine->program[0]->n_exchanges,
         .exchange_us = stats->exchange_ns / 1000,
         .read_bytes_per_s = engine->read_bytes_per_s,
+        .driver_us = engine->driver_us,
+        .context_us = engine->context_us,
+        .weights_us = engine->weights_us,
+        .load_bytes = engine->progress.total_bytes,
+        .first_token_us = engine->first_token_ns > 0 ? (engine->first_token_ns - engine->model->open_ns) / 1000 : -1,
+        .age_us = (clock_ns() - engine->model->open_ns) / 1000,
     };
     for (int r = 0; r < config->n_ranks; r++) {
         const ls_arena *arena = &engine->rank_arena[r];

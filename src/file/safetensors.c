@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/file.h"
 #include "base/json.h"
@@ -519,6 +520,15 @@ size_t checkpoint_count(const ls_checkpoint *checkpoint) {
 
 const ls_tensor *checkpoint_at(const ls_checkpoint *checkpoint, size_t index) {
     return index < checkpoint->n_tensors ? &checkpoint->tensors[index] : NULL;
+}
+
+void checkpoint_read_ahead(const ls_checkpoint *checkpoint) {
+    for (size_t i = 0; i < checkpoint->n_shards; i++) {
+        const ls_file *file = &checkpoint->shards[i].file;
+        if (file->bytes > 0) {
+            madvise((void *)file->data, file->bytes, MADV_WILLNEED);
+        }
+    }
 }
 
 size_t checkpoint_file_bytes(const ls_checkpoint *checkpoint) {

@@ -79,6 +79,8 @@ ls_status checkpoint_get(const ls_checkpoint *checkpoint, const char *name, int 
 /* All tensors in name order. */
 size_t checkpoint_count(const ls_checkpoint *checkpoint);
 const ls_tensor *checkpoint_at(const ls_checkpoint *checkpoint, size_t index);
+/* Has the system read the files into its page cache, as far as it likes to. Takes as long as queueing the reads. */
+void checkpoint_read_ahead(const ls_checkpoint *checkpoint);
 size_t checkpoint_file_bytes(const ls_checkpoint *checkpoint); /* sum of its files */
 
 const char *tensor_dtype_name(tensor_dtype dtype); /* as in the format: "F32", "BF16", ... */

@@ -66,6 +66,28 @@ static ls_dtype dtype_of(tensor_dtype dtype) {
     return dtype == TENSOR_F32 ? LS_F32 : dtype == TENSOR_BF16 ? LS_BF16 : LS_F16;
 }
 
+ls_status weight_raw_find(const ls_program *program, const weight_source *source, int i_weight, weight_raw *out,
+                          ls_error *err) {
+    weight_raw raw = {.dtype = source->dummy_dtype};
+    if (source->checkpoint != NULL) {
+        TRY(find_tensor(&program->weight[i_weight], source, &raw.tensor, err));
+        raw.dtype = dtype_of(raw.tensor->dtype);
+    }
+    *out = raw;
+    return LS_OK;
+}
+
+void weight_raw_copy(const weight_slot *slot, const weight_raw *raw, int64_t first_row, int64_t last_row, void *to) {
+    const size_t element = ls_dtype_bytes(raw->dtype), row_bytes = (size_t)slot->col.count * element;
+    const bool whole = slot->col.count == slot->cols;
+    const int64_t n_pieces = whole ? 1 : last_row - first_row;
+    const size_t bytes = whole ? (size_t)(last_row - first_row) * row_bytes : row_bytes;
+    for (int64_t i = 0; i < n_pieces; i++) {
+        int64_t first = (slot->row.first + first_row + i) * slot->cols + slot->col.first;
+        memcpy((uint8_t *)to + (size_t)i * bytes, raw->tensor->data + (size_t)first * element, bytes);
+    }
+}
+
 /* Says which of n elements from `first` of the tensor on is infinite, NaN or too large for the format. */
 static ls_status bad_element(const weight_slot *slot, const ls_tensor *tensor, int64_t first, ls_error *err) {
     const int64_t element_bytes = tensor->dtype == TENSOR_F32 ? 4 : 2;
@@ -163,18 +185,17 @@ static bool read_row_int8(const row_reader *in, int64_t first, int8_t *out, floa
     return true;
 }
 
-static ls_status start_reading(row_reader *in, const ls_program *program, const weight_slot *slot,
-                               const weight_source *source, ls_error *err) {
+static ls_status start_reading(row_reader *in, const ls_program *program, int i_weight, const weight_source *source,
+                               ls_error *err) {
+    const weight_slot *slot = &program->weight[i_weight];
     const int leaf_first = slot->rule == SHARD_ROW ? shard_leaf_first(program->group) : 0;
+    weight_raw raw;
+    TRY(weight_raw_find(program, source, i_weight, &raw, err));
     *in = (row_reader){.isa = cpu_isa_best(),
+                       .tensor = raw.tensor,
                        .leaves = leaves_of(slot->cols, leaf_first, slot->n_leaves),
-                       .dtype = source->dummy_dtype};
-    if (source->checkpoint != NULL) {
-        TRY(find_tensor(slot, source, &in->tensor, err));
-        in->dtype = dtype_of(in->tensor->dtype);
-        return LS_OK;
-    }
-    in->dummy = weight_dummy(slot, source->dummy_seed);
+                       .dtype = raw.dtype,
+                       .dummy = weight_dummy(slot, source->dummy_seed)};
     return LS_OK;
 }
 
@@ -183,7 +204,7 @@ ls_status weight_load_rows(const ls_program *program, const weight_source *sourc
     const weight_slot *slot = &program->weight[i_weight];
     const size_t row_bytes = (size_t)slot->col.count * ls_dtype_bytes(slot->format);
     row_reader in;
-    TRY(start_reading(&in, program, slot, source, err));
+    TRY(start_reading(&in, program, i_weight, source, err));
     float *leaf = slot->n_leaves > 0 ? malloc((size_t)(slot->cols + 1) * sizeof *leaf) : NULL;
     if (slot->n_leaves > 0 && leaf == NULL) {
         return error_set(err, LS_ENOMEM, "%s: out of memory", slot->name);

@@ -40,8 +40,18 @@ typedef struct dummy_formula {
 } dummy_formula;
 dummy_formula weight_dummy(const weight_slot *slot, uint64_t seed);
 
-/* Rows [first_row, last_row) of this rank's part of weight i into data, without gaps; int8: their scales into scale. For
- * back ends that copy them on. Called from several threads at once. */
+/* A weight as it lies in its file, for back ends that convert it themselves. */
+typedef struct weight_raw {
+    const ls_tensor *tensor; /* NULL: dummy, made from the formula */
+    ls_dtype dtype;          /* of the tensor, or what dummy values are rounded to first */
+} weight_raw;
+ls_status weight_raw_find(const ls_program *program, const weight_source *source, int i_weight, weight_raw *out,
+                          ls_error *err);
+/* Rows [first_row, last_row) of this rank's part, unconverted and without gaps, into `to`. From several threads at once. */
+void weight_raw_copy(const weight_slot *slot, const weight_raw *raw, int64_t first_row, int64_t last_row, void *to);
+
+/* Rows [first_row, last_row) of this rank's part of weight i into data, without gaps; int8: their scales into scale.
+ * Called from several threads at once. */
 ls_status weight_load_rows(const ls_program *program, const weight_source *source, int i_weight, int64_t first_row,
                            int64_t last_row, void *data, float *scale, ls_error *err);
 

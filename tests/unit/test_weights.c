@@ -33,6 +33,28 @@ static void set_slot(one_weight *w, const char *name, int n_dims, int64_t rows, 
     w->program.weight = &w->slot;
 }
 
+/* The same part unconverted: converted here, it is what was loaded. */
+static void check_raw(const one_weight *w, const weight_source *source, const void *loaded) {
+    const size_t n = (size_t)(w->slot.row.count * w->slot.col.count), bytes = n * ls_dtype_bytes(w->slot.format);
+    weight_raw raw;
+    assert_int_equal(weight_raw_find(&w->program, source, 0, &raw, NULL), LS_OK);
+    if (raw.tensor == NULL) {
+        assert_int_equal(raw.dtype, source->dummy_dtype);
+        return;
+    }
+    uint8_t *part = malloc(n * ls_dtype_bytes(raw.dtype) + 1), *converted = malloc(bytes + 1);
+    assert_true(part != NULL && converted != NULL);
+    part[n * ls_dtype_bytes(raw.dtype)] = 0xa5;
+    weight_raw_copy(&w->slot, &raw, 0, w->slot.row.count, part);
+    assert_int_equal(part[n * ls_dtype_bytes(raw.dtype)], 0xa5);
+    for (size_t i = 0; i < n; i++) {
+        store_as(w->slot.format, converted, (int64_t)i, load_as(raw.dtype, part, (int64_t)i));
+    }
+    assert_memory_equal(converted, loaded, bytes);
+    free(part);
+    free(converted);
+}
+
 /* Loads the slot's part into memory that is as large as slot_bytes says; the caller's. */
 static ls_status load(one_weight *w, const weight_source *source, void **out, ls_error *err) {
     size_t n = (size_t)slot_bytes(&w->slot);
@@ -43,6 +65,9 @@ static ls_status load(one_weight *w, const weight_source *source, void **out, ls
     weight.data = *out;
     ls_status st = weight_load(&w->program, source, 0, &weight, 0, weight.rows, err);
     assert_int_equal(((uint8_t *)*out)[n], 0xa5); /* nothing behind its part */
+    if (st == LS_OK && w->slot.n_leaves == 0) {
+        check_raw(w, source, *out);
+    }
     return st;
 }
 

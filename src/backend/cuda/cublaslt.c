@@ -60,17 +60,25 @@ static void *open_first_of(const char *pattern) {
     return library;
 }
 
-static ls_status load(cublaslt *lt, ls_error *err) {
-    lt->library = dlopen("libcublasLt.so.13", RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
-    if (lt->library == NULL) { /* the text of dlerror must outlive the tries below */
+static ls_status open_library(void **out, ls_error *err) {
+    *out = dlopen("libcublasLt.so.13", RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+    if (*out == NULL) { /* the text of dlerror must outlive the tries below */
         error_set(err, LS_ENOTFOUND, "cuBLASLt: %s", dlerror());
-        lt->library =
-            open_first_of("{/usr/local/cuda/lib64,/usr/{local/,}lib/python3*/{site,dist}-packages/nvidia/cu13/lib}"
-                          "/libcublasLt.so.13");
+        *out = open_first_of("{/usr/local/cuda/lib64,/usr/{local/,}lib/python3*/{site,dist}-packages/nvidia/cu13/lib}"
+                             "/libcublasLt.so.13");
     }
-    if (lt->library == NULL) {
-        return LS_ENOTFOUND;
+    return *out != NULL ? LS_OK : LS_ENOTFOUND;
+}
+
+void cublaslt_preload(void) {
+    void *library;
+    if (open_library(&library, NULL) == LS_OK) {
+        dlclose(library); /* it stays */
     }
+}
+
+static ls_status load(cublaslt *lt, ls_error *err) {
+    TRY(open_library(&lt->library, err));
 #define X(name)                                                                                                        \
     *(void **)&lt->name = dlsym(lt->library, #name);                                                                   \
     if (lt->name == NULL) {                                                                                            \

@@ -6,6 +6,7 @@
  *   cuda_rank.c     context, stream, module, functions, pinned step buffers of one rank
  *   decode.c        launches the ops of a decode step, M <= 16 rows; kern/decode_*.cu
  *   prefill.c       launches the ops of any other step; kern/prefill_*.cu, matmuls by cuBLASLt (cublaslt.c)
+ *   load.c          launches what converts weights, or makes them up; kern/load.cu
  *   step_graph.c    a captured graph for each decode bucket; plain launches for the rest
  *
  * Memory: ls_bind's pointers are device addresses. Activations (act in ops.h) lie in the run dtype; h, parts and logits are
@@ -24,6 +25,7 @@
 #include <cuda.h>
 
 #include "backend/cuda/driver.h"
+#include "backend/cuda/kern/load.h"
 #include "backend/cuda/kern/step.h"
 #include "backend/ops.h"
 
@@ -92,6 +94,17 @@ size_t prefill_workspace(const ls_op *op, int n_ops, const ls_bind *bind, int ma
 ls_status prefill_prepare(cuda_rank *rank, const ls_op *op, int n_ops, ls_error *err);
 /* The same for steps with any number of rows; `step` (host memory) says how many. */
 ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, int *n_taken,
+                         ls_error *err);
+
+/* ---- load.c: kern/load.cu ---- */
+
+typedef struct cuda_load_kernels {
+    CUfunction rows, int8;
+} cuda_load_kernels;
+
+ls_status cuda_load_open(cuda_load_kernels *out, const cuda_rank *rank, ls_error *err);
+/* Enqueues the conversion of args->rows rows on `stream`. From several threads at once, each with its stream. */
+ls_status cuda_load_rows(const cuda_rank *rank, const cuda_load_kernels *kernels, CUstream stream, load_args *args,
                          ls_error *err);
 
 /* ---- cuda_rank.c ---- */
