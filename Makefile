@@ -8,13 +8,14 @@
 ## make kcheck K=op                the tests of one op's kernels: K=attn (all without K)
 ## make kbench K=op                the same with timings
 ## make check-aarch64             the kernels' tests built for ARM and run by qemu, without our libraries
-## make gpu-check                  the tests that need a GPU
+## make gpu-check                  the tests that need a GPU, with each set of kernels that is built in
+## make gpu-sanitize               the kernels under compute-sanitizer: memcheck, racecheck, synccheck (some minutes)
 ## make bench                      all timings, written to bench/results/
 ## make fuzz                       fuzz each target for FUZZ_SECONDS=1200 (fuzz-short: 60)
 ## make lint                       the rules that a program can check
 ## make format                     clang-format all C files
 ## make bundle                     build/bundle/, a folder that runs on machines without our libraries
-## make gpu-bundle                 build/gpu/, the same with the tests for GPUs: carry it with the tree, run build/gpu/check
+## make gpu-bundle                 build/gpu/, the same with the tests for GPUs: carry it with the tree, run build/gpu/check, build/gpu/sanitize
 ## make docs                       write docs/commands.md and docs/options.md anew from the options table
 ## make install                    to PREFIX=/usr/local, below DESTDIR; bindir, libdir, includedir, datadir as usual
 ## make uninstall                  remove what install put there (same PREFIX and DESTDIR)
@@ -31,7 +32,7 @@ MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
 endif
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all demo check check-aarch64 aarch64-run kcheck kbench gpu-check gpu-bundle bench fuzz fuzz-short fuzz-run lint lint-build lint-tidy format docs bundle install uninstall clean help
+.PHONY: all demo check check-aarch64 aarch64-run kcheck kbench gpu-check gpu-sanitize gpu-bundle bench fuzz fuzz-short fuzz-run lint lint-build lint-tidy format docs bundle install uninstall clean help
 .PHONY: FORCE need-cmocka
 
 define newline
@@ -224,10 +225,9 @@ kcheck: $(CANARY) $(KERN_BIN)
 	@LS_KERN=$(K) $(RUN_TESTS) $(KERN_BIN)
 kbench: $(CANARY) $(KERN_BIN)
 	@LS_KERN=$(K) LS_KBENCH=1 $(RUN_TESTS) --jobs 1 --timeout 3600 --show $(KERN_BIN)
-gpu-check: $(APP) $(CANARY) $(GPU_BIN) $(GPU_CHECKS)
-	@$(if $(NVCC),:,echo 'gpu-check: built without CUDA, because nvcc was not found'; exit 1)
-	@$(APP) generate -m demo -p Once -n 1 --device cuda --timeline none >/dev/null || { echo 'gpu-check: no GPU to run on'; exit 1; }
-	@$(foreach c,$(GPU_CHECKS),$c &&) LS_DEVICE=cuda LOCKSTEP_DEVICE=cuda $(RUN_TESTS) --jobs 1 --show $(GPU_BIN)
+gpu-check gpu-sanitize: $(APP) $(CANARY) $(GPU_BIN) $(GPU_CHECKS)
+	@$(if $(NVCC),:,echo '$@: built without CUDA$(comma) because nvcc was not found'; exit 1)
+	@tests/gpu $(@:gpu-%=%) $(APP) $(CANARY) $(GPU_CHECKS) $(GPU_BIN)
 
 # What needs no library: the kernels and what lies below them. test_ops takes minutes in qemu, so some ops stand for all.
 ARM_CC := aarch64-linux-gnu-gcc
@@ -367,11 +367,10 @@ gpu-bundle: $(APP) $(CANARY) $(GPU_BIN) $(GPU_CHECKS)
 	@$(foreach t,$(GPU_BIN),$(bundled_link) $t.o $(CUDA_HELPERS) $(LIB) $(LIBS) -lcmocka -o $(GPU_BUNDLE)/$(notdir $t) &&) :
 	@$(foreach t,$(GPU_CHECKS),$(bundled_link) $t.o $(wildcard $(dir $t)decode_device.o) $(LIB) $(LIBS) -o $(GPU_BUNDLE)/$(notdir $t) &&) :
 	@cp -L $$($(call outside,$(addprefix $(GPU_BUNDLE)/,lockstep $(notdir $(CANARY) $(GPU_BIN))))) $(GPU_BUNDLE)/lib/
-	@{ echo '#!/bin/sh'; echo '# In the root of the tree: everything that a GPU must show.'; echo 'here=$$(dirname "$$0")'; echo failed=0; \
-		$(foreach t,$(notdir $(GPU_CHECKS)),echo '"$$here/$t" || failed=1';) \
-		echo 'LS_DEVICE=cuda LOCKSTEP_DEVICE=cuda LS_BIN="$$here/lockstep" tests/run --jobs 1 --show --canary "$$here/test_canary" \'; \
-		echo '    $(foreach t,$(notdir $(GPU_BIN)),"$$here/$t") || failed=1'; echo 'exit $$failed'; } >$(GPU_BUNDLE)/check
-	@chmod +x $(GPU_BUNDLE)/check && cd $(GPU_BUNDLE) && ./test_canary >/dev/null 2>&1 && ./lockstep --version
+	@for what in check sanitize; do { echo '#!/bin/sh'; echo '# In the root of the tree.'; echo 'here=$$(dirname "$$0")'; \
+		echo "exec tests/gpu $$what" '"$$here/lockstep" "$$here/test_canary"' \
+		'$(foreach t,$(notdir $(GPU_CHECKS) $(GPU_BIN)),"$$here/$t")'; } >$(GPU_BUNDLE)/$$what; done
+	@chmod +x $(GPU_BUNDLE)/check $(GPU_BUNDLE)/sanitize && cd $(GPU_BUNDLE) && ./test_canary >/dev/null 2>&1 && ./lockstep --version
 	@echo "$(GPU_BUNDLE): $$(du -sm $(GPU_BUNDLE) | cut -f1) MiB"
 
 clean:

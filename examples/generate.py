@@ -50,6 +50,7 @@ class ls_engine_params(ctypes.Structure):
         ("trace_events", c_int),
         ("progress_fn", c_void_p),
         ("progress_user", c_void_p),
+        ("async_scheduling", c_char_p),
     ]
 
 

@@ -32,6 +32,8 @@ extern "C" {
 #define LS_VERSION "0.1.0"
 
 #define LS_API __attribute__((visibility("default")))
+#define LS_SIZED(type)                                                                                                 \
+    { .struct_size = sizeof(type) }
 
 /* Code, value and text of every status: the one list of them. */
 #define LS_STATUS_MAP(X)                                                                                               \
@@ -140,8 +142,7 @@ typedef struct ls_model_info {
     int top_k;
     double min_p, repetition_penalty;
 } ls_model_info;
-#define LS_MODEL_INFO_INIT                                                                                             \
-    { .struct_size = sizeof(ls_model_info) }
+#define LS_MODEL_INFO_INIT LS_SIZED(ls_model_info)
 LS_API ls_status ls_model_get_info(const ls_model *model, ls_model_info *out, ls_error *err);
 
 /* ---- Engine ------------------------------------------------------------------------------------------------------- */
@@ -152,8 +153,7 @@ typedef struct ls_load_progress {
     int64_t bytes, total_bytes; /* read from files by all ranks; of dummy weights, made */
     int64_t elapsed_us;         /* since the first of them */
 } ls_load_progress;
-/* Called some ten times a second and at the end, from any thread of the engine that is being opened, one call at a time.
- * Must not call into the engine. */
+/* Called some ten times a second and at the end, by any thread of the engine, one call at a time; may not call into it. */
 typedef void (*ls_load_progress_fn)(void *user, const ls_load_progress *progress);
 
 /* Zero means the default everywhere. */
@@ -181,9 +181,12 @@ typedef struct ls_engine_params {
     int trace_events; /* kept for each thread (32 bytes each), see ls_engine_get_trace; default: no trace */
     ls_load_progress_fn progress_fn; /* told how loading goes; NULL: nobody */
     void *progress_user;
+    const char *async_scheduling; /* of a GPU: "auto" (default) starts decode steps while the ones before them run,
+                                   * wherever that changes nothing but the time; "off" waits for each. Not with profile
+                                   * or trace_events */
+    int64_t device_memory_bytes;  /* of plans alone: of a GPU that need not be there; default: ask the driver */
 } ls_engine_params;
-#define LS_ENGINE_PARAMS_INIT                                                                                          \
-    { .struct_size = sizeof(ls_engine_params) }
+#define LS_ENGINE_PARAMS_INIT LS_SIZED(ls_engine_params)
 
 /* Plans every byte of memory, starts the ranks, loads and shards the weights. After it returns the step path allocates
  * nothing. The model is borrowed and must outlive the engine. Errors: LS_EINVAL names the parameter; LS_EUNSUPPORTED if
@@ -198,8 +201,7 @@ LS_API int ls_engine_max_tokens(const ls_engine *engine);
 /* One step: decode rows of running requests and chunks of prompts, one forward pass, one token for each sequence whose
  * prompt is through. Calls requests' callbacks. LS_OK, or LS_IDLE when no request is unfinished. A failure of one
  * request is not an error here: see ls_result. An error (LS_EABORTED: a rank gave up) is the end of the engine: its
- * requests have failed with the reason, and all that is left to do is to close it. LS_EINVAL while a thread of the
- * engine's own drives it. */
+ * requests have failed with the reason, and all that is left is to close it. LS_EINVAL while its own thread drives it. */
 LS_API ls_status ls_engine_step(ls_engine *engine, ls_error *err);
 
 /* Hands the engine to a thread of its own, which steps while there is work and sleeps while there is none. From then on
@@ -209,13 +211,11 @@ LS_API ls_status ls_engine_start(ls_engine *engine, ls_error *err);
 /* Ends that thread after the step it is in; requests stay as they are, and ls_engine_step serves again. */
 LS_API void ls_engine_stop(ls_engine *engine);
 
-/* For one thread that waits for many requests: up to `n_max` requests that have new tokens or are finished since the last
- * call, each once. Waits up to timeout_us for the first (0: not at all, negative: for ever). *n is 0 after the timeout. A
- * started engine only. */
+/* For one thread that waits for many: up to `n_max` requests that have new tokens or are finished since the last call,
+ * each once. Waits up to timeout_us for the first (0: not, negative: for ever). *n is 0 after it. A started engine only. */
 LS_API ls_status ls_engine_poll(ls_engine *engine, int64_t timeout_us, ls_request **out, size_t n_max, size_t *n,
                                 ls_error *err);
-/* A file descriptor that is readable while ls_engine_poll would give something: for event loops. The engine's; do not
- * read or close it. */
+/* A file descriptor that is readable while ls_engine_poll would give something: for event loops. Do not read or close it. */
 LS_API int ls_engine_poll_fd(ls_engine *engine);
 
 /* What an engine does at this moment and has done so far. */
@@ -227,8 +227,7 @@ typedef struct ls_engine_stats {
     int64_t prompt_tokens, generated_tokens; /* computed, also again after a preemption; given to requests */
     int64_t finished, failed, cancelled;     /* requests */
 } ls_engine_stats;
-#define LS_ENGINE_STATS_INIT                                                                                           \
-    { .struct_size = sizeof(ls_engine_stats) }
+#define LS_ENGINE_STATS_INIT LS_SIZED(ls_engine_stats)
 LS_API ls_status ls_engine_get_stats(ls_engine *engine, ls_engine_stats *out, ls_error *err);
 
 /* ---- Request ------------------------------------------------------------------------------------------------------ */
@@ -337,8 +336,7 @@ typedef struct ls_result {
     int64_t first_token_us;  /* from submission to the first token; -1 before it */
     int64_t total_us;        /* from submission to its end, or to now */
 } ls_result;
-#define LS_RESULT_INIT                                                                                                 \
-    { .struct_size = sizeof(ls_result) }
+#define LS_RESULT_INIT LS_SIZED(ls_result)
 LS_API ls_status ls_request_get_result(ls_request *request, ls_result *out, ls_error *err);
 
 /* The log probabilities of one token of a request's prompt or answer. */
@@ -351,8 +349,7 @@ typedef struct ls_logprobs {
         float logprob;
     } top[LS_MAX_LOGPROBS]; /* most likely first */
 } ls_logprobs;
-/* Of token `index`, counted from the first of the prompt. LS_EINVAL where none were asked for or the token is not there
- * yet. */
+/* Of token `index`, counted from the first of the prompt. LS_EINVAL where none were asked for, or it is not there yet. */
 LS_API ls_status ls_request_get_logprobs(ls_request *request, size_t index, ls_logprobs *out, ls_error *err);
 
 /* ---- Text: a model's tokenizer and chat templates, without its weights --------------------------------------------- */
@@ -466,8 +463,7 @@ typedef struct ls_hub_state {
     int64_t latency_us; /* until the answer began, with look-up, connection and TLS */
     char text[256];     /* why it is not reachable, or "" */
 } ls_hub_state;
-#define LS_HUB_STATE_INIT                                                                                              \
-    { .struct_size = sizeof(ls_hub_state) }
+#define LS_HUB_STATE_INIT LS_SIZED(ls_hub_state)
 /* One small question to the endpoint, not tried again. An unreachable hub is no error. */
 LS_API ls_status ls_hub_check(const ls_hub_params *params, ls_hub_state *out, ls_error *err);
 
@@ -510,9 +506,9 @@ typedef struct ls_timeline {
     int64_t load_bytes;            /* read in that time, as in ls_load_progress */
     int64_t first_token_us;        /* from the beginning of ls_model_open to the first token of all; -1 before it */
     int64_t age_us;                /* from there to this call */
+    const char *no_gpu;            /* where --device auto chose the CPU: why; else "". Lives as long as the engine */
 } ls_timeline;
-#define LS_TIMELINE_INIT                                                                                               \
-    { .struct_size = sizeof(ls_timeline) }
+#define LS_TIMELINE_INIT LS_SIZED(ls_timeline)
 
 /* Measures the read bandwidth the first time it is called (0.1 to 2 s), between steps. */
 LS_API ls_status ls_engine_get_timeline(ls_engine *engine, ls_timeline *out, ls_error *err);
@@ -563,13 +559,16 @@ typedef struct ls_plan_report {
     int64_t total_bytes;
     int64_t kv_bytes_per_token;         /* one token of one sequence, all ranks */
     int64_t weight_read_bytes_per_step; /* read by one decode step, all ranks */
+    /* With params.device "cuda": ranks' bytes are the GPU's, shared ones pinned memory of the host. */
+    bool on_gpu, driver_measured; /* else driver_bytes is assumed, because the GPU is not there */
+    int64_t driver_bytes;         /* of the GPU, besides the above: driver, kernels, libraries and other programs */
 } ls_plan_report;
-#define LS_PLAN_REPORT_INIT                                                                                            \
-    { .struct_size = sizeof(ls_plan_report) }
+#define LS_PLAN_REPORT_INIT LS_SIZED(ls_plan_report)
 
 /* Opens nothing and reads no weights: a model opened with LS_LOAD_DUMMY on a folder needs config.json alone. A plan larger
  * than the machine is no error here. Errors: those of ls_engine_open for the same parameters, but LS_ENOMEM and
- * LS_ENUMERIC. */
+ * LS_ENUMERIC. params.device "cuda" or "cuda:N" plans for a GPU: one of params.device_memory_bytes, which need not be
+ * there, or the one that is, whose memory is then asked for; any other device is the CPU. */
 LS_API ls_status ls_plan_make(const ls_model *model, const ls_engine_params *params, ls_plan_report *out,
                               ls_error *err);
 
@@ -581,8 +580,7 @@ typedef struct ls_plan_budget {
     double utilization;
     int64_t budget_bytes; /* negative where others use more than the share */
 } ls_plan_budget;
-#define LS_PLAN_BUDGET_INIT                                                                                            \
-    { .struct_size = sizeof(ls_plan_budget) }
+#define LS_PLAN_BUDGET_INIT LS_SIZED(ls_plan_budget)
 
 /* device_memory_bytes: of each rank's own device, which nobody else uses; 0: this machine's memory (or what its control
  * group allows, if that is less), and what is in use there, divided by the ranks. utilization: 0 means 0.9. Errors:
@@ -590,8 +588,13 @@ typedef struct ls_plan_budget {
 LS_API ls_status ls_plan_get_budget(int64_t device_memory_bytes, double utilization, int n_ranks, ls_plan_budget *out,
                                     ls_error *err);
 
+/* The same for a GPU: params.device, device_memory_bytes (see ls_plan_make), gpu_memory_utilization. Used by others is what
+ * is in use once kernels are loaded, by the driver and other programs; of a GPU that is not there, 0.6 GB. Errors:
+ * LS_EINVAL if params.device is no GPU; those of ls_gpu_measure. */
+LS_API ls_status ls_plan_get_gpu_budget(const ls_engine_params *params, ls_plan_budget *out, ls_error *err);
+
 /* What fits into a budget with every sequence at full length (kv_cache_memory_bytes is not looked at). The memory of a rank
- * is its own and of what ranks share its part on one machine, all of it on a device of its own. */
+ * is its own and of what ranks share its part on one machine, all of it on a device of its own, none of it on a GPU. */
 typedef struct ls_plan_fit {
     size_t struct_size;
     int64_t need_bytes;           /* of the fullest rank, with the parameters as given */
@@ -600,8 +603,7 @@ typedef struct ls_plan_fit {
     int largest_model_len_tokens; /* with max_num_seqs as given; 0: not even one token */
     int largest_num_seqs;         /* with max_model_len_tokens as given, at most 4096; 0: not one */
 } ls_plan_fit;
-#define LS_PLAN_FIT_INIT                                                                                               \
-    { .struct_size = sizeof(ls_plan_fit) }
+#define LS_PLAN_FIT_INIT LS_SIZED(ls_plan_fit)
 
 /* max_model_len_tokens 0 means the model's max_position_embeddings. Errors as ls_plan_make. */
 LS_API ls_status ls_plan_get_fit(const ls_model *model, const ls_engine_params *params, const ls_plan_budget *budget,
@@ -618,9 +620,11 @@ typedef struct ls_verify_params {
                                    * many tokens */
     size_t n_prompt_tokens;
     int decode_steps; /* after the prompt; the reference's greedy tokens are fed to both */
+    int n_sequences; /* more than 1, at most 16: shorter prompts join the first after its decode steps, as one step, and
+                       * two decode steps with a row of each follow */
 } ls_verify_params;
 #define LS_VERIFY_PARAMS_INIT                                                                                          \
-    { .struct_size = sizeof(ls_verify_params), .n_prompt_tokens = 40, .decode_steps = 4 }
+    { .struct_size = sizeof(ls_verify_params), .n_prompt_tokens = 40, .decode_steps = 4, .n_sequences = 5 }
 
 /* Where two engines differ. `error` is max|tested - reference| over the rank's part of a row, divided by max|reference| of
  * the row; infinity where one of them is not a finite number. */
@@ -631,7 +635,7 @@ typedef struct ls_verify_place {
     const char *buffer; /* "q", "k cache", "att", ..., constant */
     int layer;          /* -1 outside the layers */
     int rank;           /* of the tested engine; -1: all together */
-    int step, position; /* 0 is the prompt; position of the row's token */
+    int step, position; /* step 0 is the prompt; position of the row's token */
     double error;
 } ls_verify_place;
 
@@ -658,11 +662,12 @@ typedef struct ls_verify_report {
     ls_verify_place first;                /* the first breach in the order of the program */
     int n_logits_rows;                    /* of the free run */
     double logits_error;                  /* worst of them */
-    int n_margin_rows;   /* rows whose best two logits lie further apart than twice the format's tolerance */
-    int n_other_choices; /* of those: where the engines choose different tokens; a breach */
+    int n_margin_rows;       /* rows whose best two logits lie further apart than twice the format's tolerance */
+    int n_other_choices;     /* of those: where the engines choose different tokens; a breach */
+    int n_sequences;         /* step n_decode_steps + 1 is the prompts of the others, later ones have a row of each */
+    char first_kernels[128]; /* launched between the border before `first` and its own, on a GPU; else "" */
 } ls_verify_report;
-#define LS_VERIFY_REPORT_INIT                                                                                          \
-    { .struct_size = sizeof(ls_verify_report) }
+#define LS_VERIFY_REPORT_INIT LS_SIZED(ls_verify_report)
 
 /* Opens both engines, one beside the other, and compares what every op of every layer wrote on every rank. A difference is
  * no error here: see passed and first. Errors: those of ls_engine_open for either; LS_EINVAL, LS_ETOOLONG for a prompt. */
@@ -703,8 +708,7 @@ typedef struct ls_machine_info {
         char version[48]; /* of the library that is loaded; "... as built" where it does not say */
     } library[LS_MACHINE_LIBRARIES];
 } ls_machine_info;
-#define LS_MACHINE_INFO_INIT                                                                                           \
-    { .struct_size = sizeof(ls_machine_info) }
+#define LS_MACHINE_INFO_INIT LS_SIZED(ls_machine_info)
 /* Takes some 20 ms. */
 LS_API ls_status ls_machine_get_info(ls_machine_info *out, ls_error *err);
 
@@ -722,11 +726,48 @@ typedef struct ls_machine_speed {
     ls_rate copy_one, copy_all;   /* bytes/s read plus bytes/s written */
     ls_rate flops_one, flops_all; /* f32, a fused multiply-add is two; nothing is loaded from memory */
 } ls_machine_speed;
-#define LS_MACHINE_SPEED_INIT                                                                                          \
-    { .struct_size = sizeof(ls_machine_speed) }
+#define LS_MACHINE_SPEED_INIT LS_SIZED(ls_machine_speed)
 /* Measures, 1 to 3 s. n_threads 0: as many as are allowed. isa: as ls_engine_params.cpu_isa. Errors: LS_EINVAL for an isa
  * that is unknown or that this machine lacks, LS_ENOMEM. */
 LS_API ls_status ls_machine_measure(int n_threads, const char *isa, ls_machine_speed *out, ls_error *err);
+
+/* ---- GPUs: what they are, how they are, and what they can do -------------------------------------------------------- */
+
+/* How many the driver shows, at least 1. Errors say why there is none: LS_ENOTFOUND without a driver or without a GPU,
+ * LS_EUNSUPPORTED where the driver is too old or the library was built without CUDA. */
+LS_API ls_status ls_gpu_count(int *out, ls_error *err);
+
+/* Plain data. What is not known is -1, or "" for text. From ecc on it is told by libnvidia-ml.so.1, which is optional. */
+typedef struct ls_gpu_info {
+    size_t struct_size;
+    char name[96], chip[16], bus[16]; /* "NVIDIA H100 80GB HBM3", "sm_90", PCI "0000:19:00.0" */
+    char kernels[16]; /* of the library, that run on it: "sm_90a"; "compute_80": the driver compiles them; "": none */
+    int64_t n_sms, l2_bytes, memory_bytes;
+    int cuda_version;               /* that the driver is for: 13000 is 13.0 */
+    uint32_t peers;                 /* bit N: it can reach the memory of GPU N */
+    int64_t ecc, ecc_errors;        /* of its memory: 1 on, 0 off; uncorrected ones since the driver was loaded */
+    char driver[32], slowed_by[96]; /* its release; what holds the clocks down now: "power cap, heat", or "": nothing */
+    int sm_clock_mhz, max_sm_clock_mhz, memory_clock_mhz, max_memory_clock_mhz;          /* now, and at most */
+    int temperature_c, power_w, power_limit_w, pcie_generation, pcie_lanes, n_processes; /* links slow down when idle */
+} ls_gpu_info;
+#define LS_GPU_INFO_INIT LS_SIZED(ls_gpu_info)
+/* GPU N of "cuda:N". Takes none of its memory. Errors: as ls_gpu_count; LS_ENOTFOUND: no such GPU. */
+LS_API ls_status ls_gpu_get_info(int device, ls_gpu_info *out, ls_error *err);
+
+typedef struct ls_gpu_speed {
+    size_t struct_size;
+    int64_t context_us, jit_us;       /* opening it with all kernels; of that, what the driver took to compile them */
+    int64_t free_bytes, buffer_bytes; /* of its memory once it was open; that was read */
+    ls_rate read, to_device, to_host; /* bytes/s of its memory, and of copies from and to pinned memory */
+    double kernel_us, overlapped_kernel_us; /* from kernel to kernel in a graph, median; by overlapping, 0: cannot */
+    int gemm_n, gemm_sm_clock_mhz; /* matmul of gemm_n^3 in bf16 with f32 sums, by cuBLASLt; the clock then, or -1 */
+    ls_rate gemm_flops;            /* a multiplication and an addition are two; 0: not measured, see no_gemm */
+    char gemm_slowed_by[96], no_gemm[256]; /* what held the clock down then; why there was no matmul */
+} ls_gpu_speed;
+#define LS_GPU_SPEED_INIT LS_SIZED(ls_gpu_speed)
+/* Measures, less than a second, besides opening it and loading cuBLASLt. Errors: as ls_gpu_get_info; LS_EUNSUPPORTED: no
+ * kernels for its chip; LS_ENOMEM: too little of its memory is free; LS_EABORTED with the driver's own words. */
+LS_API ls_status ls_gpu_measure(int device, ls_gpu_speed *out, ls_error *err);
 
 /* ---- Trace: who did what when ------------------------------------------------------------------------------------- */
 

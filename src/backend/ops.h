@@ -65,6 +65,14 @@ enum {
     LS_SAMPLE_TOP = 20    /* most likely tokens it reports */
 };
 
+/* In place of a token: LS_TOKEN_DRAWN + i, i < 2^30, is the one that the step before drew for its output row i. Only on
+ * devices, which start that step before the host has read the token; ops of the CPU never see it. */
+enum { LS_TOKEN_DRAWN = INT32_MIN };
+
+static inline bool token_is_drawn(int32_t token) {
+    return token < LS_TOKEN_DRAWN / 2;
+}
+
 typedef struct ls_group {
     int rank, size;
 } ls_group;
@@ -142,7 +150,7 @@ typedef struct ls_step {
     int32_t n_dec, n_pre;
     int32_t n_seqs;
     int32_t n_out;         /* rows that get logits */
-    const int32_t *token;  /* [M] id, or -1 - i: row i of input_rows in place of an embedding */
+    const int32_t *token;  /* [M] id; or -1 - i: row i of input_rows in place of an embedding; or LS_TOKEN_DRAWN + i */
     const int32_t *pos;    /* [M] */
     const int32_t *seq_of; /* [M] index into seq */
     const ls_step_seq *seq;

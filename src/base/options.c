@@ -31,6 +31,11 @@ const command_def command_table[COMMAND_COUNT] = {
     {COMMAND_PLAN, "plan", "MODEL", "show the memory of every rank before anything is loaded",
      "No weights are read: a folder with config.json is enough, or a name whose shapes are built in. --load-format "
      "safetensors checks the tensors as well.\n\n"
+     "--device cuda plans for a GPU, which need not be there if --device-memory-bytes says how large it is: ranks' "
+     "bytes "
+     "are the GPU's, and pinned is memory of this machine that it copies from and to. What the driver takes besides is "
+     "measured where there is the GPU, else assumed. Without --device, a GPU that is here is planned for, but with "
+     "--device-memory-bytes ranks on the CPU.\n\n"
      "The budget of a rank is --gpu-memory-utilization times the device's total memory, minus what others use of it. "
      "With --device-memory-bytes every rank has a device of that size, and nobody else uses it. Without, the ranks "
      "share this machine: total is its memory (or its control group's, if that is less) divided by the ranks, and used "
@@ -47,11 +52,15 @@ const command_def command_table[COMMAND_COUNT] = {
      "computes "
      "with a stride of the window's length."},
     {COMMAND_VERIFY, "verify", "MODEL", "compare two back ends or dtypes, op by op",
-     "Two engines run the same tokens: a prompt of 40, then 4 of the reference's own choice. First every op alone, "
+     "Two engines run the same tokens: a prompt of 40, then 4 of the reference's own choice; then four shorter prompts "
+     "beside it as one step, and two steps with a token of each of the five. First every op alone, "
      "on the reference's inputs, so that errors do not pile up; then the first engine runs by itself. What every op "
      "of every layer writes on every rank is compared by max|a-b| / max|b| of a row, with the tolerance of the coarser "
      "format (f32 1e-5, f16 2e-3, bf16 2e-2, int8 5e-2); engines of the same formats must agree to the bit, whatever "
      "their ranks, threads and instruction sets. Exit code 1 if they differ by more.\n\n"
+     "With --device cuda every step runs by the kernels that it has in use: prompts by those for any step, the others "
+     "by those for decode steps, which are compared where they leave what the next one reads. The first difference is "
+     "told with its op, layer, rank and kernels.\n\n"
      "Names in --against are those of the options under Engine: --against dtype=f32,tensor-parallel-size=1. Sizes of "
      "context, batch and KV cache are verify's own."},
     {COMMAND_PULL, "pull", "MODEL", "download a model from the hub into the local cache",
@@ -62,7 +71,11 @@ const command_def command_table[COMMAND_COUNT] = {
      "no network."},
     {COMMAND_DOCTOR, "doctor", "MODEL", "show what this machine can do and whether it is well",
      "Memory bandwidth and multiply-adds are measured, which takes some seconds; what cannot be read is said to be "
-     "unknown. Every check ends with ok, warning or problem, and says what to do. With a model: whether it opens and "
+     "unknown. Of each GPU: what it is, its driver and state (as nvidia-smi knows them), whether this build has "
+     "kernels "
+     "for it, and measured: reading its memory, copies from and to pinned memory, the time from kernel to kernel in a "
+     "graph (and where the next one may begin early), and a bf16 matmul by cuBLASLt. Every check ends with ok, warning "
+     "or problem, and says what to do. With a model: whether it opens and "
      "is complete, whether it fits into memory, and how fast it can be here. Exit code 1 if there is a problem."},
     {COMMAND_HELP, "help", "COMMAND", "show the manual of a command", NULL},
 };
@@ -171,7 +184,7 @@ const option_def option_table[OPTION_COUNT] = {
     [OPT_PROMPT_LOGPROBS] = {OPT_PROMPT_LOGPROBS, COMMAND_GENERATE, GROUP_SAMPLING, OPTION_INT, "prompt-logprobs", NULL,
                              0, "N", NULL, 0, 20, NULL, "With --json: the same for the tokens of the prompt"},
     [OPT_DEVICE] =
-        {OPT_DEVICE, COMMANDS_RUN, GROUP_ENGINE, OPTION_TEXT, "device", NULL, 0, "DEVICE", "auto", 0, 0, NULL,
+        {OPT_DEVICE, COMMANDS_PLAN, GROUP_ENGINE, OPTION_TEXT, "device", NULL, 0, "DEVICE", "auto", 0, 0, NULL,
          "What runs the model: cpu, cuda, cuda:N for one of several GPUs, or auto: a GPU if there is one that "
          "the model fits on, else the CPU"},
     [OPT_TENSOR_PARALLEL_SIZE] = {OPT_TENSOR_PARALLEL_SIZE, COMMANDS_PLAN, GROUP_ENGINE, OPTION_INT,
@@ -222,12 +235,18 @@ const option_def option_table[OPTION_COUNT] = {
                          "1,2,4,8,16", 0, 0, NULL,
                          "On a GPU, decode steps of up to so many rows are captured as graphs at the start: rising "
                          "numbers out of 1,2,4,8,16, or none"},
+    [OPT_ASYNC_SCHEDULING] =
+        {OPT_ASYNC_SCHEDULING, COMMANDS_RUN, GROUP_ENGINE, OPTION_CHOICE, "async-scheduling", NULL, 0, "MODE", "auto",
+         0, 0, "auto|off",
+         "On a GPU, auto starts the next decode step while the last one runs, from tokens that are still there; off "
+         "waits for each step; both give the same text"},
     [OPT_AGAINST] = {OPT_AGAINST, COMMAND_VERIFY, GROUP_ENGINE, OPTION_TEXT, "against", NULL, 0, "SETTINGS",
                      "device=cpu,dtype=f32,cpu-isa=ref", 0, 0, NULL,
                      "The engine to compare with: options as name=value with commas between them; what is not named is "
                      "as given for the first"},
     [OPT_TIMELINE] = {OPT_TIMELINE, COMMAND_GENERATE, GROUP_OUTPUT, OPTION_CHOICE, "timeline", NULL, 0, "FORM", "text",
-                      0, 0, "text|json|none", "Form of the timeline on standard error"},
+                      0, 0, "text|json|none",
+                      "Form of the timeline on standard error; with none nothing shows how loading goes either"},
     [OPT_PROFILE] = {OPT_PROFILE, COMMAND_GENERATE, GROUP_OUTPUT, OPTION_FLAG, "profile", NULL, 0, NULL, NULL, 0, 0,
                      NULL,
                      "On a GPU, time every kernel and print a table on standard error; without graphs, so steps are "

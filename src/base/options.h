@@ -98,6 +98,7 @@ typedef enum option_id {
     OPT_CPU_ISA,
     OPT_KERNELS,
     OPT_GRAPH_SIZES,
+    OPT_ASYNC_SCHEDULING,
     OPT_AGAINST,
     OPT_TIMELINE,
     OPT_PROFILE,

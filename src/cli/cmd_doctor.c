@@ -14,7 +14,7 @@
 #include "base/json.h"
 #include "cli/cli.h"
 
-enum { MAX_CHECKS = 32 };
+enum { MAX_CHECKS = 128, MAX_GPUS = 16 };
 
 typedef enum check_verdict { GOOD, WARNING, PROBLEM } check_verdict;
 
@@ -25,12 +25,20 @@ typedef struct check {
     char advice[256]; /* what to do; "" where there is nothing to do */
 } check;
 
+typedef struct gpu {
+    ls_gpu_info info;
+    ls_gpu_speed speed;
+    bool known, measured; /* info, speed */
+} gpu;
+
 typedef struct doctor {
     ls_options options;
     ls_machine_info info;
     ls_machine_speed speed;
     check checks[MAX_CHECKS];
     int n_checks;
+    int n_gpus;
+    gpu gpus[MAX_GPUS];
     ls_model *model;
     bool planned;
     ls_plan_report plan;
@@ -188,12 +196,137 @@ static void check_libraries(doctor *d) {
     }
 }
 
-static void check_gpu(doctor *d) {
-    check *c = say(d, "GPU", "%s; this build has no CUDA back end",
-                   d->info.has_cuda_driver ? "libcuda.so.1 is here: an NVIDIA driver is installed"
-                                           : "no NVIDIA driver: libcuda.so.1 cannot be loaded");
-    if (d->info.has_cuda_driver) {
-        judge(c, WARNING, "models run on the CPU only");
+/* ---- GPUs ---- */
+
+static void check_gpu_itself(doctor *d, int n) {
+    const ls_gpu_info *g = &d->gpus[n].info;
+    check *c = say(d, "GPU", "%d: %s, %s, %" PRId64 " SMs, L2 %g MiB, PCI %s; driver %s for CUDA %d.%d; kernels %s", n,
+                   g->name, g->chip, g->n_sms, (double)g->l2_bytes / (1 << 20), g->bus, or_unknown(g->driver),
+                   g->cuda_version / 1000, g->cuda_version % 1000 / 10, g->kernels[0] != '\0' ? g->kernels : "none");
+    if (g->kernels[0] == '\0') {
+        judge(c, WARNING, "this build has kernels for %s only: models run on the CPU; build it with ARCHS=\"%s %s\"",
+              ls_cuda_archs(), ls_cuda_archs(), g->chip);
+    } else if (strncmp(g->kernels, "sm_", 3) != 0) {
+        judge(c, WARNING,
+              "this build has no kernels for %s: the driver compiles others, which are slower; build it with "
+              "ARCHS=\"%s %s\"",
+              g->chip, ls_cuda_archs(), g->chip);
+    }
+}
+
+static void add_part(check *c, const char *name, int value, const char *of, int most, const char *unit) {
+    if (value >= 0) {
+        add(c, ", %s %d", name, value);
+        if (most >= 0) {
+            add(c, "%s%d", of, most);
+        }
+        add(c, "%s", unit);
+    }
+}
+
+static void check_gpu_state(doctor *d, int n) {
+    const ls_gpu_info *g = &d->gpus[n].info;
+    check *c = say(d, "GPU state", "%d: ECC %s", n, g->ecc < 0 ? "unknown" : g->ecc > 0 ? "on" : "off");
+    if (g->ecc > 0 && g->ecc_errors >= 0) {
+        add(c, " (%" PRId64 " uncorrected errors)", g->ecc_errors);
+    }
+    add_part(c, "SM clock", g->sm_clock_mhz, " of ", g->max_sm_clock_mhz, " MHz");
+    add_part(c, "memory clock", g->memory_clock_mhz, " of ", g->max_memory_clock_mhz, " MHz");
+    add_part(c, "at", g->temperature_c, "", -1, " C");
+    add_part(c, "with", g->power_w, " of ", g->power_limit_w, " W");
+    add_part(c, "PCIe", g->pcie_generation, ".0 x", g->pcie_lanes, "");
+    if (g->slowed_by[0] != '\0') {
+        add(c, ", clocks held down by: %s", g->slowed_by);
+    }
+    if (g->ecc_errors > 0) {
+        judge(c, WARNING, "its memory has failed: see nvidia-smi -q -d ECC,PAGE_RETIREMENT,ROW_REMAPPER");
+    } else if (strstr(g->slowed_by, "heat") != NULL || strstr(g->slowed_by, "hardware") != NULL ||
+               strstr(g->slowed_by, "brake") != NULL) {
+        judge(c, WARNING, "it is slow for its own protection: see to its cooling and power");
+    } else if (g->n_processes > 0) {
+        add(c, ", in use by %d other%s", g->n_processes, g->n_processes > 1 ? "s" : "");
+        judge(c, WARNING, "others use this GPU: less memory is free, and it is slower (see nvidia-smi)");
+    }
+}
+
+static void check_gpu_speed(doctor *d, int n) {
+    const ls_gpu_info *g = &d->gpus[n].info;
+    const ls_gpu_speed *s = &d->gpus[n].speed;
+    char all[32], left[32];
+    check *c =
+        say(d, "GPU memory", "%d: %s, %s free once %s kernels were loaded, which took %.2f s", n,
+            gb_text(g->memory_bytes, all), gb_text(s->free_bytes, left), g->kernels, (double)s->context_us / 1e6);
+    if (s->jit_us > 0) {
+        add(c, " (%.2f s of it by the driver's compiler)", (double)s->jit_us / 1e6);
+    }
+    if (s->free_bytes < g->memory_bytes / 2) {
+        judge(c, WARNING, "more than half of it is in use: see nvidia-smi");
+    }
+    c = say(d, "GPU speed", "%d: read %.0f GB/s (median %.0f); pinned memory to it %.1f GB/s, from it %.1f; ", n,
+            s->read.best / 1e9, s->read.median / 1e9, s->to_device.best / 1e9, s->to_host.best / 1e9);
+    add(c, "kernel to kernel in a graph %.2f us", s->kernel_us);
+    if (s->overlapped_kernel_us > 0) {
+        add(c, ", %.2f us where they overlap", s->overlapped_kernel_us);
+    }
+    if (s->gemm_flops.best <= 0) {
+        add(c, "; no bf16 matmul: %s", s->no_gemm);
+        judge(c, WARNING, "prompts run on kernels of lockstep's own: install CUDA 13's cuBLAS to run them faster");
+        return;
+    }
+    add(c, "; bf16 matmul %d^3 %.0f TFLOP/s (median %.0f)", s->gemm_n, s->gemm_flops.best / 1e12,
+        s->gemm_flops.median / 1e12);
+    if (s->gemm_sm_clock_mhz >= 0) {
+        add(c, " at %d MHz%s%s", s->gemm_sm_clock_mhz, s->gemm_slowed_by[0] != '\0' ? ", held down by " : "",
+            s->gemm_slowed_by);
+    }
+}
+
+static void check_peers(doctor *d) {
+    check *c = say(d, "GPU peers", "%s", "");
+    for (int i = 0; i < d->n_gpus; i++) {
+        add(c, "%s%d reaches", i > 0 ? "; " : "", i);
+        for (int k = 0; k < d->n_gpus; k++) {
+            if (d->gpus[i].info.peers >> k & 1) {
+                add(c, " %d", k);
+            }
+        }
+        add(c, "%s", d->gpus[i].info.peers == 0 ? " none" : "");
+    }
+}
+
+static void check_gpus(doctor *d) {
+    ls_error error = {0};
+    if (ls_gpu_count(&d->n_gpus, &error) < 0) {
+        check *c = say(d, "GPU", "%s", error.text);
+        if (d->info.has_cuda_driver) {
+            judge(c, WARNING, "models run on the CPU only");
+        }
+        return;
+    }
+    d->n_gpus = d->n_gpus < MAX_GPUS ? d->n_gpus : MAX_GPUS;
+    for (int n = 0; n < d->n_gpus; n++) {
+        gpu *g = &d->gpus[n];
+        g->info = (ls_gpu_info)LS_GPU_INFO_INIT;
+        g->speed = (ls_gpu_speed)LS_GPU_SPEED_INIT;
+        g->known = ls_gpu_get_info(n, &g->info, &error) == LS_OK;
+        if (!g->known) {
+            judge(say(d, "GPU", "%d: %s", n, error.text), WARNING, "see what nvidia-smi says of it");
+            continue;
+        }
+        check_gpu_itself(d, n);
+        check_gpu_state(d, n);
+        if (g->info.kernels[0] == '\0') {
+            continue;
+        }
+        g->measured = ls_gpu_measure(n, &g->speed, &error) == LS_OK;
+        if (g->measured) {
+            check_gpu_speed(d, n);
+        } else {
+            judge(say(d, "GPU speed", "%d: %s", n, error.text), WARNING, "models may not run on it");
+        }
+    }
+    if (d->n_gpus > 1) {
+        check_peers(d);
     }
 }
 
@@ -274,24 +407,43 @@ static void check_hub(doctor *d) {
 
 /* ---- A model ---- */
 
+/* Where a model would run that is asked for without more: the first GPU that works, else the CPU. */
+static const gpu *first_gpu(const doctor *d) {
+    return d->gpus[0].measured ? &d->gpus[0] : NULL;
+}
+
+/* What of a plan lies in the memory that its budget is of: the GPU's, or the machine's. */
+static int64_t planned_bytes(const ls_plan_report *plan) {
+    int64_t sum = 0;
+    for (int kind = 0; kind < LS_MEMORY_KINDS; kind++) {
+        sum += plan->rank_bytes[0][kind];
+    }
+    return plan->on_gpu ? sum : plan->total_bytes;
+}
+
 static void check_plan(doctor *d) {
     ls_error error = {0};
     ls_engine_params params = LS_ENGINE_PARAMS_INIT;
     ls_plan_budget budget = LS_PLAN_BUDGET_INIT;
     char need[32], room[32];
+    params.device = first_gpu(d) != NULL ? "cuda" : "cpu";
     d->plan = (ls_plan_report)LS_PLAN_REPORT_INIT;
-    if (ls_plan_make(d->model, &params, &d->plan, &error) < 0 || ls_plan_get_budget(0, 0, 1, &budget, &error) < 0) {
+    if (ls_plan_make(d->model, &params, &d->plan, &error) < 0 ||
+        (d->plan.on_gpu ? ls_plan_get_gpu_budget(&params, &budget, &error)
+                        : ls_plan_get_budget(0, 0, 1, &budget, &error)) < 0) {
         judge(say(d, "model memory", "%s", error.text), PROBLEM, "see lockstep plan --help");
         return;
     }
     d->planned = true;
-    check *c = say(d, "model memory", "%s with %d sequences in %s; a share of %g less what others use leaves %s",
-                   gb_text(d->plan.total_bytes, need), d->plan.max_num_seqs, ls_dtype_name(d->plan.dtype),
-                   budget.utilization, gb_text(budget.budget_bytes > 0 ? budget.budget_bytes : 0, room));
-    if (d->plan.total_bytes > budget.total_bytes) {
-        judge(c, PROBLEM,
-              "more than the machine has: lower --max-model-len, --max-num-seqs or --dtype; see lockstep plan");
-    } else if (d->plan.total_bytes > budget.budget_bytes) {
+    const int64_t bytes = planned_bytes(&d->plan);
+    check *c =
+        say(d, "model memory", "%s%s with %d sequences in %s; a share of %g less what others use leaves %s",
+            gb_text(bytes, need), d->plan.on_gpu ? " of GPU 0" : "", d->plan.max_num_seqs, ls_dtype_name(d->plan.dtype),
+            budget.utilization, gb_text(budget.budget_bytes > 0 ? budget.budget_bytes : 0, room));
+    if (bytes > budget.total_bytes) {
+        judge(c, PROBLEM, "more than the %s has: lower --max-model-len, --max-num-seqs or --dtype; see lockstep plan",
+              d->plan.on_gpu ? "GPU" : "machine");
+    } else if (bytes > budget.budget_bytes) {
         judge(c, WARNING, "tight: end other programs, or lower --max-model-len or --max-num-seqs; see lockstep plan");
     }
 }
@@ -316,13 +468,14 @@ static void check_model(doctor *d) {
     check_plan(d);
     if (d->planned) {
         double bytes = (double)d->plan.weight_read_bytes_per_step;
-        d->expected_ms = bytes * 1e3 / d->speed.read_all.best;
+        double rate = d->plan.on_gpu ? first_gpu(d)->speed.read.best : d->speed.read_all.best;
+        d->expected_ms = bytes * 1e3 / rate;
         check *c = say(d, "model speed",
                        "%.3g ms for each token at best: %.3g GB of weights at %.2f GB/s (KV cache: %" PRId64
                        " bytes more for each token of context)",
-                       d->expected_ms, bytes / 1e9, d->speed.read_all.best / 1e9, d->plan.kv_bytes_per_token);
+                       d->expected_ms, bytes / 1e9, rate / 1e9, d->plan.kv_bytes_per_token);
         const ls_machine_info *i = &d->info;
-        if (i->n_caches > 0 && bytes < (double)i->cache[i->n_caches - 1].bytes) {
+        if (!d->plan.on_gpu && i->n_caches > 0 && bytes < (double)i->cache[i->n_caches - 1].bytes) {
             add(c, "; they fit into the L%d cache, which may be faster", i->cache[i->n_caches - 1].level);
         }
     }
@@ -409,6 +562,76 @@ static json_t *speed_json(const ls_machine_speed *s) {
                      rate_json(s->flops_one, s->flops_all));
 }
 
+static json_t *one_rate_json(ls_rate rate) {
+    return json_pack("{s:f, s:f}", "best", rate.best, "median", rate.median);
+}
+
+static json_t *gpu_speed_json(const ls_gpu_speed *s) {
+    json_t *object = json_pack(
+        "{s:f, s:f, s:I, s:I, s:o, s:o, s:o, s:f, s:o}", "context_s", (double)s->context_us / 1e6, "jit_s",
+        (double)s->jit_us / 1e6, "free_bytes", (json_int_t)s->free_bytes, "buffer_bytes", (json_int_t)s->buffer_bytes,
+        "read_bytes_per_s", one_rate_json(s->read), "to_device_bytes_per_s", one_rate_json(s->to_device),
+        "to_host_bytes_per_s", one_rate_json(s->to_host), "kernel_us", s->kernel_us, "overlapped_kernel_us",
+        s->overlapped_kernel_us > 0 ? json_real(s->overlapped_kernel_us) : json_null());
+    const bool any = s->gemm_flops.best > 0;
+    json_object_set_new(object, "gemm_n", json_integer(s->gemm_n));
+    json_object_set_new(object, "gemm_flops", any ? one_rate_json(s->gemm_flops) : json_null());
+    json_object_set_new(object, "no_gemm", text_json(s->no_gemm));
+    json_object_set_new(object, "gemm_sm_clock_mhz", known_json(s->gemm_sm_clock_mhz));
+    json_object_set_new(object, "gemm_slowed_by", text_json(s->gemm_slowed_by));
+    return object;
+}
+
+static json_t *peers_json(uint32_t peers) {
+    json_t *array = json_array();
+    for (int i = 0; i < 32; i++) {
+        if (peers >> i & 1) {
+            json_array_append_new(array, json_integer(i));
+        }
+    }
+    return array;
+}
+
+static json_t *gpus_json(const doctor *d) {
+    json_t *gpus = json_array();
+    for (int n = 0; n < d->n_gpus; n++) {
+        const ls_gpu_info *g = &d->gpus[n].info;
+        const struct {
+            const char *key;
+            int64_t value;
+        } number[] = {{"sms", g->n_sms},
+                      {"l2_bytes", g->l2_bytes},
+                      {"memory_bytes", g->memory_bytes},
+                      {"cuda_version", g->cuda_version},
+                      {"ecc", g->ecc},
+                      {"ecc_errors", g->ecc_errors},
+                      {"sm_clock_mhz", g->sm_clock_mhz},
+                      {"max_sm_clock_mhz", g->max_sm_clock_mhz},
+                      {"memory_clock_mhz", g->memory_clock_mhz},
+                      {"max_memory_clock_mhz", g->max_memory_clock_mhz},
+                      {"temperature_c", g->temperature_c},
+                      {"power_w", g->power_w},
+                      {"power_limit_w", g->power_limit_w},
+                      {"pcie_generation", g->pcie_generation},
+                      {"pcie_lanes", g->pcie_lanes},
+                      {"processes", g->n_processes}};
+        if (!d->gpus[n].known) {
+            json_array_append_new(gpus, json_pack("{s:i}", "device", n));
+            continue;
+        }
+        json_t *object =
+            json_pack("{s:i, s:s, s:s, s:s, s:o, s:o, s:o, s:o, s:o}", "device", n, "name", g->name, "chip", g->chip,
+                      "bus", g->bus, "kernels", text_json(g->kernels), "driver", text_json(g->driver), "slowed_by",
+                      text_json(g->slowed_by), "peers", peers_json(g->peers), "speed",
+                      d->gpus[n].measured ? gpu_speed_json(&d->gpus[n].speed) : json_null());
+        for (size_t i = 0; i < sizeof number / sizeof *number; i++) {
+            json_object_set_new(object, number[i].key, known_json(number[i].value));
+        }
+        json_array_append_new(gpus, object);
+    }
+    return gpus;
+}
+
 static ls_status print_json(const doctor *d, ls_error *err) {
     json_t *checks = json_array();
     for (int i = 0; i < d->n_checks; i++) {
@@ -417,15 +640,15 @@ static ls_status print_json(const doctor *d, ls_error *err) {
                               json_pack("{s:s, s:s, s:o, s:o}", "name", c->name, "verdict", verdict_name(c->verdict),
                                         "text", text_json(c->text), "advice", text_json(c->advice)));
     }
-    json_t *object =
-        json_pack("{s:o, s:o, s:o, s:i, s:i}", "machine", machine_json(&d->info), "speed", speed_json(&d->speed),
-                  "checks", checks, "problems", count_verdicts(d, PROBLEM), "warnings", count_verdicts(d, WARNING));
+    json_t *object = json_pack("{s:o, s:o, s:o, s:o, s:i, s:i}", "machine", machine_json(&d->info), "speed",
+                               speed_json(&d->speed), "gpus", gpus_json(d), "checks", checks, "problems",
+                               count_verdicts(d, PROBLEM), "warnings", count_verdicts(d, WARNING));
     if (object == NULL) {
         return error_set(err, LS_ENOMEM, "cannot write JSON: out of memory");
     }
     if (d->planned) {
         json_object_set_new(object, "model",
-                            json_pack("{s:I, s:I, s:f}", "plan_bytes", (json_int_t)d->plan.total_bytes,
+                            json_pack("{s:I, s:I, s:f}", "plan_bytes", (json_int_t)planned_bytes(&d->plan),
                                       "weight_read_bytes_per_step", (json_int_t)d->plan.weight_read_bytes_per_step,
                                       "expected_ms_per_token", d->expected_ms));
     }
@@ -452,7 +675,7 @@ static ls_status doctor_all(doctor *d, int argc, char **argv, ls_error *err) {
     check_limits(d);
     check_speed(d);
     check_libraries(d);
-    check_gpu(d);
+    check_gpus(d);
     check_caches(d);
     check_hub(d);
     check_model(d);

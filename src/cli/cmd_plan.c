@@ -31,6 +31,7 @@ typedef struct plan_run {
     ls_options options;
     ls_model *model;
     ls_engine_params params;
+    bool on_gpu;
     ls_plan_report report;
     ls_plan_budget budget;
     int64_t need_bytes; /* of the fullest rank, as planned */
@@ -59,17 +60,20 @@ static int64_t shared_total(const ls_plan_report *report) {
 
 /* As ls_plan_fit counts it. */
 static int64_t need_of(const ls_plan_report *report, bool machine) {
-    int64_t fullest = 0;
+    int64_t fullest = 0, shared = report->on_gpu ? 0 : shared_total(report);
     for (int r = 0; r < report->n_ranks; r++) {
         fullest = rank_total(report, r) > fullest ? rank_total(report, r) : fullest;
     }
     int n_sharing = machine ? report->n_ranks : 1;
-    return fullest + (shared_total(report) + n_sharing - 1) / n_sharing;
+    return fullest + (shared + n_sharing - 1) / n_sharing;
 }
 
 static ls_status get_budget(const plan_run *run, int n_ranks, ls_plan_budget *out, ls_error *err) {
     const option_value *v = run->options.value;
     *out = (ls_plan_budget)LS_PLAN_BUDGET_INIT;
+    if (run->on_gpu) {
+        return ls_plan_get_gpu_budget(&run->params, out, err);
+    }
     return ls_plan_get_budget(v[OPT_DEVICE_MEMORY_BYTES].integer, v[OPT_GPU_MEMORY_UTILIZATION].real, n_ranks, out,
                               err);
 }
@@ -138,7 +142,7 @@ static void print_components(const ls_plan_report *report) {
     for (int r = 0; r < report->n_ranks; r++) {
         printf("        rank %d", r);
     }
-    printf("        shared           total       GB\n");
+    printf("%14s           total       GB\n", report->on_gpu ? "pinned" : "shared");
     for (int kind = 0; kind <= LS_MEMORY_KINDS; kind++) {
         if (kind == LS_MEMORY_TRACE) {
             continue; /* generate's, and small */
@@ -154,6 +158,12 @@ static void print_components(const ls_plan_report *report) {
         }
         printf(" %13" PRId64 " %15" PRId64 " %8.2f\n", shared, sum, gb(sum));
     }
+    if (report->on_gpu) {
+        printf("%-12s %13" PRId64 " %13d %15" PRId64 " %8.2f  %s\n", "driver", report->driver_bytes, 0,
+               report->driver_bytes, gb(report->driver_bytes),
+               report->driver_measured ? "measured: context, kernels and other programs"
+                                       : "assumed: the GPU is not here");
+    }
 }
 
 static void print_verdict(const plan_run *run) {
@@ -163,8 +173,9 @@ static void print_verdict(const plan_run *run) {
     printf("\nA token of KV cache takes %" PRId64 " bytes on all ranks together; this cache holds %" PRId64
            " tokens, %.1f sequences of full length.\n",
            report->kv_bytes_per_token, tokens, (double)tokens / report->max_model_len_tokens);
-    printf("Budget of a rank: %.2f GB = %g x %.2f GB - %.2f GB used by others%s.\n", gb(budget->budget_bytes),
+    printf("Budget of a rank: %.2f GB = %g x %.2f GB - %.2f GB used by %s%s.\n", gb(budget->budget_bytes),
            budget->utilization, gb(budget->total_bytes), gb(budget->used_by_others_bytes),
+           report->on_gpu ? "the driver and others" : "others",
            budget->machine ? " (this machine, divided by the ranks)" : "");
     int64_t missing = run->need_bytes - budget->budget_bytes;
     printf("This plan needs %.2f GB of it: %s%.2f GB %s.\n", gb(run->need_bytes),
@@ -220,12 +231,13 @@ static void print_text(const plan_run *run, const ls_model_info *info) {
     printf("%s: %s, %d layers, D %d, F %d, H %d, K %d, d %d, V %d%s\n", run->options.value[OPT_MODEL].text,
            info->family, info->n_layers, info->d_model, info->d_ffn, info->n_heads, info->n_kv_heads, info->d_head,
            info->n_vocab, info->tied ? ", tied" : "");
-    printf("%d rank%s, %d thread%s each, %s, quantization %s, KV cache %s; %d sequences of %d tokens, %d rows a step. "
-           "GB are "
-           "10^9 bytes.\n",
-           r->n_ranks, r->n_ranks > 1 ? "s" : "", r->n_threads, r->n_threads > 1 ? "s" : "", ls_dtype_name(r->dtype),
-           ls_quantization_name(r->quantization), ls_dtype_name(r->kv_cache_dtype), r->max_num_seqs,
-           r->max_model_len_tokens, r->max_num_batched_tokens);
+    printf(
+        "%s%d rank%s, %d thread%s each, %s, quantization %s, KV cache %s; %d sequences of %d tokens, %d rows a step. "
+        "GB are "
+        "10^9 bytes.\n",
+        r->on_gpu ? "GPU, " : "", r->n_ranks, r->n_ranks > 1 ? "s" : "", r->n_threads, r->n_threads > 1 ? "s" : "",
+        ls_dtype_name(r->dtype), ls_quantization_name(r->quantization), ls_dtype_name(r->kv_cache_dtype),
+        r->max_num_seqs, r->max_model_len_tokens, r->max_num_batched_tokens);
     print_components(r);
     print_verdict(run);
     print_contexts(run);
@@ -288,7 +300,7 @@ static ls_status print_json(const plan_run *run, ls_error *err) {
     const ls_plan_report *r = &run->report;
     json_t *ranks = json_array();
     for (int i = 0; i < r->n_ranks; i++) {
-        json_t *rank = bytes_json(r->rank_bytes[i], LS_MEMORY_WEIGHTS, LS_MEMORY_ROPE);
+        json_t *rank = bytes_json(r->rank_bytes[i], LS_MEMORY_WEIGHTS, r->on_gpu ? LS_MEMORY_TRACE : LS_MEMORY_ROPE);
         json_object_set_new(rank, "total", json_integer(rank_total(r, i)));
         json_array_append_new(ranks, rank);
     }
@@ -300,7 +312,12 @@ static ls_status print_json(const plan_run *run, ls_error *err) {
                   r->max_num_batched_tokens, "pages", r->n_pages, "page_tokens", r->page_tokens);
     int failed = json_object_set_new(object, "threads", json_integer(r->n_threads));
     failed |= json_object_set_new(object, "rank_bytes", ranks);
-    failed |= json_object_set_new(object, "shared_bytes", bytes_json(r->shared_bytes, LS_MEMORY_ROPE, LS_MEMORY_TRACE));
+    failed |= json_object_set_new(
+        object, "shared_bytes",
+        bytes_json(r->shared_bytes, r->on_gpu ? LS_MEMORY_WEIGHTS : LS_MEMORY_ROPE, LS_MEMORY_TRACE));
+    failed |= json_object_set_new(object, "device", json_string(r->on_gpu ? "cuda" : "cpu"));
+    failed |= json_object_set_new(object, "driver_bytes", r->on_gpu ? json_integer(r->driver_bytes) : json_null());
+    failed |= json_object_set_new(object, "driver_measured", json_boolean(r->driver_measured));
     failed |= json_object_set_new(object, "total_bytes", json_integer(r->total_bytes));
     failed |= json_object_set_new(object, "kv_bytes_per_token", json_integer(r->kv_bytes_per_token));
     failed |= json_object_set_new(object, "weight_read_bytes_per_step", json_integer(r->weight_read_bytes_per_step));
@@ -321,6 +338,16 @@ static ls_status print_json(const plan_run *run, ls_error *err) {
 
 /* ---- The command ---- */
 
+/* "auto" is the GPU that is here, as for engines; with a device's memory given, this machine does not matter. */
+static void choose_device(plan_run *run) {
+    int n_gpus = 0;
+    const option_value *memory = &run->options.value[OPT_DEVICE_MEMORY_BYTES];
+    run->params.device_memory_bytes = memory->integer;
+    if (strcmp(run->params.device, "auto") == 0) {
+        run->params.device = !memory->set && ls_gpu_count(&n_gpus, NULL) == LS_OK ? "cuda" : "cpu";
+    }
+}
+
 static ls_status plan_all(plan_run *run, int argc, char **argv, ls_error *err) {
     TRY(options_init(&run->options, err));
     TRY(args_parse(&run->options, COMMAND_PLAN, argc, argv, err));
@@ -335,8 +362,10 @@ static ls_status plan_all(plan_run *run, int argc, char **argv, ls_error *err) {
     ls_model_info info = LS_MODEL_INFO_INIT;
     TRY(ls_model_get_info(run->model, &info, err));
     run->params = cli_engine_params(&run->options);
+    choose_device(run);
     run->report = (ls_plan_report)LS_PLAN_REPORT_INIT;
     TRY(ls_plan_make(run->model, &run->params, &run->report, err));
+    run->on_gpu = run->report.on_gpu;
     TRY(get_budget(run, run->report.n_ranks, &run->budget, err));
     run->need_bytes = need_of(&run->report, run->budget.machine);
     if (run->params.max_model_len_tokens == 0) {

@@ -71,7 +71,14 @@ static ls_status read_against(verify_run *run, ls_error *err) {
 
 /* ---- Text ---- */
 
-static void describe_place(const ls_verify_place *place, char *out, size_t out_bytes) {
+static const char *step_name(const ls_verify_report *report, int step) {
+    return step == 0                            ? "prompt"
+           : step <= report->n_decode_steps     ? "decode"
+           : step == report->n_decode_steps + 1 ? "prompts of several sequences"
+                                                : "decode of several sequences";
+}
+
+static void describe_place(const ls_verify_report *report, const ls_verify_place *place, char *out, size_t out_bytes) {
     char layer[24] = "", rank[24] = "all ranks together";
     if (place->layer >= 0) {
         snprintf(layer, sizeof layer, " of layer %d", place->layer);
@@ -80,11 +87,11 @@ static void describe_place(const ls_verify_place *place, char *out, size_t out_b
         snprintf(rank, sizeof rank, "rank %d", place->rank);
     }
     snprintf(out, out_bytes, "op %s%s, %s, buffer %s, position %d (%s)", place->op, layer, rank, place->buffer,
-             place->position, place->step == 0 ? "prompt" : "decode");
+             place->position, step_name(report, place->step));
 }
 
-static void print_table(const ls_verify_op *table, const char *title) {
-    char where[160];
+static void print_table(const ls_verify_report *report, const ls_verify_op *table, const char *title) {
+    char where[192];
     printf("\n%s\n%-9s %9s %-6s %11s  %s\n", title, "op", "rows", "bits", "worst error", "where");
     for (int i = 0; i < LS_VERIFY_OPS; i++) {
         const ls_verify_op *line = &table[i];
@@ -93,7 +100,7 @@ static void print_table(const ls_verify_op *table, const char *title) {
         }
         where[0] = '\0';
         if (!line->bits_equal) {
-            describe_place(line->worst.error > 0 ? &line->worst : &line->first_bits, where, sizeof where);
+            describe_place(report, line->worst.error > 0 ? &line->worst : &line->first_bits, where, sizeof where);
         }
         printf("%-9s %9" PRId64 " %-6s %11.3g  %s\n", line->op, line->n_compared, line->bits_equal ? "equal" : "differ",
                line->worst.error, where);
@@ -102,22 +109,29 @@ static void print_table(const ls_verify_op *table, const char *title) {
 
 static void print_text(const verify_run *run) {
     const ls_verify_report *r = &run->report;
-    char place[160];
-    printf("%s against %s: a prompt of %d tokens and %d decode steps\n", run->options.value[OPT_MODEL].text,
+    char place[192];
+    printf("%s against %s: a prompt of %d tokens and %d decode steps", run->options.value[OPT_MODEL].text,
            run->options.value[OPT_AGAINST].text, r->n_prompt_tokens, r->n_decode_steps);
+    if (r->n_sequences > 1) {
+        printf(", then %d sequences together", r->n_sequences);
+    }
+    printf("\n");
     printf("tolerance of an op %g, of logits %g of the row's largest value%s\n", r->tolerance, r->logits_tolerance,
            r->bits_expected ? "; same formats: all bits must be equal" : "");
-    print_table(r->isolated, "Each op alone, on the reference's inputs:");
-    print_table(r->running, "Free run, errors pile up:");
+    print_table(r, r->isolated, "Each op alone, on the reference's inputs:");
+    print_table(r, r->running, "Free run, errors pile up:");
     printf("\nlogits    %d rows, worst error %.3g; %d of them have a clear best token, %d choose another\n",
            r->n_logits_rows, r->logits_error, r->n_margin_rows, r->n_other_choices);
     if (r->passed) {
         printf("verified\n");
         return;
     }
-    describe_place(&r->first, place, sizeof place);
+    describe_place(r, &r->first, place, sizeof place);
     printf("DIFFERENT: first in %s, %s: error %.3g\n", r->first.running ? "the free run" : "an op alone", place,
            r->first.error);
+    if (r->first_kernels[0] != '\0') {
+        printf("kernels between the border before it and this one: %s\n", r->first_kernels);
+    }
 }
 
 /* ---- JSON ---- */
@@ -155,7 +169,9 @@ static ls_status print_json(const verify_run *run, ls_error *err) {
                                table_json(r->running), "first", place_json(&r->first), "logits_rows", r->n_logits_rows,
                                "logits_error", isfinite(r->logits_error) ? json_real(r->logits_error) : json_null(),
                                "margin_rows", r->n_margin_rows, "other_choices", r->n_other_choices);
-    if (object == NULL) {
+    if (object == NULL || json_object_set_new(object, "sequences", json_integer(r->n_sequences)) != 0 ||
+        json_object_set_new(object, "first_kernels", json_string(r->first_kernels)) != 0) {
+        json_decref(object);
         return error_set(err, LS_ENOMEM, "cannot write JSON: a name that is not UTF-8, or out of memory");
     }
     json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));

@@ -54,6 +54,9 @@ void timeline_print(FILE *out, const ls_timeline *t) {
             (double)t->shard_us / 1000, t->n_ranks, t->n_ranks == 1 ? "rank" : "ranks", t->n_threads,
             t->n_threads == 1 ? "thread" : "threads", t->device, ls_dtype_name(t->dtype), (double)t->weights_us / 1000,
             (double)t->load_bytes / 1e6, rate(t->load_bytes, t->weights_us) / 1e9);
+    if (t->no_gpu[0] != '\0') {
+        fprintf(out, "no GPU                %s\n", t->no_gpu);
+    }
     if (t->n_graphs > 0) {
         fprintf(out, "graphs   %9.1f ms  %d of decode steps, captured\n", (double)t->graphs_us / 1000, t->n_graphs);
     }
@@ -79,7 +82,7 @@ void timeline_print(FILE *out, const ls_timeline *t) {
 }
 
 json_t *timeline_json(const ls_timeline *t) {
-    return json_pack(
+    json_t *object = json_pack(
         "{s:s, s:i, s:I, s:i, s:i, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, "
         "s:I, s:I, s:i, s:I, "
         "s:I, "
@@ -101,6 +104,10 @@ json_t *timeline_json(const ls_timeline *t) {
         (json_int_t)t->weights_us, "load_bytes", (json_int_t)t->load_bytes, "load_gb_per_s",
         rate(t->load_bytes, t->weights_us) / 1e9, "first_token_us", (json_int_t)t->first_token_us, "start_us",
         (json_int_t)(t->first_token_us < 0 ? -1 : process_age_us() - t->age_us + t->first_token_us));
+    if (object != NULL && t->no_gpu[0] != '\0') {
+        json_object_set_new(object, "no_gpu", json_string(t->no_gpu));
+    }
+    return object;
 }
 
 void profile_print(FILE *out, const ls_profile_line *line, size_t n, double limit_bytes_per_s) {

@@ -3,86 +3,11 @@
 
 #include <stdlib.h>
 
+#include "backend/cuda/measure.h"
 #include "base/clock.h"
 #include "engine/ranges.h"
 
 /* ---- Opening ---- */
-
-/* Scratch that the kernels need for this configuration: the same memory serves all ops in turn. */
-static ls_status size_workspace(const ls_engine *engine, engine_config *config, ls_error *err) {
-    const ls_program *program = engine->program[0];
-    const int decode_rows = config->m_max < CUDA_MAX_DECODE ? config->m_max : CUDA_MAX_DECODE;
-    rank_memory counted = {.weight = calloc((size_t)program->n_weights, sizeof(ls_weight))};
-    ls_arena arena;
-    size_t most = 0;
-    if (counted.weight == NULL) {
-        return error_set(err, LS_ENOMEM, "engine: out of memory");
-    }
-    arena_init_counting(&arena);
-    ls_status st = rank_memory_place(&counted, config, program, &arena, err);
-    for (int i = 0; i < program->n_ops && st == LS_OK; i++) {
-        size_t bytes =
-            program->op[i].kind == OP_ATTN ? decode_workspace(&program->op[i], decode_rows, config->max_len) : 0;
-        most = bytes > most ? bytes : most;
-    }
-    if (st == LS_OK) {
-        size_t bytes = prefill_workspace(program->op, program->n_ops, &counted.bind, config->max_len);
-        config->workspace_bytes = bytes > most ? bytes : most;
-    }
-    free(counted.weight);
-    return st;
-}
-
-/* Where no size of the KV cache was asked for, it is what --gpu-memory-utilization leaves, if all seats at full length do
- * not take less. What does not fit even so is told by reserve(). */
-static ls_status fit_pages(ls_engine *engine, const ls_engine_params *params, ls_error *err) {
-    const int64_t slack_bytes = (int64_t)64 << 20; /* of the driver's own, allocated later */
-    const ls_spec *spec = &engine->model->spec;
-    engine_config *config = &engine->config;
-    engine_config whole = *config;
-    ls_memory_plan plan;
-    size_t free_bytes, total_bytes;
-    if (params->kv_cache_memory_bytes > 0) {
-        return LS_OK;
-    }
-    whole.max_len = params->max_model_len_tokens > 0 ? params->max_model_len_tokens : spec->max_position_tokens;
-    whole.n_pages = 0;
-    TRY(size_workspace(engine, &whole, err));
-    TRY(memory_plan_make(&plan, &whole, (const ls_program *const *)engine->program, err));
-    TRY(cuda_rank_memory(&engine_cuda(engine)->rank, &free_bytes, &total_bytes, err));
-    double share = params->gpu_memory_utilization > 0 ? params->gpu_memory_utilization : 0.9;
-    int64_t budget = (int64_t)(share * (double)total_bytes) - (int64_t)(total_bytes - free_bytes) - slack_bytes -
-                     (int64_t)memory_tags_sum(plan.rank[0]);
-    int64_t page_bytes = kv_page_bytes(config, spec);
-    int64_t least = params->max_model_len_tokens > 0 ? pages_for(whole.max_len) * page_bytes : page_bytes;
-    if (budget < least) {
-        return LS_OK;
-    }
-    ls_engine_params sized = *params;
-    sized.kv_cache_memory_bytes = budget;
-    return engine_config_resolve(config, spec, &sized, err);
-}
-
-static ls_status check_config(const ls_engine *engine, const ls_engine_params *params, ls_error *err) {
-    if (engine->config.n_ranks > 1) {
-        return error_set(
-            err, LS_EUNSUPPORTED,
-            "--device cuda with --tensor-parallel-size %d: GPUs run one rank so far; leave it at 1, or use "
-            "--device cpu",
-            engine->config.n_ranks);
-    }
-    if (engine->config.quantization == LS_QUANTIZATION_W8A8) {
-        return error_set(err, LS_EUNSUPPORTED, "--quantization w8a8: for CPUs; on a GPU use w8a16, or --device cpu");
-    }
-    if (params->kernels != NULL && strcmp(params->kernels, "auto") != 0 && strcmp(params->kernels, "generic") != 0) {
-        return error_set(err, LS_EINVAL, "--kernels %s: must be auto or generic", params->kernels);
-    }
-    if (!(params->gpu_memory_utilization >= 0 && params->gpu_memory_utilization <= 1)) {
-        return error_set(err, LS_EINVAL, "--gpu-memory-utilization %g: must be above 0 and at most 1",
-                         params->gpu_memory_utilization);
-    }
-    return LS_OK;
-}
 
 static void *open_lt(void *arg) {
     cuda_engine *cuda = arg;
@@ -117,14 +42,13 @@ static ls_status open_device(ls_engine *engine, int ordinal, bool generic, ls_er
     if (start != NULL) {
         cuda_start_release(start);
     }
-    TRY(cuda_rank_kernel(&cuda->rank, "read_all", &cuda->read_all, err));
     return cuda_load_open(&cuda->load_kernels, &cuda->rank, err);
 }
 
 static ls_status cuda_open(ls_engine *engine, const ls_engine_params *params, int ordinal, ls_error *err) {
-    enum { MOST_THREADS = 16 }; /* they read files and sample odd rows */
-    TRY(check_config(engine, params, err));
     engine_config *config = &engine->config;
+    size_t free_bytes, total_bytes;
+    TRY(cuda_config_check(config, params, err));
     cuda_engine *cuda = calloc(1, sizeof *cuda);
     if (cuda == NULL) {
         return error_set(err, LS_ENOMEM, "engine: out of memory");
@@ -133,6 +57,7 @@ static ls_status cuda_open(ls_engine *engine, const ls_engine_params *params, in
     TRY(cuda_graphs_read(cuda, params->graph_sizes, config->max_seqs, err));
     bool generic = params->kernels != NULL && strcmp(params->kernels, "generic") == 0;
     TRY(open_device(engine, ordinal, generic, err));
+    TRY(cuda_rank_kernel(&cuda->rank, "copy_words", &cuda->copy_words, err));
     cuda->is_opening_lt = !generic && pthread_create(&cuda->opens_lt, NULL, open_lt, cuda) == 0;
     memcpy(engine->device_name, cuda->rank.facts.name, sizeof engine->device_name);
     if (cuda->rank.jit_us > 0) {
@@ -140,15 +65,12 @@ static ls_status cuda_open(ls_engine *engine, const ls_engine_params *params, in
                  engine->device_name, cuda->rank.facts.cc_major, cuda->rank.facts.cc_minor,
                  (double)cuda->rank.jit_us / 1e6);
     }
-    config->on_device = true;
-    TRY(fit_pages(engine, params, err));
-    if (params->threads == 0 && config->n_threads > MOST_THREADS) {
-        config->n_threads = MOST_THREADS;
-    }
     if (params->profile || params->trace_events > 0) {
         TRY(cuda_profile_open(cuda, engine->program[0]->n_ops, err));
     }
-    return size_workspace(engine, config, err);
+    TRY(cuda_rank_memory(&cuda->rank, &free_bytes, &total_bytes, err));
+    return cuda_config_complete(config, engine->program[0], params,
+                                &(gpu_memory){(int64_t)total_bytes, (int64_t)(total_bytes - free_bytes), true}, err);
 }
 
 /* ---- Memory ---- */
@@ -230,7 +152,6 @@ static ls_status cuda_load(ls_engine *engine, ls_error *err) {
     rank->bind = placed->bind;
     rank->step = (CUdeviceptr)(uintptr_t)placed->step;
     rank->step_bytes = step_image_bytes(config);
-    rank->host_step = engine->host.step;
     rank->counters = (CUdeviceptr)(uintptr_t)placed->counters;
     rank->drawn = (CUdeviceptr)(uintptr_t)placed->result;
     rank->workspace = (CUdeviceptr)(uintptr_t)placed->workspace;
@@ -239,6 +160,11 @@ static ls_status cuda_load(ls_engine *engine, ls_error *err) {
                    cuda->driver->cuMemcpyHtoDAsync((CUdeviceptr)(uintptr_t)rank->bind.rope, engine->host.rope,
                                                    rope_bytes, rank->stream),
                    "copying the RoPE table", err));
+    engine->host.fault[0] = batch_faults(&engine->batch[0], config);
+    for (int i = 0; i < 2; i++) {
+        TRY(cuda_check(rank, cuda->driver->cuEventCreate(&cuda->done[i], CU_EVENT_DISABLE_TIMING), "creating an event",
+                       err));
+    }
     bool beside = thread_start(&cuda->prepares, prepare_thread, engine) == 0;
     ls_status st = cuda_load_weights(engine, err);
     if (beside) {
@@ -261,49 +187,15 @@ static ls_status cuda_load(ls_engine *engine, ls_error *err) {
 
 /* ---- The limit ---- */
 
-/* Microseconds that n reads of the weights took, or 0. */
-static double time_reads(cuda_engine *cuda, CUevent begin, CUevent end, unsigned n_blocks, int64_t n_words, int n) {
-    const cuda_driver *api = cuda->driver;
-    CUdeviceptr sink = cuda->rank.drawn; /* next step's results overwrite it */
-    void *args[] = {&cuda->memory, &n_words, &sink};
-    float ms = 0;
-    bool good = api->cuEventRecord(begin, cuda->rank.stream) == CUDA_SUCCESS;
-    for (int i = 0; i < n && good; i++) {
-        good = cuda_launch(&cuda->rank, cuda->read_all, "read_all", n_blocks, 1, 1, 512, 0, args, NULL) == LS_OK;
-    }
-    good = good && api->cuEventRecord(end, cuda->rank.stream) == CUDA_SUCCESS &&
-           api->cuEventSynchronize(end) == CUDA_SUCCESS && api->cuEventElapsedTime(&ms, begin, end) == CUDA_SUCCESS;
-    return good ? (double)ms * 1000 : 0;
-}
-
-/* The best of several launches of several shapes: how much is in flight matters. */
 static double cuda_read_rate(ls_engine *engine) {
-    enum { PASSES = 6 };
-    cuda_engine *cuda = engine_cuda(engine);
-    const int64_t enough_bytes = (int64_t)1 << 30;
-    int64_t bytes = (int64_t)engine->rank_arena[0].by_tag[MEM_WEIGHTS];
-    int n = (int)(enough_bytes / (bytes + 1));
-    n = n < 1 ? 1 : n > 100 ? 100 : n;
-    CUevent begin = NULL, end = NULL;
-    double best = 0;
-    if (cuda_rank_enter(&cuda->rank, NULL) == LS_OK &&
-        cuda->driver->cuEventCreate(&begin, CU_EVENT_DEFAULT) == CUDA_SUCCESS &&
-        cuda->driver->cuEventCreate(&end, CU_EVENT_DEFAULT) == CUDA_SUCCESS) {
-        for (int pass = 0; pass < 3 * PASSES; pass++) {
-            unsigned blocks_per_sm = 1u << pass % 3; /* 1, 2, 4: 64 to 256 KB in flight */
-            double us =
-                time_reads(cuda, begin, end, blocks_per_sm * (unsigned)cuda->rank.facts.sm_count, bytes / 16, n);
-            double rate = us > 0 ? (double)bytes * n * 1e6 / us : 0;
-            best = rate > best ? rate : best;
-        }
+    cuda_rank *rank = &engine_cuda(engine)->rank;
+    const int64_t bytes = (int64_t)engine->rank_arena[0].by_tag[MEM_WEIGHTS];
+    const CUdeviceptr sink = rank->workspace; /* nothing in it outlives a step */
+    ls_rate rate = {0, 0};
+    if (cuda_rank_enter(rank, NULL) == LS_OK) {
+        cuda_measure_read(rank, engine_cuda(engine)->memory, bytes / 16 * 16, sink, &rate, NULL);
     }
-    if (begin != NULL) {
-        cuda->driver->cuEventDestroy(begin);
-    }
-    if (end != NULL) {
-        cuda->driver->cuEventDestroy(end);
-    }
-    return best;
+    return rate.best;
 }
 
 /* ---- Closing ---- */
@@ -327,6 +219,11 @@ static void cuda_close(ls_engine *engine) {
         for (int i = 0; i < cuda->n_graphs; i++) {
             if (cuda->graph[i] != NULL) {
                 cuda->driver->cuGraphExecDestroy(cuda->graph[i]);
+            }
+        }
+        for (int i = 0; i < 2; i++) {
+            if (cuda->done[i] != NULL) {
+                cuda->driver->cuEventDestroy(cuda->done[i]);
             }
         }
         cuda_profile_close(cuda);
@@ -371,10 +268,13 @@ const ls_backend backend_cuda = {.name = "cuda",
                                  .open = cuda_open,
                                  .reserve = cuda_reserve,
                                  .load = cuda_load,
-                                 .run = cuda_run,
+                                 .submit = cuda_submit,
+                                 .collect = cuda_collect,
                                  .read_rate = cuda_read_rate,
                                  .profile = cuda_profile_lines,
                                  .run_op = cuda_run_op,
+                                 .run_decode = cuda_run_decode,
+                                 .kernels = cuda_kernels,
                                  .copy_in = cuda_copy_in,
                                  .copy_out = cuda_copy_out,
                                  .close = cuda_close};

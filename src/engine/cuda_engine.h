@@ -1,7 +1,8 @@
 /*
  * Engines whose rank is a GPU: what stands between the engine and backend/cuda. One rank so far.
  *
- *   cuda_engine.c    opens the device, fits the KV cache to it, reserves memory, measures it
+ *   cuda_engine.c    opens the device, reserves memory, measures it
+ *   cuda_plan.c      what the configuration is on a device: the KV cache that fits, scratch; for engines and plans
  *   cuda_start.c     opens the driver and a context before the engine does, while files are read
  *   cuda_load.c      weights: files -> pinned ring -> kernels that convert and quantise; dummy ones are made there
  *   cuda_step.c      packs a step, runs it (a graph for decode, plain launches for the rest), reads its results
@@ -36,12 +37,13 @@ typedef struct cuda_engine {
     cuda_rank rank;
     CUdeviceptr memory; /* the rank's arena */
     void *pinned;       /* the host's, NULL until it is registered */
-    CUfunction read_all;
     cuda_load_kernels load_kernels;
+    CUfunction copy_words;
     CUevent cleared; /* the weights' memory is zero */
     int n_graphs;
     int graph_rows[CUDA_GRAPHS]; /* rising: most rows of graph i */
     CUgraphExec graph[CUDA_GRAPHS];
+    CUevent done[2]; /* the step of engine->batch[i] is over and its results are there */
     /* While weights are loaded: a thread opens cuBLASLt, another prepares kernels and captures graphs. */
     pthread_t opens_lt, prepares;
     bool is_opening_lt;
@@ -50,11 +52,21 @@ typedef struct cuda_engine {
     ls_error unprepared; /* LS_OK: it is prepared */
     uint32_t epoch;
     cuda_profile *profile; /* NULL: not asked for */
+    char kernels[128];     /* what cuda_kernels told last */
 } cuda_engine;
 
 static inline cuda_engine *engine_cuda(const ls_engine *engine) {
     return engine->device;
 }
+
+/* cuda_plan.c: refuses what GPUs do not do; then, with the programs of the ranks and the device's memory, all that the
+ * configuration lacks. */
+ls_status cuda_config_check(const engine_config *config, const ls_engine_params *params, ls_error *err);
+ls_status cuda_config_complete(engine_config *config, const ls_program *program, const ls_engine_params *params,
+                               const gpu_memory *memory, ls_error *err);
+/* What params.device has and what of it is in use once kernels are loaded, or what is assumed of a device of
+ * params.device_memory_bytes. */
+ls_status cuda_find_memory(const ls_engine_params *params, int ordinal, gpu_memory *out, ls_error *err);
 
 /* cuda_load.c */
 ls_status cuda_load_weights(ls_engine *engine, ls_error *err);
@@ -62,15 +74,18 @@ ls_status cuda_load_weights(ls_engine *engine, ls_error *err);
 /* cuda_step.c */
 ls_status cuda_graphs_read(cuda_engine *cuda, const char *sizes, int max_seqs, ls_error *err);
 ls_status cuda_graphs_capture(ls_engine *engine, ls_error *err);
-ls_status cuda_run(ls_engine *engine, int64_t *exchange_ns, ls_error *err);
+ls_status cuda_submit(ls_engine *engine, step_batch *batch, ls_error *err);
+ls_status cuda_collect(ls_engine *engine, step_batch *batch, ls_error *err);
 /* One op by the kernels for any step, which leave what ops.h says at every border. */
 ls_status cuda_run_op(ls_engine *engine, const ls_step *step, int index, ls_error *err);
+ls_status cuda_run_decode(ls_engine *engine, const ls_step *step, int first, int *n_taken, ls_error *err);
+const char *cuda_kernels(ls_engine *engine);
 
 /* cuda_profile.c: begin, a mark before each launch, end when the stream is idle again. No-ops where it is off. */
 ls_status cuda_profile_open(cuda_engine *cuda, int n_ops, ls_error *err);
 void cuda_profile_close(cuda_engine *cuda);
 void cuda_profile_begin(cuda_engine *cuda);
 ls_status cuda_profile_mark(cuda_engine *cuda, int op, ls_error *err);
-ls_status cuda_profile_end(ls_engine *engine, ls_error *err);
+ls_status cuda_profile_end(ls_engine *engine, const step_batch *batch, ls_error *err);
 
 #endif

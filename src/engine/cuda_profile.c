@@ -65,13 +65,13 @@ static void name_ops(const ls_program *program, int first, int last, char *out, 
     }
 }
 
-static double bytes_of(const ls_engine *engine, const ls_op *op) {
+static double bytes_of(const ls_engine *engine, const step_batch *batch, const ls_op *op) {
     if (op->kind != OP_ATTN) {
         return (double)op->weight_bytes;
     }
     int64_t tokens = 0;
-    for (int i = 0; i < engine->batch.step.n_seqs; i++) {
-        int64_t full = (int64_t)engine->batch.seq[i].n_past + engine->batch.seq[i].n_rows;
+    for (int i = 0; i < batch->step.n_seqs; i++) {
+        int64_t full = (int64_t)batch->seq[i].n_past + batch->seq[i].n_rows;
         int64_t window = op->attn.window_tokens;
         tokens += window > 0 && window < full ? window : full;
     }
@@ -94,7 +94,7 @@ static ls_profile_line *line_of(cuda_profile *profile, const char *ops, bool dec
     return line;
 }
 
-ls_status cuda_profile_end(ls_engine *engine, ls_error *err) {
+ls_status cuda_profile_end(ls_engine *engine, const step_batch *batch, ls_error *err) {
     cuda_engine *cuda = engine_cuda(engine);
     cuda_profile *profile = cuda->profile;
     const ls_program *program = engine->program[0];
@@ -106,17 +106,16 @@ ls_status cuda_profile_end(ls_engine *engine, ls_error *err) {
         TRY(cuda_check(&cuda->rank, cuda->driver->cuEventElapsedTime(&ms, profile->event[i], profile->event[i + 1]),
                        "timing a launch", err));
         if (trace != NULL) {
-            trace_add(trace, profile->first[i], engine->batch.step.n_rows,
-                      profile->begin_ns + (int64_t)(begin_ms * 1e6),
+            trace_add(trace, profile->first[i], batch->step.n_rows, profile->begin_ns + (int64_t)(begin_ms * 1e6),
                       profile->begin_ns + (int64_t)((begin_ms + (double)ms) * 1e6));
         }
         begin_ms += (double)ms;
         name_ops(program, profile->first[i], profile->first[i + 1], ops, sizeof ops);
-        ls_profile_line *line = line_of(profile, ops, engine->batch.step.n_pre == 0);
+        ls_profile_line *line = line_of(profile, ops, batch->step.n_pre == 0);
         line->launches++;
         line->total_us += (double)ms * 1000;
         for (int op = profile->first[i]; op < profile->first[i + 1]; op++) {
-            line->bytes += bytes_of(engine, &program->op[op]);
+            line->bytes += bytes_of(engine, batch, &program->op[op]);
         }
     }
     return LS_OK;

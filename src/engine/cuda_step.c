@@ -1,4 +1,5 @@
 /* One step on a GPU: pack, launch, read back. See cuda_engine.h. */
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/clock.h"
@@ -39,14 +40,14 @@ static void pack_draws(const ls_step *step, const step_output *output, uint8_t *
         draw[i] = (cuda_draw){.temperature = how->temperature,
                               .position = how->position,
                               .choice = how->choice,
-                              .on_host = output != NULL && output_needs_logits(&output[i], how),
+                              .on_host = output != NULL && output[i].on_host,
                               .seed = how->seed};
     }
 }
 
 /* Bytes of the image. step_image_bytes() is its room: no page belongs to two sequences. output: what the rows are for;
  * NULL: for their tokens alone. */
-static size_t pack_step(const ls_step *step, const step_output *output, uint32_t epoch, uint8_t *image) {
+static size_t pack_step(cuda_engine *cuda, const ls_step *step, const step_output *output, uint8_t *image) {
     const size_t m = (size_t)step->n_rows, n_out = (size_t)step->n_out;
     cuda_step *head = (cuda_step *)image;
     size_t used = sizeof *head;
@@ -55,7 +56,8 @@ static size_t pack_step(const ls_step *step, const step_output *output, uint32_t
                         .n_pre = step->n_pre,
                         .n_seqs = step->n_seqs,
                         .n_out = step->n_out,
-                        .epoch = epoch};
+                        .epoch = ++cuda->epoch,
+                        .drawn = (int64_t)(cuda->rank.drawn - cuda->rank.step)};
     memcpy(take(image, &used, m * sizeof(int32_t), &head->token), step->token, m * sizeof(int32_t));
     memcpy(take(image, &used, m * sizeof(int32_t), &head->pos), step->pos, m * sizeof(int32_t));
     memcpy(take(image, &used, m * sizeof(int32_t), &head->seq_of), step->seq_of, m * sizeof(int32_t));
@@ -65,18 +67,32 @@ static size_t pack_step(const ls_step *step, const step_output *output, uint32_t
     return used;
 }
 
+/* Between the device and pinned memory, which has the same address there. */
+static ls_status copy_words(cuda_engine *cuda, CUdeviceptr from, CUdeviceptr to, size_t n, ls_error *err) {
+    enum { THREADS = 256 };
+    int32_t n_words = (int32_t)n;
+    return cuda_launch(&cuda->rank, cuda->copy_words, "copy_words", (unsigned)((n + THREADS - 1) / THREADS), 1, 1,
+                       THREADS, 0, (void *[]){&from, &to, &n_words}, err);
+}
+
+static ls_status copy_in_step(cuda_engine *cuda, const step_batch *batch, const ls_step *step,
+                              const step_output *output, ls_error *err) {
+    size_t bytes = pack_step(cuda, step, output, batch->image);
+    return copy_words(cuda, (CUdeviceptr)(uintptr_t)batch->image, cuda->rank.step, (bytes + 3) / 4, err);
+}
+
 /* ---- Launching ---- */
 
 /* Every op of the program, by the launchers for decode steps of at most `rows` rows, or (rows = 0) those for any step. */
-static ls_status launch_ops(ls_engine *engine, int rows, ls_error *err) {
+static ls_status launch_ops(ls_engine *engine, const ls_step *step, int rows, ls_error *err) {
     cuda_engine *cuda = engine_cuda(engine);
     const ls_program *program = engine->program[0];
     for (int first = 0, n_taken = 0; first < program->n_ops; first += n_taken) {
         const ls_op *op = &program->op[first];
         TRY(cuda_profile_mark(cuda, first, err));
-        ls_status st = rows > 0 ? decode_launch(&cuda->rank, program->op, program->n_ops, first, rows, &n_taken, err)
-                                : prefill_launch(&cuda->rank, program->op, program->n_ops, first, &engine->batch.step,
-                                                 &n_taken, err);
+        ls_status st =
+            rows > 0 ? decode_launch(&cuda->rank, program->op, program->n_ops, first, rows, &n_taken, err)
+                     : prefill_launch(&cuda->rank, program->op, program->n_ops, first, step, false, &n_taken, err);
         if (st < 0) {
             return error_prefix(err, st, "op %s, layer %d", op_kind_name(op->kind), op->layer);
         }
@@ -123,7 +139,7 @@ static ls_status capture(ls_engine *engine, int i, ls_error *err) {
     CUgraph graph = NULL;
     TRY(cuda_check(rank, api->cuStreamBeginCapture(rank->stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL),
                    "capturing a step", err));
-    ls_status st = launch_ops(engine, cuda->graph_rows[i], err);
+    ls_status st = launch_ops(engine, NULL, cuda->graph_rows[i], err);
     CUresult rc = api->cuStreamEndCapture(rank->stream, &graph); /* in any case: it ends the stream's capturing */
     TRY(st);
     TRY(cuda_check(rank, rc, "capturing a step", err));
@@ -154,11 +170,10 @@ static int bucket_of(int n_rows) {
 
 /* Steps of a few rows, each of its own sequence (decode, and prompts of which one token is left), by their graph, or launch
  * by launch where there is none; others by the general kernels. */
-static ls_status launch_step(ls_engine *engine, ls_error *err) {
+static ls_status launch_step(ls_engine *engine, const ls_step *step, ls_error *err) {
     cuda_engine *cuda = engine_cuda(engine);
-    const ls_step *step = &engine->batch.step;
     if (step->n_seqs < step->n_rows || step->n_rows > CUDA_MAX_DECODE) {
-        return launch_ops(engine, 0, err);
+        return launch_ops(engine, step, 0, err);
     }
     for (int i = 0; i < cuda->n_graphs && cuda->profile == NULL; i++) {
         if (cuda->graph_rows[i] >= step->n_rows) {
@@ -166,36 +181,33 @@ static ls_status launch_step(ls_engine *engine, ls_error *err) {
                               "starting a step's graph", err);
         }
     }
-    return launch_ops(engine, bucket_of(step->n_rows), err);
+    return launch_ops(engine, step, bucket_of(step->n_rows), err);
 }
 
 /* ---- Results ---- */
 
 /* The next rows [*first, *last) whose logits the host needs, from *last on; false if there are no more. */
 static bool next_host_rows(const step_batch *batch, int *first, int *last) {
-    const ls_step *step = &batch->step;
+    const int n_out = batch->step.n_out;
     int i = *last;
-    while (i < step->n_out && !output_needs_logits(&batch->output[i], &step->sample[i])) {
+    while (i < n_out && !batch->output[i].on_host) {
         i++;
     }
     *first = i;
-    while (i < step->n_out && output_needs_logits(&batch->output[i], &step->sample[i])) {
+    while (i < n_out && batch->output[i].on_host) {
         i++;
     }
     *last = i;
     return *first < *last;
 }
 
-static ls_status copy_results(ls_engine *engine, ls_error *err) {
+static ls_status copy_results(ls_engine *engine, const step_batch *batch, ls_error *err) {
     cuda_engine *cuda = engine_cuda(engine);
     const cuda_driver *api = cuda->driver;
     const cuda_rank *rank = &cuda->rank;
-    const step_batch *batch = &engine->batch;
     const size_t n_vocab = (size_t)engine->model->spec.n_vocab;
     size_t words = result_faults(&engine->config) + (size_t)batch->step.n_rows;
-    TRY(cuda_check(rank,
-                   api->cuMemcpyDtoHAsync(engine->host.result, rank->drawn, words * sizeof(int32_t), rank->stream),
-                   "copying a step's results", err));
+    TRY(copy_words(cuda, rank->drawn, (CUdeviceptr)(uintptr_t)batch->result, words, err));
     CUdeviceptr logits = (CUdeviceptr)(uintptr_t)rank->bind.buf[BUF_LOGITS];
     for (int first = 0, last = 0; next_host_rows(batch, &first, &last);) {
         size_t skipped = (size_t)first * n_vocab, n = (size_t)(last - first) * n_vocab;
@@ -207,32 +219,23 @@ static ls_status copy_results(ls_engine *engine, ls_error *err) {
     return LS_OK;
 }
 
-/* Faults are cleared where they are noted: seldom, so it is not part of every step. */
-static ls_status clear_faults(ls_engine *engine, ls_error *err) {
-    const cuda_rank *rank = &engine_cuda(engine)->rank;
-    const int32_t *fault = engine->host.result + result_faults(&engine->config);
-    bool any = false;
-    for (int m = 0; m < engine->batch.step.n_rows; m++) {
-        any |= fault[m] != 0;
-    }
-    return any ? cuda_check(rank,
-                            rank->driver->cuMemsetD32Async((CUdeviceptr)(uintptr_t)rank->bind.fault, 0,
-                                                           (size_t)engine->config.m_max, rank->stream),
-                            "clearing faults", err)
-               : LS_OK;
-}
+typedef struct host_draw {
+    const ls_engine *engine;
+    const step_batch *batch;
+} host_draw;
 
 /* The CPU's offers for the rows whose logits came back: what its own engine would make of these logits. */
 static void sample_on_host(void *arg, int i_rank, const ls_team *team) {
-    const ls_engine *engine = arg;
+    const host_draw *draw = arg;
+    const ls_engine *engine = draw->engine;
     const ls_program *program = engine->program[i_rank];
     const ls_op *op = &program->op[program->n_ops - 1];
     const host_memory *host = &engine->host;
     ls_bind bind = engine->rank[i_rank].bind;
     bind.buf[BUF_EDITED] = host->edited;
     bind.buf[BUF_SLICE] = host->slices;
-    for (int first = 0, last = 0; next_host_rows(&engine->batch, &first, &last);) {
-        ls_step step = engine->batch.step;
+    for (int first = 0, last = 0; next_host_rows(draw->batch, &first, &last);) {
+        ls_step step = draw->batch->step;
         step.n_out = last - first;
         step.sample += first;
         bind.buf[BUF_LOGITS] = host->logits + (int64_t)first * op->sample.vocab_count;
@@ -244,54 +247,88 @@ static void sample_on_host(void *arg, int i_rank, const ls_team *team) {
     }
 }
 
-static void read_results(ls_engine *engine) {
-    const step_batch *batch = &engine->batch;
+static void read_results(ls_engine *engine, const step_batch *batch) {
     bool any_on_host = false;
     for (int i = 0; i < batch->step.n_out; i++) {
-        const ls_sample_params *how = &batch->step.sample[i];
         ls_sample_part *offer = &engine->host.offers[i];
-        int32_t token = engine->host.result[i];
-        if (output_needs_logits(&batch->output[i], how)) {
+        int32_t token = batch->result[i];
+        if (batch->output[i].on_host) {
             any_on_host = true;
         } else { /* as `sample` would offer it; its value is compared with no other */
             offer->drawn_id = token;
-            offer->n_best = token >= 0 && how->temperature == 0.0F;
+            offer->n_best = token >= 0 && batch->step.sample[i].temperature == 0.0F;
             offer->best[0] = (ls_candidate){0.0F, token};
             offer->n_top = 0;
         }
     }
     if (any_on_host) {
-        rank_group_run(engine->group, sample_on_host, engine);
+        rank_group_run(engine->group, sample_on_host, &(host_draw){engine, batch});
     }
+    engine->host.fault[0] = batch_faults(batch, &engine->config);
 }
 
-ls_status cuda_run(ls_engine *engine, int64_t *exchange_ns, ls_error *err) {
-    (void)exchange_ns; /* one rank exchanges nothing */
+/* ---- A step ---- */
+
+/* All of it goes to one stream: the input, the ops, the results' way back. So a step that was submitted before its
+ * predecessor was collected finds the device's copy of the input, the drawn tokens and the faults free for it; only the
+ * host's ends of the copies are the batch's own. */
+ls_status cuda_submit(ls_engine *engine, step_batch *batch, ls_error *err) {
     cuda_engine *cuda = engine_cuda(engine);
     cuda_rank *rank = &cuda->rank;
-    TRY(cuda_rank_enter(rank, err)); /* any thread may drive the engine */
-    size_t bytes = pack_step(&engine->batch.step, engine->batch.output, ++cuda->epoch, rank->host_step);
-    TRY(cuda_check(rank, cuda->driver->cuMemcpyHtoDAsync(rank->step, rank->host_step, bytes, rank->stream),
-                   "copying a step's input", err));
+    CUevent done = cuda->done[batch - engine->batch];
+    TRY(cuda_rank_enter(rank, err));                                           /* any thread may drive the engine */
+    TRY(cuda_rank_wait_event(rank, done, "a step", CUDA_STEP_TIMEOUT_S, err)); /* one that nobody collected */
+    TRY(copy_in_step(cuda, batch, &batch->step, batch->output, err));
     cuda_profile_begin(cuda);
-    TRY(launch_step(engine, err));
-    TRY(copy_results(engine, err));
-    TRY(cuda_rank_wait(rank, "a step", CUDA_STEP_TIMEOUT_S, err));
-    TRY(cuda_profile_end(engine, err));
-    TRY(clear_faults(engine, err));
-    read_results(engine);
+    TRY(launch_step(engine, &batch->step, err));
+    TRY(copy_results(engine, batch, err));
+    return cuda_check(rank, cuda->driver->cuEventRecord(done, rank->stream), "starting a step", err);
+}
+
+ls_status cuda_collect(ls_engine *engine, step_batch *batch, ls_error *err) {
+    cuda_engine *cuda = engine_cuda(engine);
+    CUevent done = cuda->done[batch - engine->batch];
+    TRY(cuda_rank_enter(&cuda->rank, err));
+    TRY(cuda_rank_wait_event(&cuda->rank, done, "a step", CUDA_STEP_TIMEOUT_S, err));
+    TRY(cuda_profile_end(engine, batch, err));
+    read_results(engine, batch);
     return LS_OK;
 }
 
-ls_status cuda_run_op(ls_engine *engine, const ls_step *step, int index, ls_error *err) {
+/* ---- For verify ---- */
+
+static ls_status bring_step(ls_engine *engine, const ls_step *step, ls_error *err) {
     cuda_engine *cuda = engine_cuda(engine);
     cuda_rank *rank = &cuda->rank;
+    TRY(cuda_rank_enter(rank, err));
+    return copy_in_step(cuda, &engine->batch[0], step, NULL, err);
+}
+
+ls_status cuda_run_op(ls_engine *engine, const ls_step *step, int index, ls_error *err) {
+    cuda_rank *rank = &engine_cuda(engine)->rank;
     const ls_program *program = engine->program[0];
     int n_taken;
-    TRY(cuda_rank_enter(rank, err));
-    size_t bytes = pack_step(step, NULL, ++cuda->epoch, rank->host_step);
-    TRY(cuda_check(rank, cuda->driver->cuMemcpyHtoDAsync(rank->step, rank->host_step, bytes, rank->stream),
-                   "copying a step's input", err));
-    TRY(prefill_launch(rank, program->op, program->n_ops, index, step, &n_taken, err));
+    TRY(bring_step(engine, step, err));
+    TRY(prefill_launch(rank, program->op, program->n_ops, index, step, true, &n_taken, err));
     return cuda_rank_wait(rank, op_kind_name(program->op[index].kind), CUDA_STEP_TIMEOUT_S, err);
+}
+
+ls_status cuda_run_decode(ls_engine *engine, const ls_step *step, int first, int *n_taken, ls_error *err) {
+    cuda_rank *rank = &engine_cuda(engine)->rank;
+    const ls_program *program = engine->program[0];
+    TRY(bring_step(engine, step, err));
+    TRY(decode_launch(rank, program->op, program->n_ops, first, bucket_of(step->n_rows), n_taken, err));
+    return cuda_rank_wait(rank, op_kind_name(program->op[first].kind), CUDA_STEP_TIMEOUT_S, err);
+}
+
+const char *cuda_kernels(ls_engine *engine) {
+    cuda_engine *cuda = engine_cuda(engine);
+    size_t n = 0;
+    cuda->kernels[0] = '\0';
+    for (int i = 0; i < cuda->rank.n_launched && n < sizeof cuda->kernels; i++) {
+        n += (size_t)snprintf(cuda->kernels + n, sizeof cuda->kernels - n, "%s%s", i > 0 ? ", " : "",
+                              cuda->rank.launched[i]);
+    }
+    cuda->rank.n_launched = 0;
+    return cuda->kernels;
 }

@@ -45,7 +45,15 @@ static ls_status check_params(const ls_engine_params *p, ls_error *err) {
     if ((unsigned)p->quantization > LS_QUANTIZATION_W8A8) {
         return error_set(err, LS_EINVAL, "--quantization: must be none, w8a16 or w8a8");
     }
+    if (p->async_scheduling != NULL && strcmp(p->async_scheduling, "auto") != 0 &&
+        strcmp(p->async_scheduling, "off") != 0) {
+        return error_set(err, LS_EINVAL, "--async-scheduling %s: must be auto or off", p->async_scheduling);
+    }
     return LS_OK;
+}
+
+bool wants_async_scheduling(const ls_engine_params *params) {
+    return params->async_scheduling == NULL || strcmp(params->async_scheduling, "off") != 0;
 }
 
 /* How many pages: what was asked for, else room for all seats at full length, but at most 4 GiB. A context that was not
@@ -169,7 +177,7 @@ static ls_status place_memory(ls_engine *engine, ls_error *err) {
     ls_memory_plan plan;
     TRY(memory_plan_make(&plan, config, (const ls_program *const *)engine->program, err));
     TRY(engine->backend->reserve(engine, &plan, err));
-    TRY(host_memory_place(&engine->host, &engine->batch, &engine->pages, &engine->running, config, engine->program[0],
+    TRY(host_memory_place(&engine->host, engine->batch, &engine->pages, &engine->running, config, engine->program[0],
                           &engine->host_arena, err));
     for (int r = 0; r < config->n_ranks; r++) {
         rank_memory *rank = &engine->rank[r];
@@ -280,7 +288,8 @@ const ls_backend backend_cpu = {.name = "cpu",
                                 .open = cpu_open,
                                 .reserve = cpu_reserve,
                                 .load = cpu_load,
-                                .run = cpu_run,
+                                .submit = cpu_submit,
+                                .collect = cpu_collect,
                                 .read_rate = cpu_read_rate,
                                 .profile = cpu_profile,
                                 .close = cpu_close};
@@ -334,7 +343,7 @@ static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, i
     return LS_OK;
 }
 
-static ls_status open_on(const ls_backend *backend, ls_model *model, const ls_engine_params *params, int ordinal,
+ls_status engine_open_on(const ls_backend *backend, ls_model *model, const ls_engine_params *params, int ordinal,
                          ls_engine **out, ls_error *err) {
     ls_engine *engine = calloc(1, sizeof *engine);
     ls_status st = LS_OK;
@@ -385,15 +394,11 @@ static bool may_fall_back(ls_status st) {
 }
 
 static ls_status open_on_gpu(ls_model *model, const ls_engine_params *params, const device_choice *choice,
-                             ls_engine **out, ls_error *err) {
-    ls_error why = {0};
-    ls_status st = open_on(&backend_cuda, model, params, choice->ordinal, out, &why);
+                             ls_engine **out, ls_error *why) {
+    ls_status st = engine_open_on(&backend_cuda, model, params, choice->ordinal, out, why);
     if (st != LS_OK && choice->may_be_cpu && may_fall_back(st)) {
-        log_line(&model->log, LS_LOG_INFO, "running on the CPU: %s", why.text);
+        log_line(&model->log, LS_LOG_INFO, "running on the CPU: %s", why->text);
         return LS_IDLE;
-    }
-    if (st != LS_OK && err != NULL) {
-        *err = why;
     }
     return st;
 }
@@ -403,10 +408,10 @@ const char *ls_cuda_archs(void) {
 }
 
 static ls_status open_on_gpu(ls_model *model, const ls_engine_params *params, const device_choice *choice,
-                             ls_engine **out, ls_error *err) {
+                             ls_engine **out, ls_error *why) {
     (void)model, (void)params, (void)out;
     return choice->may_be_cpu ? LS_IDLE
-                              : error_set(err, LS_EUNSUPPORTED,
+                              : error_set(why, LS_EUNSUPPORTED,
                                           "--device cuda: this program was built without CUDA; build it where make "
                                           "finds nvcc");
 }
@@ -418,8 +423,17 @@ ls_status ls_engine_open(ls_model *model, const ls_engine_params *params, ls_eng
     device_choice choice;
     memcpy(&known, params, params->struct_size);
     TRY(device_choice_read(&choice, known.device, err));
-    ls_status st = choice.may_be_cuda ? open_on_gpu(model, &known, &choice, out, err) : LS_IDLE;
-    return st == LS_IDLE ? open_on(&backend_cpu, model, &known, 0, out, err) : st;
+    ls_error why = {0};
+    ls_status st = choice.may_be_cuda ? open_on_gpu(model, &known, &choice, out, &why) : LS_IDLE;
+    if (st != LS_IDLE) {
+        if (st != LS_OK && err != NULL) {
+            *err = why;
+        }
+        return st;
+    }
+    TRY(engine_open_on(&backend_cpu, model, &known, 0, out, err));
+    memcpy((*out)->no_gpu, why.text, sizeof why.text);
+    return LS_OK;
 }
 
 void ls_engine_close(ls_engine **out) {
@@ -435,11 +449,11 @@ void ls_engine_close(ls_engine **out) {
     }
     text_buffer_deinit(&engine->piece);
     text_buffer_deinit(&engine->scratch);
+    engine->backend->close(engine); /* ends a step that runs still */
     if (engine->exchange != NULL) {
         engine->exchange->destroy(engine->exchange);
     }
     rank_group_destroy(&engine->group);
-    engine->backend->close(engine);
     for (int r = 0; r < LS_MAX_RANKS; r++) {
         free(engine->rank[r].weight);
         arena_deinit(&engine->rank_arena[r]);

@@ -7,7 +7,7 @@
  * engine->lock guards everything but what a running step reads. The driver holds it while it schedules and publishes, and
  * lets go of it while the ranks run; `in_step` says so. Meanwhile others may add, read and cancel requests, but what the
  * step works on (its sequences' tokens, pages, edits; the ranks) they leave alone: they wait, or leave a mark that the
- * driver sees to.
+ * driver sees to. A step ahead (step.c) may run at any time, `in_step` or not; it reads nothing of the host's.
  */
 #ifndef LS_ENGINE_ENGINE_H
 #define LS_ENGINE_ENGINE_H
@@ -79,8 +79,10 @@ struct ls_request {
 
 /* What one output row of the step is for. */
 typedef struct step_output {
-    ls_request *request;
-    bool chooses; /* its logits choose the next token; otherwise they are a prompt position's */
+    ls_request *request; /* NULL: nobody wants it any more */
+    bool chooses;        /* its logits choose the next token; otherwise they are a prompt position's */
+    bool on_host; /* the host reads its logits; otherwise the token drawn from the whole row as it came is all that
+                            is asked for */
 } step_output;
 
 /* A step being built: the arrays that ls_step points to. Engine lifetime; counts are reset each step. */
@@ -88,11 +90,20 @@ typedef struct step_batch {
     ls_step step;
     int32_t *token, *pos, *seq_of; /* [m_max] */
     ls_step_seq *seq;              /* [max_num_seqs] */
-    ls_request **request;          /* [max_num_seqs] of each seq */
+    ls_request **request;          /* [max_num_seqs] of each seq; NULL: ended meanwhile */
     int32_t *out_row;              /* [n_out_max] */
     ls_sample_params *sample;      /* [n_out_max] */
     step_output *output;           /* [n_out_max] */
+    int64_t submitted_ns;
+    int64_t exchange_ns; /* that rank 0's exchanges took, where somebody measures it */
+    /* Of ranks on devices, rank 0's: */
+    void *image;     /* [step_image_bytes] the step as it is copied there */
+    int32_t *result; /* [result_words] its results as they come back */
 } step_batch;
+
+static inline atomic_int *batch_faults(const step_batch *batch, const engine_config *config) {
+    return (atomic_int *)(batch->result + result_faults(config));
+}
 
 typedef struct engine_stats {
     int64_t prefill_ns, decode_ns;
@@ -100,6 +111,7 @@ typedef struct engine_stats {
     int64_t decode_kv_bytes; /* read by all decode steps */
     int64_t exchange_ns;     /* of decode steps */
     int64_t preemptions, finished, failed, cancelled, generated_tokens;
+    int64_t ahead_steps; /* that were submitted while the one before them ran */
 } engine_stats;
 
 /* The engine's own thread, and what ls_engine_poll tells. */
@@ -116,6 +128,7 @@ struct ls_engine {
     const ls_backend *backend;
     void *device;         /* the back end's own, or NULL */
     char device_name[96]; /* of the GPU; empty on the CPU */
+    char no_gpu[512];     /* why "auto" came to be the CPU, or empty */
     const cpu_isa *isa;
     rank_group *group;
     ls_exchange *exchange;
@@ -126,7 +139,8 @@ struct ls_engine {
     host_memory host;
     plan_cache plans;
     page_pool pages;
-    step_batch batch;
+    step_batch batch[2]; /* the second: only if config.runs_ahead */
+    step_batch *ahead;   /* the one of them that was submitted before the step before it was published, or NULL */
     text_buffer piece, scratch;         /* what on_text is given, and before stop strings; reserved at the start */
     ls_request *requests;               /* all */
     ls_request *waiting, **waiting_end; /* by arrival; preempted ones go to the front */
@@ -139,6 +153,7 @@ struct ls_engine {
     int64_t driver_us, context_us; /* of a GPU: what opening them took */
     int64_t weights_us;            /* of shard_us */
     int64_t first_token_ns;        /* when the first token of all was given; 0: not yet */
+    int64_t collected_ns;          /* when the last step's results were there */
     int n_graphs;                  /* of a GPU's decode steps */
     double read_bytes_per_s;       /* 0: not measured yet */
     ls_error death;                /* status LS_OK while the engine lives; see engine_check_alive */
@@ -171,19 +186,28 @@ void cuda_start_end(cuda_start **start); /* accepts NULL inside; sets it to NULL
 /* What backend_cpu is made of: engine.c (the first two), step.c, timeline.c. */
 ls_status cpu_reserve(ls_engine *engine, const ls_memory_plan *plan, ls_error *err);
 ls_status cpu_load(ls_engine *engine, ls_error *err);
-ls_status cpu_run(ls_engine *engine, int64_t *exchange_ns, ls_error *err);
+ls_status cpu_submit(ls_engine *engine, step_batch *batch, ls_error *err);
+ls_status cpu_collect(ls_engine *engine, step_batch *batch, ls_error *err);
 double cpu_read_rate(ls_engine *engine);
 size_t memory_tags_sum(const size_t by_tag[MEM_TAGS]);
 /* engine.c: what parameters mean for a model, without opening anything: every default resolved; the ranks' programs, into
  * program[n_ranks] (those built before a failure stay the caller's). Plans are made by the same two. */
 ls_status engine_config_resolve(engine_config *config, const ls_spec *spec, const ls_engine_params *params,
                                 ls_error *err);
+bool wants_async_scheduling(const ls_engine_params *params);
 ls_status engine_programs_build(ls_program **program, const ls_spec *spec, const engine_config *config, ls_error *err);
 
-/* scheduler.c: fills engine->batch from the running and waiting requests. */
-void schedule(ls_engine *engine);
+/* engine.c: ls_engine_open on this back end; its own parameters are known to be of this header's size. */
+ls_status engine_open_on(const ls_backend *backend, ls_model *model, const ls_engine_params *params, int ordinal,
+                         ls_engine **out, ls_error *err);
+
+/* scheduler.c: fills a batch from the running and waiting requests. No step may be ahead. */
+void schedule(ls_engine *engine, step_batch *batch);
+/* Fills `next` with the step after `now`, whose tokens are not known yet; false, with nothing changed, where that step
+ * must wait for them. */
+bool schedule_ahead(ls_engine *engine, const step_batch *now, step_batch *next);
 void scheduler_add(ls_engine *engine, ls_request *request);
-/* Takes a request out of the queues; its pages go back, or are kept for a later one (`keep`). */
+/* Takes a request out of the queues and of the step ahead; its pages go back, or are kept for a later one (`keep`). */
 void scheduler_remove(ls_engine *engine, ls_request *request, bool keep);
 /* Gives back the pages of a finished request that kept them. */
 void scheduler_drop_kept(ls_engine *engine, ls_request *request);
@@ -217,6 +241,6 @@ ls_status logprobs_reserve(ls_request *request, ls_error *err);
 void logprobs_store(ls_request *request, const sampler_row *row, int index, int32_t token);
 
 /* timeline.c */
-void stats_add_step(ls_engine *engine, int64_t step_ns, int64_t exchange_ns);
+void stats_add_step(ls_engine *engine, const step_batch *batch, int64_t step_ns);
 
 #endif

@@ -116,9 +116,6 @@ static ls_status place_beside_device(host_memory *out, const engine_config *conf
                                      ls_arena *arena, ls_error *err) {
     const size_t v = (size_t)program->spec->n_vocab, ring_bytes = load_ring_bytes(program);
     const size_t n_out = (size_t)config->n_out_max, n_threads = (size_t)config->n_threads;
-    TRY(arena_take(arena, MEM_STEP, step_image_bytes(config), &out->step, err));
-    TRY(arena_take(arena, MEM_STEP, result_words(config) * sizeof *out->result, &out->result, err));
-    out->fault[0] = (atomic_int *)(out->result + result_faults(config));
     const size_t logits_bytes = n_out * v * sizeof *out->logits;
     TRY(arena_take(arena, MEM_LOGITS, logits_bytes > ring_bytes ? logits_bytes : ring_bytes, &out->logits, err));
     out->ring = (uint8_t *)out->logits;
@@ -130,13 +127,8 @@ static ls_status place_beside_device(host_memory *out, const engine_config *conf
     return arena_take(arena, MEM_LOGITS, n_threads * sizeof(ls_sample_part), &out->slices, err);
 }
 
-ls_status host_memory_place(host_memory *out, struct step_batch *batch, page_pool *pages, void *running,
-                            const engine_config *config, const ls_program *program, ls_arena *arena, ls_error *err) {
-    const ls_spec *spec = program->spec;
+static ls_status place_batch(step_batch *batch, const engine_config *config, ls_arena *arena, ls_error *err) {
     const size_t m = (size_t)config->m_max, n_out = (size_t)config->n_out_max, n_seqs = (size_t)config->max_seqs;
-    const size_t v = (size_t)spec->n_vocab;
-    TRY(arena_take(arena, MEM_ROPE, (size_t)config->max_len * (size_t)spec->d_head * sizeof *out->rope, &out->rope,
-                   err));
     TRY(arena_take(arena, MEM_STEP, m * sizeof *batch->token, &batch->token, err));
     TRY(arena_take(arena, MEM_STEP, m * sizeof *batch->pos, &batch->pos, err));
     TRY(arena_take(arena, MEM_STEP, m * sizeof *batch->seq_of, &batch->seq_of, err));
@@ -145,6 +137,22 @@ ls_status host_memory_place(host_memory *out, struct step_batch *batch, page_poo
     TRY(arena_take(arena, MEM_STEP, n_out * sizeof *batch->out_row, &batch->out_row, err));
     TRY(arena_take(arena, MEM_STEP, n_out * sizeof *batch->sample, &batch->sample, err));
     TRY(arena_take(arena, MEM_STEP, n_out * sizeof *batch->output, &batch->output, err));
+    if (config->on_device) {
+        TRY(arena_take(arena, MEM_STEP, step_image_bytes(config), &batch->image, err));
+        TRY(arena_take(arena, MEM_STEP, result_words(config) * sizeof *batch->result, &batch->result, err));
+    }
+    return LS_OK;
+}
+
+ls_status host_memory_place(host_memory *out, struct step_batch *batch, page_pool *pages, void *running,
+                            const engine_config *config, const ls_program *program, ls_arena *arena, ls_error *err) {
+    const ls_spec *spec = program->spec;
+    const size_t m = (size_t)config->m_max, n_seqs = (size_t)config->max_seqs, v = (size_t)spec->n_vocab;
+    TRY(arena_take(arena, MEM_ROPE, (size_t)config->max_len * (size_t)spec->d_head * sizeof *out->rope, &out->rope,
+                   err));
+    for (int i = 0; i < (config->runs_ahead ? 2 : 1); i++) {
+        TRY(place_batch(&batch[i], config, arena, err));
+    }
     for (int r = 0; r < config->n_ranks && !config->on_device; r++) {
         TRY(arena_take(arena, MEM_STEP, m * sizeof *out->fault[r], &out->fault[r], err));
     }
@@ -164,12 +172,12 @@ ls_status memory_plan_make(ls_memory_plan *out, const engine_config *config, con
                            ls_error *err) {
     ls_memory_plan plan = {0};
     ls_arena arena;
-    step_batch batch;
+    step_batch batch[2];
     host_memory host;
     page_pool pages;
     ls_request **running;
     arena_init_counting(&arena);
-    TRY(host_memory_place(&host, &batch, &pages, &running, config, program[0], &arena, err));
+    TRY(host_memory_place(&host, batch, &pages, &running, config, program[0], &arena, err));
     memcpy(plan.host, arena.by_tag, sizeof plan.host);
     plan.total = arena.used;
     for (int r = 0; r < config->n_ranks; r++) {

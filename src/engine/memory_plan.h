@@ -46,6 +46,7 @@ typedef struct engine_config {
     int n_out_max; /* output rows of a step */
     int n_pages;
     bool on_device;         /* ranks have memory that the host cannot look into */
+    bool runs_ahead;        /* steps may be submitted while the one before them runs: two batches */
     size_t workspace_bytes; /* scratch of the kernels of a device */
     int trace_events;       /* kept for each thread; 0: no trace */
 } engine_config;
@@ -72,10 +73,8 @@ typedef struct host_memory {
     float *row;              /* [V] one row of logits, gathered */
     ls_candidate *candidate; /* [V] sampler scratch */
     /* With ranks on devices, rank 0's: */
-    void *step;      /* [step_image_bytes] the step as it is copied there */
-    int32_t *result; /* [result_words] */
-    float *logits;   /* [n_out_max][V] rows that were asked for */
-    uint8_t *ring;   /* [load_ring_bytes] the same place, until the first step */
+    float *logits; /* [n_out_max][V] rows that were asked for */
+    uint8_t *ring; /* [load_ring_bytes] the same place, until the first step */
     ls_sample_part *offers;
     void *edited, *slices; /* BUF_EDITED, BUF_SLICE of the host's sampler */
     trace_row *device_trace;
@@ -105,7 +104,7 @@ typedef struct ls_memory_plan {
 
 ls_status rank_memory_place(rank_memory *out, const engine_config *config, const ls_program *program, ls_arena *arena,
                             ls_error *err);
-/* program: any rank's. */
+/* program: any rank's. batch: two; without runs_ahead the second stays as it is. */
 ls_status host_memory_place(host_memory *out, struct step_batch *batch, page_pool *pages, void *running,
                             const engine_config *config, const ls_program *program, ls_arena *arena, ls_error *err);
 

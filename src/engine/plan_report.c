@@ -8,6 +8,9 @@
  */
 #include "base/machine.h"
 #include "engine/engine.h"
+#ifdef LS_CUDA
+#include "engine/cuda_engine.h"
+#endif
 
 _Static_assert((int)LS_MEMORY_KINDS == (int)MEM_TAGS && (int)LS_PLAN_RANKS == (int)LS_MAX_RANKS,
                "public names of memory tags");
@@ -19,6 +22,8 @@ const char *ls_memory_name(ls_memory kind) {
 /* ---- One plan ---- */
 
 typedef struct planned {
+    bool on_gpu;
+    gpu_memory gpu;
     engine_config config;
     ls_program *program[LS_MAX_RANKS];
     ls_memory_plan memory;
@@ -30,11 +35,57 @@ static void planned_deinit(planned *plan) {
     }
 }
 
+#ifdef LS_CUDA
+static ls_status find_gpu(const ls_engine_params *params, int ordinal, gpu_memory *out, ls_error *err) {
+    return cuda_find_memory(params, ordinal, out, err);
+}
+
+static ls_status check_for_gpu(const engine_config *config, const ls_engine_params *params, ls_error *err) {
+    return cuda_config_check(config, params, err);
+}
+
+static ls_status complete_for_gpu(planned *plan, const ls_engine_params *params, ls_error *err) {
+    return cuda_config_complete(&plan->config, plan->program[0], params, &plan->gpu, err);
+}
+#else
+static ls_status find_gpu(const ls_engine_params *params, int ordinal, gpu_memory *out, ls_error *err) {
+    (void)params, (void)ordinal, (void)out;
+    return error_set(err, LS_EUNSUPPORTED,
+                     "--device cuda: this program was built without CUDA; build it where make finds nvcc");
+}
+
+static ls_status check_for_gpu(const engine_config *config, const ls_engine_params *params, ls_error *err) {
+    (void)config, (void)params, (void)err;
+    return LS_OK;
+}
+
+static ls_status complete_for_gpu(planned *plan, const ls_engine_params *params, ls_error *err) {
+    (void)plan, (void)params, (void)err;
+    return LS_OK;
+}
+#endif
+
+/* The device, which stays the same however often the plan is made. Where the size of the KV cache is given, the device's
+ * memory does not matter. */
+static ls_status plan_device(planned *plan, const ls_engine_params *params, bool with_memory, ls_error *err) {
+    device_choice choice;
+    TRY(device_choice_read(&choice, params->device, err));
+    plan->on_gpu = !choice.may_be_cpu;
+    return plan->on_gpu && with_memory ? find_gpu(params, choice.ordinal, &plan->gpu, err) : LS_OK;
+}
+
 /* The programs depend on ranks and formats alone: a plan that has them is made again without. */
 static ls_status plan_again(planned *plan, const ls_spec *spec, const ls_engine_params *params, ls_error *err) {
+    plan->config = (engine_config){0};
     TRY(engine_config_resolve(&plan->config, spec, params, err));
+    if (plan->on_gpu) {
+        TRY(check_for_gpu(&plan->config, params, err));
+    }
     if (plan->program[0] == NULL) {
         TRY(engine_programs_build(plan->program, spec, &plan->config, err));
+    }
+    if (plan->on_gpu) {
+        TRY(complete_for_gpu(plan, params, err));
     }
     return memory_plan_make(&plan->memory, &plan->config, (const ls_program *const *)plan->program, err);
 }
@@ -67,6 +118,9 @@ static void fill_report(ls_plan_report *report, const planned *plan, const ls_sp
     }
     report->total_bytes = (int64_t)plan->memory.total;
     report->kv_bytes_per_token = kv_page_bytes(config, spec) / LS_PAGE_TOKENS;
+    report->on_gpu = plan->on_gpu;
+    report->driver_measured = plan->gpu.measured;
+    report->driver_bytes = plan->gpu.used_bytes;
     for (int r = 0; r < config->n_ranks; r++) {
         report->weight_read_bytes_per_step += plan->program[r]->read_bytes;
     }
@@ -79,6 +133,7 @@ ls_status ls_plan_make(const ls_model *model, const ls_engine_params *params, ls
     planned plan = {0};
     ls_plan_report report = {.struct_size = out->struct_size};
     ls_status st = LS_OK;
+    TRY_GOTO(plan_device(&plan, &known, true, err), fail);
     TRY_GOTO(plan_again(&plan, &model->spec, &known, err), fail);
     fill_report(&report, &plan, &model->spec, &known);
     memcpy(out, &report, out->struct_size < sizeof report ? out->struct_size : sizeof report);
@@ -129,11 +184,29 @@ ls_status ls_plan_get_budget(int64_t device_memory_bytes, double utilization, in
     return LS_OK;
 }
 
+ls_status ls_plan_get_gpu_budget(const ls_engine_params *params, ls_plan_budget *out, ls_error *err) {
+    ls_engine_params known;
+    planned plan = {0};
+    TRY(check_struct_size("ls_plan_budget", out->struct_size, SIZE_MAX, err));
+    TRY(known_params(params, &known, err));
+    TRY(plan_device(&plan, &known, true, err));
+    if (!plan.on_gpu) {
+        return error_set(err, LS_EINVAL, "--device %s: is no GPU", known.device != NULL ? known.device : "auto");
+    }
+    ls_plan_budget budget = LS_PLAN_BUDGET_INIT;
+    TRY(ls_plan_get_budget(plan.gpu.total_bytes, known.gpu_memory_utilization, 1, &budget, err));
+    budget.struct_size = out->struct_size;
+    budget.used_by_others_bytes = plan.gpu.used_bytes;
+    budget.budget_bytes -= plan.gpu.used_bytes;
+    memcpy(out, &budget, out->struct_size < sizeof budget ? out->struct_size : sizeof budget);
+    return LS_OK;
+}
+
 /* ---- What fits ---- */
 
 static int64_t need_of(const planned *plan, bool machine) {
     int64_t shared = 0, fullest = 0;
-    for (int tag = 0; tag < MEM_TAGS; tag++) {
+    for (int tag = 0; tag < MEM_TAGS && !plan->on_gpu; tag++) {
         shared += (int64_t)plan->memory.host[tag];
     }
     for (int r = 0; r < plan->config.n_ranks; r++) {
@@ -201,6 +274,7 @@ ls_status ls_plan_get_fit(const ls_model *model, const ls_engine_params *params,
     TRY(known_params(params, &search.params, err));
     ls_plan_fit fit = {.struct_size = out->struct_size};
     ls_status st = LS_OK;
+    TRY_GOTO(plan_device(&search.plan, &search.params, false, err), fail);
     TRY_GOTO(find_fit(&search, &fit, err), fail);
     memcpy(out, &fit, out->struct_size < sizeof fit ? out->struct_size : sizeof fit);
 fail:

@@ -11,9 +11,14 @@
  *
  * Decode rows come first in the step. What is computed again gives the same bits (ops.h section 3), so preemption and
  * chunk borders never show in the text.
+ *
+ * The step ahead (schedule_ahead) needs no tokens: the same sequences, each at its next position, but for those that the
+ * step before it brings to their full length. It never preempts, admits or takes what finished requests keep, and where
+ * one of these is due it is left to schedule(), which sees all that came of the step before.
  */
 #include <string.h>
 
+#include "backend/sample_math.h"
 #include "base/clock.h"
 #include "engine/engine.h"
 
@@ -111,7 +116,22 @@ static void leave_waiting(ls_engine *engine, ls_request *request) {
     }
 }
 
+/* The step ahead may run: its row of this sequence becomes nobody's. What it writes to the cache lies behind the computed
+ * tokens, and whoever gets these pages writes later. A step that is nobody's at all is forgotten. */
+static void leave_ahead(ls_engine *engine, const ls_request *request) {
+    step_batch *ahead = engine->ahead;
+    int n_left = 0;
+    for (int i = 0; ahead != NULL && i < ahead->step.n_seqs; i++) {
+        if (ahead->request[i] == request) {
+            ahead->request[i] = ahead->output[i].request = NULL;
+        }
+        n_left += ahead->request[i] != NULL;
+    }
+    engine->ahead = n_left > 0 ? ahead : NULL;
+}
+
 void scheduler_remove(ls_engine *engine, ls_request *request, bool keep) {
+    leave_ahead(engine, request);
     if (request->state == REQUEST_RUNNING) {
         leave_running(engine, request);
         if (keep) {
@@ -147,11 +167,15 @@ static bool uses_prompt(const ls_request *request) {
     return request->params.prompt_logits || request->params.prompt_logprobs >= 0;
 }
 
-static void add_output(ls_engine *engine, ls_request *request, int row, int pos) {
-    step_batch *batch = &engine->batch;
+static bool needs_logits(const ls_request_params *params, const ls_sample_params *how, bool chooses) {
+    bool from_all = !sample_is_filtered(how) && how->n_edits == 0 && how->allowed == NULL;
+    return !from_all || how->n_top >= 0 || params->on_logits != NULL || (params->hash_logits && chooses);
+}
+
+static void add_output(step_batch *batch, ls_request *request, int row, int pos) {
     int i = batch->step.n_out++;
     batch->out_row[i] = row;
-    batch->output[i] = (step_output){request, pos == request->n_tokens - 1};
+    batch->output[i] = (step_output){.request = request, .chooses = pos == request->n_tokens - 1};
     ls_sample_params *sample = &batch->sample[i];
     if (batch->output[i].chooses) {
         logit_edits_prepare(&request->edits, request->token, request->n_prompt, request->n_tokens);
@@ -161,11 +185,11 @@ static void add_output(ls_engine *engine, ls_request *request, int row, int pos)
     } else { /* nothing is drawn here: the cheapest offer */
         *sample = (ls_sample_params){.top_p = 1.0F, .n_top = request->params.prompt_logprobs};
     }
+    batch->output[i].on_host = needs_logits(&request->params, sample, batch->output[i].chooses);
 }
 
 /* Adds the next n rows of a sequence whose pages are there. */
-static void add_rows(ls_engine *engine, ls_request *request, int n) {
-    step_batch *batch = &engine->batch;
+static void add_rows(step_batch *batch, ls_request *request, int n) {
     ls_step *step = &batch->step;
     int i_seq = step->n_seqs++;
     batch->request[i_seq] = request;
@@ -179,15 +203,14 @@ static void add_rows(ls_engine *engine, ls_request *request, int n) {
         batch->seq_of[row] = i_seq;
         bool wanted = uses_prompt(request) && pos >= request->n_logits_seen && pos < request->n_prompt;
         if (pos == request->n_tokens - 1 || wanted) {
-            add_output(engine, request, row, pos);
+            add_output(batch, request, row, pos);
         }
     }
     *(decode ? &step->n_dec : &step->n_pre) += n;
 }
 
 /* Rows of a prompt that fit into the step: by rows, and by outputs if every row wants logits. */
-static int chunk_rows(const ls_engine *engine, const ls_request *request) {
-    const ls_step *step = &engine->batch.step;
+static int chunk_rows(const ls_engine *engine, const ls_step *step, const ls_request *request) {
     int n = request->n_tokens - request->n_computed;
     int rows_left = engine->config.m_max - step->n_rows;
     int outputs_left = engine->config.n_out_max - step->n_out;
@@ -197,7 +220,7 @@ static int chunk_rows(const ls_engine *engine, const ls_request *request) {
     return outputs_left > 0 ? n : 0;
 }
 
-static void schedule_decode(ls_engine *engine) {
+static void schedule_decode(ls_engine *engine, step_batch *batch) {
     for (int i = 0; i < engine->n_running; i++) {
         ls_request *request = engine->running[i];
         if (!in_decode(request)) {
@@ -210,22 +233,22 @@ static void schedule_decode(ls_engine *engine) {
             preempt(engine, last);
         }
         if (seated) {
-            add_rows(engine, request, 1);
+            add_rows(batch, request, 1);
         }
     }
 }
 
-static void schedule_prompts(ls_engine *engine, bool may_admit) {
+static void schedule_prompts(ls_engine *engine, step_batch *batch, bool may_admit) {
     for (int i = 0; i < engine->n_running; i++) {
         ls_request *request = engine->running[i];
-        int n = in_decode(request) ? 0 : chunk_rows(engine, request);
+        int n = in_decode(request) ? 0 : chunk_rows(engine, &batch->step, request);
         if (n > 0) {
-            add_rows(engine, request, n);
+            add_rows(batch, request, n);
         }
     }
     while (may_admit && engine->waiting != NULL && engine->n_running < engine->config.max_seqs) {
         ls_request *request = engine->waiting;
-        if (chunk_rows(engine, request) == 0) {
+        if (chunk_rows(engine, &batch->step, request) == 0) {
             return;
         }
         take_over(engine, request);
@@ -234,25 +257,97 @@ static void schedule_prompts(ls_engine *engine, bool may_admit) {
             request->n_reused = 0;
             return;
         }
-        int n = chunk_rows(engine, request);
+        int n = chunk_rows(engine, &batch->step, request);
         leave_waiting(engine, request);
         request->state = REQUEST_RUNNING;
         request->first_step_ns = request->first_step_ns < 0 ? clock_ns() : request->first_step_ns;
         engine->running[engine->n_running++] = request;
-        add_rows(engine, request, n);
+        add_rows(batch, request, n);
     }
 }
 
-void schedule(ls_engine *engine) {
-    step_batch *batch = &engine->batch;
+static void begin(step_batch *batch) {
     batch->step = (ls_step){.token = batch->token,
                             .pos = batch->pos,
                             .seq_of = batch->seq_of,
                             .seq = batch->seq,
                             .out_row = batch->out_row,
                             .sample = batch->sample};
+    batch->exchange_ns = 0;
+}
+
+void schedule(ls_engine *engine, step_batch *batch) {
+    begin(batch);
     int64_t preemptions = engine->stats.preemptions;
-    schedule_decode(engine);
+    schedule_decode(engine, batch);
     /* Pages that a preemption freed belong to the sequences that decode, not to the next in the queue. */
-    schedule_prompts(engine, engine->stats.preemptions == preemptions);
+    schedule_prompts(engine, batch, engine->stats.preemptions == preemptions);
+}
+
+/* ---- The step ahead ---- */
+
+/* Whether the step is all of the running sequences, each to get a token that is drawn where the next step runs. Then
+ * output i is sequence i's. Whether the host must draw does not change while a request runs. */
+static bool draws_for_all(const ls_engine *engine, const step_batch *now) {
+    int n_wanted = 0;
+    for (int i = 0; i < now->step.n_out; i++) {
+        const step_output *output = &now->output[i];
+        if (!output->chooses || output->on_host) {
+            return false;
+        }
+        n_wanted += output->request != NULL;
+    }
+    return n_wanted == engine->n_running && now->step.n_out == now->step.n_seqs;
+}
+
+/* Whether a sequence of the step still runs when it is over, as far as its length tells. */
+static bool goes_on(const ls_request *request) {
+    return request != NULL && request->n_tokens + 1 < request->token_capacity;
+}
+
+/* Adds the row behind sequence i's: its token is what the step draws for it. */
+static void add_row_ahead(ls_engine *engine, const step_batch *now, int i, step_batch *next) {
+    ls_request *request = now->request[i];
+    int row = next->step.n_rows++, pos = request->n_tokens;
+    pages_grow(&engine->pages, request->page, &request->n_pages, pages_for(pos + 1));
+    next->token[row] = LS_TOKEN_DRAWN + i;
+    next->pos[row] = pos;
+    next->seq_of[row] = next->out_row[row] = row;
+    next->seq[row] = (ls_step_seq){row, 1, pos, request->page};
+    next->request[row] = request;
+    next->output[row] = now->output[i];
+    next->sample[row] = now->sample[i];
+    next->sample[row].position++;
+}
+
+/* Whether the next request in the queue might be seated if its turn came now, n sequences going on. */
+static bool may_seat(const ls_engine *engine, int n) {
+    const ls_request *first = engine->waiting;
+    bool room = engine->kept != NULL || (first != NULL && pages_for(first->n_tokens) <= engine->pages.n_free);
+    return first != NULL && (n < engine->n_running || (n < engine->config.max_seqs && room));
+}
+
+bool schedule_ahead(ls_engine *engine, const step_batch *now, step_batch *next) {
+    if (!engine->config.runs_ahead || !draws_for_all(engine, now)) {
+        return false;
+    }
+    int n = 0, n_pages = 0;
+    for (int i = 0; i < now->step.n_seqs; i++) {
+        const ls_request *request = now->request[i];
+        if (goes_on(request)) {
+            n++;
+            n_pages += pages_for(request->n_tokens + 1) - request->n_pages;
+        }
+    }
+    if (n == 0 || n_pages > engine->pages.n_free || may_seat(engine, n)) {
+        return false;
+    }
+    begin(next);
+    for (int i = 0; i < now->step.n_seqs; i++) {
+        if (goes_on(now->request[i])) {
+            add_row_ahead(engine, now, i, next);
+        }
+    }
+    next->step.n_dec = next->step.n_seqs = next->step.n_out = n;
+    return true;
 }

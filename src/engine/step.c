@@ -1,6 +1,19 @@
 /*
  * The step: schedule, run, sample, publish. Everything else hangs off it; what it needs was allocated when the engine was
  * opened.
+ *
+ * One step behind. On a device the host's share of a step would leave the ranks idle, so where it can
+ * (config.runs_ahead, schedule_ahead) the engine submits step n + 1 before it looks at the results of step n:
+ *
+ *     device   ... | step n              | step n + 1          | step n + 2
+ *     host         | submit n+1, wait    | publish n, submit n+2, wait
+ *
+ * Step n + 1 takes the tokens that step n draws on the device (LS_TOKEN_DRAWN), and each of its sequences has room for that
+ * token in its pages. It is `engine->ahead` from its submission until the next call of engine_step collects it; callers of
+ * the engine see nothing of it. A sequence that ends in between (a stop, a cancel) leaves the step ahead: its row there is
+ * computed for nobody. Its pages can be handed out at once, because steps run in order. Where step n + 1 depends on more
+ * than those tokens (a row that the host draws, a prompt that waits, no free page) there is no step ahead, and what follows
+ * is scheduled when step n has been published.
  */
 #include <stdio.h>
 
@@ -13,6 +26,7 @@
 
 typedef struct step_job {
     ls_engine *engine;
+    const ls_step *step;
     const ls_plan *plan;
     atomic_bool aborted;
     int64_t exchange_ns; /* of thread 0 of rank 0 */
@@ -22,34 +36,51 @@ static void run_rank(void *arg, int rank, const ls_team *team) {
     step_job *job = arg;
     ls_engine *engine = job->engine;
     int64_t *exchange_ns = rank == 0 && team->thread == 0 ? &job->exchange_ns : NULL;
-    if (!plan_run(job->plan, &engine->rank[rank].bind, &engine->batch.step, engine->exchange, team, exchange_ns,
+    if (!plan_run(job->plan, &engine->rank[rank].bind, job->step, engine->exchange, team, exchange_ns,
                   trace_rank_row(engine, rank, team->thread))) {
         atomic_store(&job->aborted, true);
     }
 }
 
-ls_status cpu_run(ls_engine *engine, int64_t *exchange_ns, ls_error *err) {
-    step_job job = {.engine = engine};
+ls_status cpu_submit(ls_engine *engine, step_batch *batch, ls_error *err) {
+    step_job job = {.engine = engine, .step = &batch->step};
     TRY(plan_get_or_build(&engine->plans, (plan_key){PLAN_WALK, 0}, &job.plan, err));
     rank_group_run(engine->group, run_rank, &job);
-    *exchange_ns += job.exchange_ns;
+    batch->exchange_ns = job.exchange_ns;
     return atomic_load(&job.aborted) ? error_set(err, LS_EABORTED, "step aborted: another rank failed") : LS_OK;
 }
 
-/* The forward pass, without the lock. */
-static ls_status run(ls_engine *engine, ls_error *err) {
-    int64_t exchange_ns = 0;
+ls_status cpu_collect(ls_engine *engine, step_batch *batch, ls_error *err) {
+    (void)engine, (void)batch, (void)err; /* it ran when it was submitted */
+    return LS_OK;
+}
+
+static ls_status submit(ls_engine *engine, step_batch *batch, ls_error *err) {
+    batch->submitted_ns = clock_ns();
+    return engine->backend->submit(engine, batch, err);
+}
+
+/* The forward pass, without the lock: submits `now` unless it runs already, then the step ahead if there is one, and waits
+ * for `now`. A step's time begins when it is submitted, or when the one before it has ended. */
+static ls_status run(ls_engine *engine, step_batch *now, bool runs_already, ls_error *err) {
     engine->in_step = true;
     pthread_mutex_unlock(&engine->lock);
-    int64_t start = clock_ns();
-    range_begin_rows(engine->batch.step.n_pre > 0 ? "prefill" : "decode", engine->batch.step.n_rows);
-    ls_status st = engine->backend->run(engine, &exchange_ns, err);
+    range_begin_rows(now->step.n_pre > 0 ? "prefill" : "decode", now->step.n_rows);
+    ls_status st = runs_already ? LS_OK : submit(engine, now, err);
+    if (st == LS_OK && engine->ahead != NULL) {
+        st = submit(engine, engine->ahead, err);
+    }
+    if (st == LS_OK) {
+        st = engine->backend->collect(engine, now, err);
+    }
     range_end();
-    int64_t step_ns = clock_ns() - start;
+    int64_t begin = now->submitted_ns > engine->collected_ns ? now->submitted_ns : engine->collected_ns;
+    engine->collected_ns = clock_ns();
     pthread_mutex_lock(&engine->lock);
     engine->in_step = false;
     pthread_cond_broadcast(&engine->step_over);
-    stats_add_step(engine, step_ns, exchange_ns);
+    stats_add_step(engine, now, engine->collected_ns - begin);
+    engine->stats.ahead_steps += engine->ahead != NULL;
     return st;
 }
 
@@ -85,6 +116,11 @@ static uint64_t hash_floats(uint64_t hash, const float *value, int n) {
 }
 
 /* ---- publish ---- */
+
+/* Whether what a step computed for it still counts. */
+static bool is_wanted(const ls_request *request) {
+    return request != NULL && request->state != REQUEST_FINISHED;
+}
 
 static void emit(ls_request *request, int32_t token) {
     ls_engine *engine = request->engine;
@@ -152,9 +188,9 @@ static void publish_token(ls_request *request, int32_t token) {
 }
 
 /* Draws the next token of a sequence. */
-static void choose(ls_engine *engine, const step_output *output, int i_out, const sampler_row *row) {
-    ls_request *request = output->request;
-    int32_t token = sampler_pick(row, &engine->batch.sample[i_out], engine->host.candidate, engine->host.row);
+static void choose(ls_engine *engine, const step_batch *batch, int i_out, const sampler_row *row) {
+    ls_request *request = batch->output[i_out].request;
+    int32_t token = sampler_pick(row, &batch->sample[i_out], engine->host.candidate, engine->host.row);
     if (token < 0) {
         error_set(&request->error, LS_EINVAL,
                   "every token is forbidden at position %d: logit_bias, bad_words, min_tokens and allowed_tokens leave "
@@ -169,19 +205,13 @@ static void choose(ls_engine *engine, const step_output *output, int i_out, cons
     publish_token(request, token);
 }
 
-bool output_needs_logits(const step_output *output, const ls_sample_params *how) {
-    const ls_request_params *params = &output->request->params;
-    bool from_all = !sample_is_filtered(how) && how->n_edits == 0 && how->allowed == NULL;
-    return !from_all || how->n_top >= 0 || params->on_logits != NULL || (params->hash_logits && output->chooses);
-}
-
-static void publish_output(ls_engine *engine, int i_out) {
-    const step_output *output = &engine->batch.output[i_out];
+static void publish_output(ls_engine *engine, const step_batch *batch, int i_out) {
+    const step_output *output = &batch->output[i_out];
     ls_request *request = output->request;
-    if (request->state == REQUEST_FINISHED) {
-        return; /* failed in this step */
+    if (!is_wanted(request)) {
+        return; /* or failed in this step */
     }
-    int pos = engine->batch.pos[engine->batch.out_row[i_out]];
+    int pos = batch->pos[batch->out_row[i_out]];
     sampler_row row = output_row(engine, i_out);
     bool chooses = output->chooses && request->n_tokens < request->token_capacity;
     bool reports = request->params.on_logits != NULL;
@@ -202,15 +232,14 @@ static void publish_output(ls_engine *engine, int i_out) {
         request->n_logits_seen = pos + 1;
     }
     if (chooses) {
-        choose(engine, output, i_out, &row);
+        choose(engine, batch, i_out, &row);
     } else if (output->chooses) {
         end_request(request, LS_FINISH_LENGTH); /* max_tokens 0: only the prompt was asked for */
     }
 }
 
 /* Rows where an infinity or NaN showed up fail their request, with the op and layer that first had it. */
-static void publish_faults(ls_engine *engine) {
-    const step_batch *batch = &engine->batch;
+static void publish_faults(ls_engine *engine, const step_batch *batch) {
     for (int m = 0; m < batch->step.n_rows; m++) {
         int first = 0, first_rank = 0;
         for (int r = 0; r < engine->config.n_ranks; r++) {
@@ -221,7 +250,7 @@ static void publish_faults(ls_engine *engine) {
             }
         }
         ls_request *request = batch->request[batch->seq_of[m]];
-        if (first == 0 || request->state == REQUEST_FINISHED) {
+        if (first == 0 || !is_wanted(request)) {
             continue;
         }
         const ls_op *op = &engine->program[first_rank]->op[first - 1];
@@ -251,21 +280,23 @@ static void see_to_cancelled(ls_engine *engine) {
     engine->n_cancels = 0;
 }
 
-static void publish(ls_engine *engine) {
-    const step_batch *batch = &engine->batch;
+static void publish(ls_engine *engine, const step_batch *batch) {
     for (int i = 0; i < batch->step.n_seqs; i++) {
-        batch->request[i]->n_computed += batch->seq[i].n_rows;
+        if (is_wanted(batch->request[i])) {
+            batch->request[i]->n_computed += batch->seq[i].n_rows;
+        }
     }
     see_to_cancelled(engine);
-    publish_faults(engine);
+    publish_faults(engine, batch);
     for (int i = 0; i < batch->step.n_out; i++) {
-        publish_output(engine, i);
+        publish_output(engine, batch, i);
     }
 }
 
 /* The ranks no longer agree on anything: every request fails with the reason, and so does whatever comes after. */
 static void engine_die(ls_engine *engine, const ls_error *why) {
     engine->death = *why;
+    engine->ahead = NULL;
     for (ls_request *request = engine->requests; request != NULL; request = request->next_of_engine) {
         if (request->state != REQUEST_FINISHED) {
             request->error = *why;
@@ -283,19 +314,26 @@ ls_status engine_check_alive(const ls_engine *engine, ls_error *err) {
 ls_status engine_step(ls_engine *engine, ls_error *err) {
     TRY(engine_check_alive(engine, err));
     int64_t begin = trace_now(engine);
-    schedule(engine);
-    if (engine->batch.step.n_rows == 0) {
+    step_batch *now = engine->ahead != NULL ? engine->ahead : &engine->batch[0];
+    step_batch *next = &engine->batch[now == &engine->batch[0]];
+    const bool runs_already = now == engine->ahead;
+    if (!runs_already) {
+        schedule(engine, now);
+    }
+    const int n_rows = now->step.n_rows;
+    if (n_rows == 0) {
         return LS_IDLE;
     }
-    int64_t scheduled = trace_stage_end(engine, TRACE_SCHEDULE, begin);
+    engine->ahead = schedule_ahead(engine, now, next) ? next : NULL;
+    int64_t scheduled = trace_stage_end(engine, TRACE_SCHEDULE, n_rows, begin);
     ls_error why = {0};
-    if (run(engine, &why) != LS_OK) {
+    if (run(engine, now, runs_already, &why) != LS_OK) {
         engine_die(engine, &why);
         return engine_check_alive(engine, err);
     }
-    int64_t ran = trace_stage_end(engine, TRACE_RUN, scheduled);
-    publish(engine);
-    trace_stage_end(engine, TRACE_PUBLISH, ran);
-    trace_stage_end(engine, TRACE_STEP, begin);
+    int64_t ran = trace_stage_end(engine, TRACE_RUN, n_rows, scheduled);
+    publish(engine, now);
+    trace_stage_end(engine, TRACE_PUBLISH, n_rows, ran);
+    trace_stage_end(engine, TRACE_STEP, n_rows, begin);
     return LS_OK;
 }

@@ -9,15 +9,15 @@
 #include "engine/engine.h"
 
 /* Bytes of KV that the step's rows read on all ranks: whole sequences, or the window. */
-static int64_t kv_bytes_read(const ls_engine *engine) {
+static int64_t kv_bytes_read(const ls_engine *engine, const step_batch *batch) {
     const ls_spec *spec = &engine->model->spec;
     int n_windowed = 0;
     for (int i = 0; i < spec->n_layers; i++) {
         n_windowed += spec->layer_windowed[i];
     }
     int64_t token_layers = 0;
-    for (int i = 0; i < engine->batch.step.n_seqs; i++) {
-        const ls_step_seq *seq = &engine->batch.seq[i];
+    for (int i = 0; i < batch->step.n_seqs; i++) {
+        const ls_step_seq *seq = &batch->seq[i];
         int64_t full = (int64_t)seq->n_past + seq->n_rows;
         int64_t windowed = full < spec->window_tokens ? full : spec->window_tokens;
         token_layers += full * (spec->n_layers - n_windowed) + windowed * n_windowed;
@@ -25,9 +25,9 @@ static int64_t kv_bytes_read(const ls_engine *engine) {
     return token_layers * (kv_page_bytes(&engine->config, spec) / LS_PAGE_TOKENS / spec->n_layers);
 }
 
-void stats_add_step(ls_engine *engine, int64_t step_ns, int64_t exchange_ns) {
+void stats_add_step(ls_engine *engine, const step_batch *batch, int64_t step_ns) {
     engine_stats *stats = &engine->stats;
-    const ls_step *step = &engine->batch.step;
+    const ls_step *step = &batch->step;
     stats->prefill_tokens += step->n_pre;
     stats->decode_tokens += step->n_dec;
     if (step->n_pre > 0) {
@@ -37,8 +37,8 @@ void stats_add_step(ls_engine *engine, int64_t step_ns, int64_t exchange_ns) {
     }
     stats->decode_ns += step_ns;
     stats->decode_steps++;
-    stats->decode_kv_bytes += kv_bytes_read(engine);
-    stats->exchange_ns += exchange_ns;
+    stats->decode_kv_bytes += kv_bytes_read(engine, batch);
+    stats->exchange_ns += batch->exchange_ns;
 }
 
 /* ---- The limit ---- */
@@ -93,6 +93,7 @@ static void get_timeline(ls_engine *engine, ls_timeline *out) {
         .kv_cache_dtype = config->kv_dtype,
         .isa = engine->isa->name,
         .device = engine->device_name[0] != '\0' ? engine->device_name : "CPU",
+        .no_gpu = engine->no_gpu,
         .load_us = engine->model->load_us,
         .plan_us = engine->plan_us,
         .shard_us = engine->shard_us,

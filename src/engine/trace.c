@@ -28,13 +28,13 @@ int64_t trace_now(const ls_engine *engine) {
     return engine->host.trace != NULL ? clock_ns() : 0;
 }
 
-int64_t trace_stage_end(const ls_engine *engine, trace_stage stage, int64_t start_ns) {
+int64_t trace_stage_end(const ls_engine *engine, trace_stage stage, int n_rows, int64_t start_ns) {
     trace_row *row = engine->host.trace;
     if (row == NULL) {
         return 0;
     }
     int64_t now = clock_ns();
-    trace_add(row, (int32_t)stage, engine->batch.step.n_rows, start_ns, now);
+    trace_add(row, (int32_t)stage, n_rows, start_ns, now);
     row->step += stage == TRACE_STEP;
     return now;
 }

@@ -44,9 +44,9 @@ struct ls_engine;
 
 /* The row of a rank's thread, ready for the ops of this step; NULL without a trace. */
 trace_row *trace_rank_row(const struct ls_engine *engine, int rank, int thread);
-/* Notes a stage of the engine's step that began at start_ns and ends now; returns now. TRACE_STEP comes last and ends the
+/* Notes a stage of a step of n_rows that began at start_ns and ends now; returns now. TRACE_STEP comes last and ends the
  * step. Without a trace it does nothing and returns 0, as does trace_now. */
-int64_t trace_stage_end(const struct ls_engine *engine, trace_stage stage, int64_t start_ns);
+int64_t trace_stage_end(const struct ls_engine *engine, trace_stage stage, int n_rows, int64_t start_ns);
 int64_t trace_now(const struct ls_engine *engine);
 
 #endif

@@ -4,10 +4,19 @@
  *   isolated:  before each op the tested engine gets the reference's inputs, and behind each qkv the reference's keys and
  *              values, so that what differs afterwards is this op's doing;
  *   running:   the tested engine goes on with what it computed, as it does in use.
+ *
+ * A GPU runs decode steps by kernels that do not stop at every op: there a STRETCH of ops, up to the next border where all
+ * lies as ops.h says, takes the place of one op. It is launched as in use, and what its ops wrote is compared in their order.
+ *
+ * Steps: a prompt, its decode steps one row at a time, then shorter prompts of further sequences as one step, and decode
+ * steps with a row of each.
  */
 #include "engine/verify.h"
 
+#include <stdio.h>
 #include <stdlib.h>
+
+#include "backend/cuda/kern/step.h"
 
 /* Which views an op reads and writes; attn also reads the cache, which is kept equal behind qkv. */
 static const uint32_t inputs_of[OP_KINDS] = {
@@ -28,10 +37,14 @@ typedef struct verify_run {
     const verify_pair *pair;
     ls_verify_report *report;
     bool running;
-    double margin; /* by which a best logit leads to count, of the row's max|b| */
+    double margin;       /* by which a best logit leads to count, of the row's max|b| */
+    const char *kernels; /* of the stretch that is compared; "" on the CPU */
+    int n_seqs, pages_per_seq;
+    int n_past[VERIFY_SEQS];   /* of each sequence */
+    int32_t next[VERIFY_SEQS]; /* token of each, by the reference's choice */
     int i_step;
     ls_step step;
-    ls_step_seq seq;
+    ls_step_seq seq[VERIFY_SEQS];
     int32_t *token, *pos, *seq_of, *page, *out_row; /* one allocation */
     ls_sample_params *sample;
     float *tested, *reference, *parts; /* scratch: rows of a view; what ranks hold of them */
@@ -68,6 +81,39 @@ static void run_op(ls_engine *engine, const ls_step *step, int index) {
     }
     op_job job = {engine, step, index};
     rank_group_run(engine->group, run_rank, &job);
+}
+
+/* Behind it all that the ops before it wrote lies as ops.h says, whoever ran them: a decode kernel's exchange goes on with
+ * the norm of what follows, and what follows qkv's matmul is part of attention. */
+static bool is_border(ls_op_kind kind) {
+    return kind != OP_EXCHANGE && kind != OP_QKV;
+}
+
+/* What the tested engine has decode kernels for. */
+static bool by_decode_kernels(const verify_run *run) {
+    return run->pair->tested->backend->run_decode != NULL && run->step.n_seqs == run->step.n_rows &&
+           run->step.n_rows <= CUDA_MAX_DECODE;
+}
+
+/* Ops [first, *last) on the tested engine: one, or a stretch. */
+static void run_stretch(const verify_run *run, int first, int *last) {
+    ls_engine *tested = run->pair->tested;
+    const ls_program *program = tested->program[0];
+    *last = first + 1;
+    if (!by_decode_kernels(run)) {
+        run_op(tested, &run->step, first);
+        return;
+    }
+    ls_error why = {0};
+    int n_taken = 1;
+    for (*last = first; *last == first || (*last < program->n_ops && !is_border(program->op[*last - 1].kind));
+         *last += n_taken) {
+        if (engine_check_alive(tested, NULL) == LS_OK &&
+            tested->backend->run_decode(tested, &run->step, *last, &n_taken, &why) != LS_OK) {
+            tested->death = why;
+            n_taken = 1;
+        }
+    }
 }
 
 /* ---- Views of all ranks ---- */
@@ -181,6 +227,13 @@ static void note_first(ls_verify_place *first, const ls_verify_place *place) {
     }
 }
 
+static void note_breach(const verify_run *run, const ls_verify_place *place) {
+    if (!run->report->first.found) {
+        snprintf(run->report->first_kernels, sizeof run->report->first_kernels, "%s", run->kernels);
+    }
+    note_first(&run->report->first, place);
+}
+
 static void note(verify_run *run, const ls_op *op, verify_view view, int rank, int row, double error, bool bits_equal) {
     ls_verify_report *report = run->report;
     ls_verify_op *line = &(run->running ? report->running : report->isolated)[op->kind];
@@ -203,7 +256,7 @@ static void note(verify_run *run, const ls_op *op, verify_view view, int rank, i
         note_first(&line->first_bits, &place);
     }
     if (!run->running && (error > report->tolerance || (report->bits_expected && !bits_equal))) {
-        note_first(&report->first, &place);
+        note_breach(run, &place);
     }
 }
 
@@ -249,9 +302,11 @@ static void compare_choices(verify_run *run, const ls_op *op) {
     }
 }
 
+/* q lies nowhere as ops.h says where attention makes it. */
 static void compare_outputs(verify_run *run, const ls_op *op) {
+    const uint32_t hidden = by_decode_kernels(run) ? 1U << VIEW_Q : 0;
     for (int view = 0; view < VIEW_SAMPLE; view++) {
-        if (outputs_of[op->kind] >> view & 1) {
+        if ((outputs_of[op->kind] & ~hidden) >> view & 1) {
             compare_view(run, op, (verify_view)view);
         }
     }
@@ -291,69 +346,107 @@ static void judge_logits(verify_run *run, const ls_op *op) {
         report->n_other_choices += other;
         report->logits_error = error > report->logits_error ? error : report->logits_error;
         if (error > report->logits_tolerance || other || (report->bits_expected && !bits_equal)) {
-            note_first(&report->first, &(ls_verify_place){.found = true,
-                                                          .running = true,
-                                                          .op = op_kind_name(op->kind),
-                                                          .buffer = verify_view_name(VIEW_LOGITS),
-                                                          .layer = -1,
-                                                          .rank = -1,
-                                                          .step = run->i_step,
-                                                          .position = run->step.pos[run->step.out_row[i]],
-                                                          .error = error});
+            note_breach(run, &(ls_verify_place){.found = true,
+                                                .running = true,
+                                                .op = op_kind_name(op->kind),
+                                                .buffer = verify_view_name(VIEW_LOGITS),
+                                                .layer = -1,
+                                                .rank = -1,
+                                                .step = run->i_step,
+                                                .position = run->step.pos[run->step.out_row[i]],
+                                                .error = error});
         }
     }
 }
 
 /* ---- Steps ---- */
 
-/* n rows from position n_past on; their tokens stand in run->token. */
-static void set_step(verify_run *run, int n_past, int n) {
-    int n_out_max = run->pair->tested->config.n_out_max;
-    int n_out = n < n_out_max ? n : n_out_max;
-    run->seq = (ls_step_seq){0, n, n_past, run->page};
-    for (int m = 0; m < n; m++) {
-        run->pos[m] = n_past + m;
-        run->seq_of[m] = 0;
+/* Tokens of a sequence's prompt: the first has all, the others less, and all together less than twice as many. */
+static int prompt_tokens(const verify_run *run, int seq, int n_prompt) {
+    return seq == 0 ? n_prompt : 1 + (n_prompt - 1) * seq / (run->n_seqs * run->n_seqs);
+}
+
+/* A step of sequences [first, first + n): their prompts, or (n_prompt 0) a token of each. Output rows are the last one of
+ * each, or of a prompt alone as many as there is room for. */
+static void set_step(verify_run *run, int first, int n, const int32_t *prompt, int n_prompt) {
+    int n_rows = 0, n_out_max = run->pair->tested->config.n_out_max;
+    for (int i = 0; i < n; i++) {
+        int seq = first + i, n_tokens = n_prompt > 0 ? prompt_tokens(run, seq, n_prompt) : 1;
+        run->seq[i] = (ls_step_seq){n_rows, n_tokens, run->n_past[seq], run->page + seq * run->pages_per_seq};
+        run->out_row[i] = n_rows + n_tokens - 1;
+        for (int k = 0; k < n_tokens; k++, n_rows++) {
+            run->token[n_rows] = n_prompt > 0 ? prompt[(seq + k) % n_prompt] : run->next[seq];
+            run->pos[n_rows] = run->n_past[seq] + k;
+            run->seq_of[n_rows] = i;
+        }
     }
+    int n_out = n > 1 ? n : n_rows < n_out_max ? n_rows : n_out_max;
     for (int i = 0; i < n_out; i++) {
-        run->out_row[i] = n - n_out + i;
-        run->sample[i] = (ls_sample_params){.top_p = 1.0F, .position = n_past + run->out_row[i] + 1, .n_top = -1};
+        run->out_row[i] = n > 1 ? run->out_row[i] : n_rows - n_out + i;
+        run->sample[i] = (ls_sample_params){.top_p = 1.0F, .position = run->pos[run->out_row[i]] + 1, .n_top = -1};
     }
-    run->step = (ls_step){.n_rows = n,
-                          .n_dec = run->i_step > 0 ? n : 0,
-                          .n_pre = run->i_step > 0 ? 0 : n,
-                          .n_seqs = 1,
+    run->step = (ls_step){.n_rows = n_rows,
+                          .n_dec = n_prompt > 0 ? 0 : n_rows,
+                          .n_pre = n_prompt > 0 ? n_rows : 0,
+                          .n_seqs = n,
                           .n_out = n_out,
                           .token = run->token,
                           .pos = run->pos,
                           .seq_of = run->seq_of,
-                          .seq = &run->seq,
+                          .seq = run->seq,
                           .out_row = run->out_row,
                           .sample = run->sample};
 }
 
-/* One step on both engines. The last row's greedy token of the reference goes to run->token[0]. */
+/* On a GPU a kernel may leave its sum as any number of nodes of the tree, and verify_read adds up all that there can be. */
+static void clear_parts(const verify_run *run, const ls_op *op) {
+    ls_engine *tested = run->pair->tested;
+    if (tested->config.on_device && (outputs_of[op->kind] >> VIEW_PART & 1) != 0) {
+        memset(run->tested, 0, (size_t)run->step.n_rows * (size_t)tested->model->spec.d_model * sizeof *run->tested);
+        verify_write(tested, 0, op, VIEW_PART, &run->step, run->tested);
+    }
+}
+
+static const char *launched(ls_engine *engine) {
+    return engine->backend->kernels != NULL ? engine->backend->kernels(engine) : "";
+}
+
+/* One step on both engines. */
 static void walk(verify_run *run) {
     ls_engine *tested = run->pair->tested, *reference = run->pair->reference;
-    for (int i = 0; i < reference->program[0]->n_ops; i++) {
-        const ls_op *op = &reference->program[0]->op[i];
+    const ls_op *ops = reference->program[0]->op;
+    for (int first = 0, last; first < reference->program[0]->n_ops; first = last) {
         if (!run->running) {
-            copy_views(run, op, inputs_of[op->kind]);
+            copy_views(run, &ops[first], inputs_of[ops[first].kind]);
         }
-        run_op(reference, &run->step, i);
-        run_op(tested, &run->step, i);
-        compare_outputs(run, op);
-        if (!run->running && op->kind == OP_QKV) {
-            copy_views(run, op, 1u << VIEW_K | 1u << VIEW_V);
+        clear_parts(run, &ops[first]);
+        launched(tested); /* what was launched before is no business of this stretch */
+        run_stretch(run, first, &last);
+        run->kernels = launched(tested);
+        for (int i = first; i < last; i++) {
+            run_op(reference, &run->step, i);
         }
-        if (run->running && op->kind == OP_HEAD) {
-            judge_logits(run, op);
+        for (int i = first; i < last; i++) {
+            compare_outputs(run, &ops[i]);
+            if (!run->running && ops[i].kind == OP_QKV) {
+                copy_views(run, &ops[i], 1u << VIEW_K | 1u << VIEW_V);
+            }
+            if (run->running && ops[i].kind == OP_HEAD) {
+                judge_logits(run, &ops[i]);
+            }
         }
-        if (op->kind == OP_SAMPLE) {
-            int32_t *token = run->out_row + run->step.n_out;
-            gather_choice(run, reference, op, run->reference, token);
-            run->token[0] = token[run->step.n_out - 1];
-        }
+    }
+}
+
+/* Sequences [first, first + n) have one step behind them: where they stand, and what they go on with. */
+static void advance(verify_run *run, int first, int n) {
+    const ls_engine *reference = run->pair->reference;
+    const ls_op *sample = &reference->program[0]->op[reference->program[0]->n_ops - 1];
+    int32_t *token = run->out_row + run->step.n_out;
+    gather_choice(run, reference, sample, run->reference, token);
+    for (int i = 0; i < n; i++) {
+        run->n_past[first + i] += run->seq[i].n_rows;
+        run->next[first + i] = token[n > 1 ? i : run->step.n_out - 1];
     }
 }
 
@@ -365,11 +458,25 @@ static void clear_faults(ls_engine *engine) {
     }
 }
 
+static void walk_step(verify_run *run, int first, int n, const int32_t *prompt, int n_prompt) {
+    set_step(run, first, n, prompt, n_prompt);
+    walk(run);
+    advance(run, first, n);
+    run->i_step++;
+}
+
 static void walk_all(verify_run *run, const int32_t *prompt, int n_prompt, int n_decode) {
-    memcpy(run->token, prompt, (size_t)n_prompt * sizeof *prompt);
-    for (run->i_step = 0; run->i_step <= n_decode; run->i_step++) {
-        set_step(run, run->i_step == 0 ? 0 : n_prompt + run->i_step - 1, run->i_step == 0 ? n_prompt : 1);
-        walk(run);
+    memset(run->n_past, 0, sizeof run->n_past);
+    run->i_step = 0;
+    walk_step(run, 0, 1, prompt, n_prompt);
+    while (run->i_step <= n_decode) {
+        walk_step(run, 0, 1, NULL, 0);
+    }
+    if (run->n_seqs > 1) {
+        walk_step(run, 1, run->n_seqs - 1, prompt, n_prompt);
+        for (int i = 0; i < VERIFY_JOINT_STEPS; i++) {
+            walk_step(run, 0, run->n_seqs, NULL, 0);
+        }
     }
     clear_faults(run->pair->tested);
     clear_faults(run->pair->reference);
@@ -402,10 +509,11 @@ static void set_tolerances(verify_run *run) {
     run->margin = 2 * (coarse ? report->tolerance : 1e-4);
 }
 
-static ls_status allocate(verify_run *run, int n_prompt, int n_pages, ls_error *err) {
+static ls_status allocate(verify_run *run, int n_rows, ls_error *err) {
     const ls_engine *engine = run->pair->tested;
     const ls_spec *spec = &engine->model->spec;
-    const size_t m = (size_t)n_prompt, n_out = (size_t)engine->config.n_out_max;
+    const size_t m = (size_t)n_rows, n_out = (size_t)engine->config.n_out_max;
+    const int n_pages = run->n_seqs * run->pages_per_seq;
     size_t width = (size_t)spec->d_model * LS_MAX_RANKS; /* all ranks' parts */
     size_t heads = (size_t)spec->n_heads * (size_t)spec->d_head, ffn = (size_t)spec->d_ffn;
     width = heads > width ? heads : width;
@@ -434,22 +542,27 @@ static ls_status allocate(verify_run *run, int n_prompt, int n_pages, ls_error *
 ls_status verify_engines(const verify_pair *pair, const int32_t *prompt, int n_prompt, int n_decode,
                          ls_verify_report *out, ls_error *err) {
     const ls_engine *tested = pair->tested, *reference = pair->reference;
-    int n_pages = pages_for((int64_t)n_prompt + n_decode);
-    if (tested->program[0]->n_ops != reference->program[0]->n_ops || n_prompt < 1 || n_prompt > tested->config.m_max ||
-        n_prompt > reference->config.m_max || n_pages > tested->config.n_pages || n_pages > reference->config.n_pages ||
-        tested->config.n_out_max > reference->config.n_out_max) {
+    const int n_seqs = pair->n_seqs > 1 ? pair->n_seqs : 1;
+    const int n_rows = verify_rows(n_prompt, n_seqs),
+              pages_per_seq = pages_for(verify_tokens(n_prompt, n_decode, n_seqs));
+    const engine_config *a = &tested->config, *b = &reference->config;
+    if (tested->program[0]->n_ops != reference->program[0]->n_ops || n_prompt < 1 || n_rows > a->m_max ||
+        n_rows > b->m_max || n_seqs * pages_per_seq > a->n_pages || n_seqs * pages_per_seq > b->n_pages ||
+        n_seqs > VERIFY_SEQS || n_seqs > a->max_seqs || n_seqs > b->max_seqs || a->n_out_max > b->n_out_max) {
         return error_set(err, LS_EINTERNAL, "verify: engines of other programs or too small for the prompt");
     }
-    ls_verify_report report = {
-        .struct_size = out->struct_size, .n_prompt_tokens = n_prompt, .n_decode_steps = n_decode};
+    ls_verify_report report = {.struct_size = out->struct_size,
+                               .n_prompt_tokens = n_prompt,
+                               .n_decode_steps = n_decode,
+                               .n_sequences = n_seqs};
     for (int kind = 0; kind < OP_KINDS; kind++) {
         report.isolated[kind] = (ls_verify_op){.op = op_kind_name((ls_op_kind)kind), .bits_equal = true};
         report.running[kind] = report.isolated[kind];
     }
-    verify_run run = {.pair = pair, .report = &report};
+    verify_run run = {.pair = pair, .report = &report, .kernels = "", .n_seqs = n_seqs, .pages_per_seq = pages_per_seq};
     set_tolerances(&run);
     ls_status st = LS_OK;
-    TRY_GOTO(allocate(&run, n_prompt, n_pages, err), fail);
+    TRY_GOTO(allocate(&run, n_rows, err), fail);
     walk_all(&run, prompt, n_prompt, n_decode);
     run.running = true;
     walk_all(&run, prompt, n_prompt, n_decode);

@@ -40,13 +40,27 @@ verify_part verify_part_of(const ls_engine *engine, int rank, const ls_op *op, v
 void verify_read(const ls_engine *engine, int rank, const ls_op *op, verify_view view, const ls_step *step, float *out);
 void verify_write(ls_engine *engine, int rank, const ls_op *op, verify_view view, const ls_step *step, const float *in);
 
-/* Engines to compare; both have room for the prompt and the decode steps in one sequence. */
+enum {
+    VERIFY_SEQS = 16,      /* at most */
+    VERIFY_JOINT_STEPS = 2 /* decode steps of all sequences */
+};
+
+/* Rows of the largest step, and tokens of the longest sequence. */
+static inline int verify_rows(int n_prompt, int n_seqs) {
+    return n_seqs > 1 ? n_prompt + n_seqs : n_prompt;
+}
+static inline int verify_tokens(int n_prompt, int n_decode, int n_seqs) {
+    return n_prompt + n_decode + (n_seqs > 1 ? VERIFY_JOINT_STEPS : 0);
+}
+
+/* Engines to compare; both have room for n_seqs sequences of verify_tokens() and steps of verify_rows(). */
 typedef struct verify_pair {
     ls_engine *tested, *reference;
     ls_quantization tested_quantization, reference_quantization;
+    int n_seqs; /* 1 (or 0): the prompt alone */
 } verify_pair;
 
-/* Both runs, isolated and free, over a prompt and the reference's greedy continuation. Overwrites the engines' buffers and
+/* Both runs, isolated and free, over prompts and the reference's greedy continuation. Overwrites the engines' buffers and
  * caches; neither may have requests. Fills all of *out but struct_size. */
 ls_status verify_engines(const verify_pair *pair, const int32_t *prompt, int n_prompt, int n_decode,
                          ls_verify_report *out, ls_error *err);

@@ -52,26 +52,30 @@ static ls_status check_sizes(const ls_model *model, const ls_verify_params *para
         return error_set(err, LS_EINVAL, "verify: a prompt of %zu tokens and %d decode steps: 1 to %d, and 0 to %d",
                          params->n_prompt_tokens, params->decode_steps, MOST_ROWS, MOST_ROWS);
     }
-    int64_t total = (int64_t)params->n_prompt_tokens + params->decode_steps;
+    if (params->n_sequences < 1 || params->n_sequences > VERIFY_SEQS) {
+        return error_set(err, LS_EINVAL, "verify: %d sequences: must be 1 to %d", params->n_sequences, VERIFY_SEQS);
+    }
+    int total = verify_tokens((int)params->n_prompt_tokens, params->decode_steps, params->n_sequences);
     if (total > model->spec.max_position_tokens) {
-        return error_set(err, LS_ETOOLONG,
-                         "verify: %zu prompt tokens and %d decode steps are more than the model's %d positions",
-                         params->n_prompt_tokens, params->decode_steps, model->spec.max_position_tokens);
+        return error_set(
+            err, LS_ETOOLONG, "verify: %zu prompt tokens and %d decode steps are more than the model's %d positions",
+            params->n_prompt_tokens, total - (int)params->n_prompt_tokens, model->spec.max_position_tokens);
     }
     return LS_OK;
 }
 
-/* An engine with room for this one sequence. */
+/* An engine with room for these sequences. */
 static ls_status open_sized(ls_model *model, const ls_engine_params *given, const ls_verify_params *params,
                             const char *which, ls_engine **engine, ls_quantization *quantization, ls_error *err) {
     ls_engine_params sized = LS_ENGINE_PARAMS_INIT;
     TRY(check_struct_size("ls_engine_params", given->struct_size, sizeof *given, err));
     memcpy(&sized, given, given->struct_size);
     sized.struct_size = sizeof sized;
-    sized.max_model_len_tokens = (int)params->n_prompt_tokens + params->decode_steps;
-    sized.max_num_seqs = 1;
-    sized.max_num_batched_tokens = (int)params->n_prompt_tokens;
-    sized.kv_cache_memory_bytes = 0;
+    const int n_prompt = (int)params->n_prompt_tokens, n_seqs = params->n_sequences;
+    sized.max_model_len_tokens = verify_tokens(n_prompt, params->decode_steps, n_seqs);
+    sized.max_num_seqs = n_seqs;
+    sized.max_num_batched_tokens = verify_rows(n_prompt, n_seqs);
+    sized.kv_cache_memory_bytes = (int64_t)1 << 50; /* as many pages as they need */
     *quantization = sized.quantization;
     if (sized.device == NULL || strcmp(sized.device, "auto") == 0) {
         sized.device = "cpu";
@@ -86,7 +90,7 @@ ls_status ls_verify(ls_model *model, const ls_verify_params *params, ls_verify_r
     ls_verify_params known = LS_VERIFY_PARAMS_INIT;
     memcpy(&known, params, params->struct_size);
     TRY(check_sizes(model, &known, err));
-    verify_pair pair = {0};
+    verify_pair pair = {.n_seqs = known.n_sequences};
     token_list prompt = {0};
     ls_verify_report report = {.struct_size = out->struct_size};
     ls_status st = LS_OK;

@@ -64,18 +64,24 @@ static int slot_of(const ls_op *op) {
     return op->kind == OP_EXCHANGE ? op->exchange.slot : op->kind == OP_EMBED ? op->embed.slot : op->row.slot;
 }
 
+/* Elements of a row of BUF_QKV, of which q is the first. */
+static int64_t row_of_qkv(const ls_engine *engine, int rank) {
+    const ls_spec *spec = &engine->model->spec;
+    const ls_group group = {rank, engine->config.n_ranks};
+    return (spec->n_heads / group.size + 2 * shard_kv_heads(spec->n_kv_heads, group).count) * spec->d_head;
+}
+
 /* Rows of f32 words in a buffer: where the first lies, and how far apart they are. NULL for what is kept otherwise. */
 static float *words(const ls_engine *engine, int rank, const ls_op *op, verify_view view, int64_t count,
                     int64_t *stride) {
     if (is_in_cache(view) || view == VIEW_SAMPLE) {
         return NULL;
     }
-    const ls_spec *spec = &engine->model->spec;
     const ls_bind *bind = &engine->rank[rank].bind;
     float *data = bind->buf[buffer_of[view]];
     *stride = count;
     if (view == VIEW_Q) {
-        *stride += 2 * shard_kv_heads(spec->n_kv_heads, bind->group).count * spec->d_head;
+        *stride = row_of_qkv(engine, rank);
     } else if (view == VIEW_PART) {
         data += (int64_t)slot_of(op) * bind->m_max * bind->d_model;
     }
@@ -105,6 +111,40 @@ static void read_sample(const ls_engine *engine, int rank, int n_rows, float *ou
 
 /* ---- A rank on a device: the same, fetched from there or brought there (backend/cuda/cuda.h says how it lies) ---- */
 
+/* A node of the sums in BUF_PART: kernels leave one or several of each slot. */
+static float *device_node(const ls_engine *engine, const ls_op *op, int node) {
+    const ls_bind *bind = &engine->rank[0].bind;
+    return (float *)bind->buf[BUF_PART] + ((int64_t)slot_of(op) * LS_LEAVES + node) * bind->m_max * bind->d_model;
+}
+
+/* The sum of all nodes, up the tree; what cannot be fetched is NaN. */
+static void device_read_parts(const ls_engine *engine, const ls_op *op, int64_t n, float *out) {
+    float *nodes = malloc(((size_t)n * LS_LEAVES + 1) * sizeof *nodes);
+    bool good = nodes != NULL;
+    for (int i = 0; i < LS_LEAVES && good; i++) {
+        good = engine->backend->copy_out(engine, device_node(engine, op, i), nodes + i * n, (size_t)n * sizeof *nodes,
+                                         NULL) == LS_OK;
+    }
+    for (int64_t k = 0; k < n; k++) {
+        float node[LS_LEAVES] = {0};
+        for (int i = 0; i < LS_LEAVES && good; i++) {
+            node[i] = nodes[i * n + k];
+        }
+        out[k] = good ? leaf_tree(node, LS_LEAVES) : NAN;
+    }
+    free(nodes);
+}
+
+/* All in the first node. */
+static void device_write_parts(const ls_engine *engine, const ls_op *op, int64_t n, const float *in) {
+    float *zeros = calloc((size_t)n + 1, sizeof *zeros);
+    for (int i = 0; i < LS_LEAVES && zeros != NULL; i++) {
+        engine->backend->copy_in(engine, device_node(engine, op, i), i == 0 ? in : zeros, (size_t)n * sizeof *zeros,
+                                 NULL);
+    }
+    free(zeros);
+}
+
 /* The i-th piece of a view that lies together, its elements and their type: a row, or a head of a row of the cache. */
 static void *device_piece(const ls_engine *engine, const ls_op *op, verify_view view, const ls_step *step,
                           const verify_part *part, int64_t i, int64_t *n, ls_dtype *dtype) {
@@ -120,8 +160,8 @@ static void *device_piece(const ls_engine *engine, const ls_op *op, verify_view 
     }
     *n = part->count;
     *dtype = is_act(view) ? engine->config.dtype : LS_F32;
-    int64_t skipped = view == VIEW_PART ? (int64_t)slot_of(op) * LS_LEAVES * bind->m_max * bind->d_model : 0;
-    return (uint8_t *)bind->buf[buffer_of[view]] + (size_t)(skipped + i * part->count) * ls_dtype_bytes(*dtype);
+    const int64_t stride = view == VIEW_Q ? row_of_qkv(engine, 0) : part->count;
+    return (uint8_t *)bind->buf[buffer_of[view]] + (size_t)(i * stride) * ls_dtype_bytes(*dtype);
 }
 
 /* All pieces, one way or the other; what cannot be fetched is NaN. */
@@ -172,6 +212,10 @@ void verify_read(const ls_engine *engine, int rank, const ls_op *op, verify_view
         device_read_sample(engine, part.n_rows, out);
         return;
     }
+    if (engine->config.on_device && view == VIEW_PART) {
+        device_read_parts(engine, op, part.n_rows * part.count, out);
+        return;
+    }
     if (engine->config.on_device) {
         device_move(engine, op, view, step, out, NULL);
         return;
@@ -200,6 +244,10 @@ void verify_read(const ls_engine *engine, int rank, const ls_op *op, verify_view
 void verify_write(ls_engine *engine, int rank, const ls_op *op, verify_view view, const ls_step *step,
                   const float *in) {
     verify_part part = verify_part_of(engine, rank, op, view, step);
+    if (engine->config.on_device && view == VIEW_PART) {
+        device_write_parts(engine, op, part.n_rows * part.count, in);
+        return;
+    }
     if (engine->config.on_device) {
         device_move(engine, op, view, step, NULL, in);
         return;

@@ -4,11 +4,17 @@
  *   decode against prefill   the logits of a greedy text, step by step, and of the same text as one prompt: other kernels,
  *                            the same model
  *   the same bits            of decode steps from run to run, for any number of rows, with graphs and without
+ *   steps ahead              change no bit of what waiting for every step gives, and faults stay with their rows
+ *   ... of short prompts     in one step or each in its own: their matmuls are decode's
  *   against the CPU          dummy weights and drawn tokens are the CPU engine's
+ *   memory and speed         plans are what engines take; what is measured is possible
  */
 #include <math.h>
 
-#include "../e2e/e2e.h"
+#include "../e2e/edit.h"
+#include "engine/engine.h"
+
+#include "engine/engine.h"
 
 static const struct {
     ls_dtype dtype;
@@ -142,6 +148,121 @@ static void decode_bits_do_not_depend_on_rows(void **state) {
     ls_model_close(&model);
 }
 
+/* Sequences that come, go, stop and are taken away while steps are ahead. Prompts of one token, so that the decode kernels
+ * run everything whoever is in a step. */
+static void steps_ahead_change_nothing(void **state) {
+    (void)state;
+    static const char *const graph_sizes[] = {NULL, "none", "1,2"};
+    int32_t id[ROWS];
+    ls_model *model = demo_model();
+    for (int i = 0; i < ROWS; i++) {
+        id[i] = 300 + 17 * i;
+    }
+    for (size_t k = 0; k < 2 * COUNT(graph_sizes); k++) {
+        job jobs[2][ROWS];
+        for (int ahead = 0; ahead < 2; ahead++) {
+            ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+            params.dtype = LS_BF16;
+            params.graph_sizes = graph_sizes[k / 2];
+            params.async_scheduling = ahead ? "auto" : "off";
+            ls_engine *engine = engine_open(model, &params);
+            fill(jobs[ahead], id, k % 2 == 1);
+            for (int i = 0; i < ROWS; i++) {
+                job *j = &jobs[ahead][i];
+                j->max_tokens = 20 + 12 * i;
+                j->no_hash = j->stop_at_eos = true;
+                j->join_step = i % 3 == 2 ? 5 * i : 0;
+                j->leave_step = i % 5 == 4 ? 5 * i + 9 : 0;
+            }
+            int n_steps = jobs_run(engine, jobs[ahead], ROWS);
+            int64_t n_ahead = engine->stats.ahead_steps;
+            print_message("%d steps, %lld of them ahead\n", n_steps, (long long)n_ahead);
+            assert_true(ahead ? n_ahead > n_steps / 2 : n_ahead == 0);
+            ls_engine_close(&engine);
+        }
+        for (int i = 0; i < ROWS; i++) {
+            char what[64];
+            snprintf(what, sizeof what, "graphs %s, %s, prompt %d",
+                     graph_sizes[k / 2] != NULL ? graph_sizes[k / 2] : "", k % 2 == 1 ? "sampled" : "greedy", i);
+            if (jobs[0][i].leave_step == 0) {
+                assert_same_answer(&jobs[0][i], &jobs[1][i], what);
+            } else { /* taken away between two steps: as far as both came */
+                int n = jobs[0][i].n_token < jobs[1][i].n_token ? jobs[0][i].n_token : jobs[1][i].n_token;
+                assert_memory_equal(jobs[0][i].token, jobs[1][i].token, (size_t)n * sizeof(int32_t));
+            }
+        }
+        jobs_clear(jobs[0], ROWS);
+        jobs_clear(jobs[1], ROWS);
+    }
+    ls_model_close(&model);
+}
+
+/* A request whose first step overflows between two others, whose rows move up when it has failed. All prompts are of one
+ * token: the decode kernels run them; then of three: the prefill kernels do. */
+static void overflow_fails_only_its_request(void **state) {
+    (void)state;
+    static const int32_t cold[] = {1, 2, 3}, hot[] = {HOT, HOT, HOT}, other[] = {8, 9, 10};
+    golden_list list;
+    golden_case *c = open_copy(&list, "ckpt_f32");
+    make_hot(c);
+    ls_model *model = golden_model(c);
+    for (int run = 0; run < 4; run++) {
+        const bool ahead = run % 2 == 0;
+        const int n_id = run < 2 ? 1 : 3;
+        ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+        params.dtype = LS_F16;
+        params.async_scheduling = ahead ? "auto" : "off";
+        ls_engine *engine = engine_open(model, &params);
+        job jobs[] = {{.id = cold, .n_id = n_id, .max_tokens = 20, .no_hash = true},
+                      {.id = hot, .n_id = n_id, .max_tokens = 20, .no_hash = true, .join_step = 4},
+                      {.id = other, .n_id = n_id, .max_tokens = 20, .no_hash = true, .join_step = 4}};
+        jobs_run(engine, jobs, 3);
+        assert_true(ahead == (engine->stats.ahead_steps > 0));
+        assert_int_equal(jobs[1].status, LS_ENUMERIC);
+        assert_non_null(strstr(jobs[1].error, "position 0"));
+        for (int i = 0; i < 3; i += 2) {
+            assert_string_equal(jobs[i].error, "");
+            assert_int_equal(jobs[i].finish, LS_FINISH_LENGTH);
+            assert_int_equal(jobs[i].n_token, 20);
+        }
+        jobs_clear(jobs, 3);
+        ls_engine_close(&engine);
+    }
+    ls_model_close(&model);
+    golden_close(&list);
+}
+
+/* Three prompts of 28 tokens in all. */
+static void short_prompts_have_their_own_bits(void **state) {
+    (void)state;
+    static const int length[] = {7, 9, 12};
+    int32_t id[12];
+    ls_model *model = demo_model();
+    for (int i = 0; i < 12; i++) {
+        id[i] = 300 + 17 * i;
+    }
+    for (size_t k = 0; k < COUNT(PRECISION); k++) {
+        ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+        params.dtype = PRECISION[k].dtype;
+        ls_engine *engine = engine_open(model, &params);
+        job alone[COUNT(length)], together[COUNT(length)];
+        for (size_t i = 0; i < COUNT(length); i++) {
+            alone[i] = together[i] = (job){.id = id, .n_id = length[i], .max_tokens = 4};
+            jobs_run(engine, &alone[i], 1);
+        }
+        jobs_run(engine, together, COUNT(length));
+        for (size_t i = 0; i < COUNT(length); i++) {
+            char what[64];
+            snprintf(what, sizeof what, "%s, prompt of %d tokens", ls_dtype_name(params.dtype), length[i]);
+            assert_same_answer(&alone[i], &together[i], what);
+        }
+        jobs_clear(alone, COUNT(length));
+        jobs_clear(together, COUNT(length));
+        ls_engine_close(&engine);
+    }
+    ls_model_close(&model);
+}
+
 /* In f32 the noise decides, not the rounding: the same seeds give the CPU's text, drawn on the device (no filter) or by
  * the host (top-k). */
 static void drawn_tokens_are_the_cpus(void **state) {
@@ -208,6 +329,69 @@ static void generic_kernels_agree(void **state) {
     ls_model_close(&model);
 }
 
+/* `lockstep plan` and the arenas, to the byte; where memory is what limits the cache, other programs move it a little. */
+static void plans_equal_engines(void **state) {
+    (void)state;
+    static const struct {
+        ls_dtype dtype;
+        ls_quantization quantization;
+        int seqs, len, rows;
+        int64_t kv_bytes;
+    } cases[] = {{LS_AUTO, LS_QUANTIZATION_NONE, 0, 0, 0, 0},
+                 {LS_F32, LS_QUANTIZATION_NONE, 3, 100, 40, 0},
+                 {LS_F16, LS_QUANTIZATION_W8A16, 33, 2048, 1000, 64 << 20},
+                 {LS_F32, LS_QUANTIZATION_NONE, 4096, 0, 4096, 0}};
+    ls_model *model = demo_model();
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+        ls_plan_report plan = LS_PLAN_REPORT_INIT;
+        ls_error err = {0};
+        params.device = "cuda";
+        params.dtype = cases[i].dtype;
+        params.quantization = cases[i].quantization;
+        params.max_num_seqs = cases[i].seqs;
+        params.max_model_len_tokens = cases[i].len;
+        params.max_num_batched_tokens = cases[i].rows;
+        params.kv_cache_memory_bytes = cases[i].kv_bytes;
+        ASSERT_OK(ls_plan_make(model, &params, &plan, &err), &err);
+        ls_engine *engine = engine_open(model, &params);
+        const engine_config *config = &engine->config;
+        assert_true(plan.on_gpu && plan.driver_measured);
+        print_message("plan %zu: %d pages, %.2f GB, driver %.2f GB\n", i, plan.n_pages, (double)plan.total_bytes / 1e9,
+                      (double)plan.driver_bytes / 1e9);
+        assert_int_equal(plan.n_threads, config->n_threads);
+        assert_true(abs(plan.n_pages - config->n_pages) <= config->n_pages / 100);
+        for (int tag = 0; tag < MEM_TAGS && plan.n_pages == config->n_pages; tag++) {
+            assert_int_equal(plan.rank_bytes[0][tag], engine->rank_arena[0].by_tag[tag]);
+            assert_int_equal(plan.shared_bytes[tag], engine->host_arena.by_tag[tag]);
+        }
+        assert_true(plan.n_pages == config->n_pages || i == 3);
+        ls_engine_close(&engine);
+    }
+    ls_model_close(&model);
+}
+
+static void what_doctor_measures(void **state) {
+    (void)state;
+    ls_gpu_info info = LS_GPU_INFO_INIT;
+    ls_gpu_speed speed = LS_GPU_SPEED_INIT;
+    ls_error err = {0};
+    int n = 0;
+    ASSERT_OK(ls_gpu_count(&n, &err), &err);
+    ASSERT_OK(ls_gpu_get_info(n - 1, &info, &err), &err);
+    ASSERT_OK(ls_gpu_measure(n - 1, &speed, &err), &err);
+    assert_true(n >= 1 && strlen(info.name) > 3 && info.n_sms > 0 && strncmp(info.chip, "sm_", 3) == 0);
+    assert_true(strncmp(info.kernels, "sm_", 3) == 0 || strncmp(info.kernels, "compute_", 8) == 0);
+    assert_true(speed.free_bytes > 0 && speed.free_bytes < info.memory_bytes);
+    assert_true(speed.read.median > 1e10 && speed.read.best < 2e13 && speed.read.median <= speed.read.best);
+    assert_true(speed.to_device.best > 1e8 && speed.to_device.best < speed.read.best);
+    assert_true(speed.to_host.best > 1e8 && speed.to_host.best < speed.read.best);
+    assert_true(speed.kernel_us > 0.1 && speed.kernel_us < 100);
+    assert_true(speed.gemm_flops.best > 1e11 || strlen(speed.no_gemm) > 10);
+    ASSERT_FAILS(ls_gpu_get_info(n, &info, &err), &err, LS_ENOTFOUND, "no GPU");
+    ASSERT_FAILS(ls_gpu_get_info(-1, &info, &err), &err, LS_EINVAL, "GPU -1");
+}
+
 static void errors_name_the_cause(void **state) {
     (void)state;
     ls_model *model = demo_model();
@@ -234,8 +418,13 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(decode_agrees_with_prefill_and_cpu),
         cmocka_unit_test(decode_bits_do_not_depend_on_rows),
+        cmocka_unit_test(steps_ahead_change_nothing),
+        cmocka_unit_test(overflow_fails_only_its_request),
+        cmocka_unit_test(short_prompts_have_their_own_bits),
         cmocka_unit_test(drawn_tokens_are_the_cpus),
         cmocka_unit_test(generic_kernels_agree),
+        cmocka_unit_test(plans_equal_engines),
+        cmocka_unit_test(what_doctor_measures),
         cmocka_unit_test(errors_name_the_cause),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

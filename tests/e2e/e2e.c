@@ -346,6 +346,7 @@ static void keep_gpu_open(const char *device) {
         ls_engine_params params = LS_ENGINE_PARAMS_INIT;
         ls_error err = {0};
         params.device = device;
+        params.kernels = getenv("LS_KERNELS");
         params.max_num_seqs = 1;
         params.max_model_len_tokens = 64;
         ASSERT_OK(ls_engine_open(demo_model(), &params, &kept, &err), &err);
@@ -359,6 +360,7 @@ ls_engine *engine_open(ls_model *model, const ls_engine_params *params) {
     const char *device = getenv("LS_DEVICE");
     keep_gpu_open(device);
     on_device.device = params->device != NULL ? params->device : device != NULL ? device : "cpu";
+    on_device.kernels = params->kernels != NULL ? params->kernels : getenv("LS_KERNELS");
     ASSERT_OK(ls_engine_open(model, &on_device, &engine, &err), &err);
     return engine;
 }

@@ -101,7 +101,7 @@ double row_gap(const float *a, int n);
 
 /* ---- Running ---- */
 
-/* On the device that LS_DEVICE names, else on the CPU, unless the parameters name one. */
+/* On the device that LS_DEVICE names, else on the CPU, unless the parameters name one; the same of LS_KERNELS. */
 ls_engine *engine_open(ls_model *model, const ls_engine_params *params);
 
 /* A request and all that came of it. Zeroed inputs mean: greedy, no tokens, submitted before the first step. */

@@ -1,8 +1,9 @@
 /*
  * An engine under load: a thread of its own, requests that come, go, wait, stop and are cancelled while few pages and
  * seats are there, KV reuse from turn to turn, several engines at once. What comes out is what each request gives alone.
+ * All of it also one step behind (delayed.h).
  */
-#include "e2e.h"
+#include "delayed.h"
 
 #include <poll.h>
 #include <pthread.h>
@@ -57,7 +58,8 @@ typedef struct load_request {
     int cancel_after; /* tokens; 0: never */
 } load_request;
 
-static void make_load(load_request *load, int n, int n_vocab) {
+/* plain: every other fifty of them leave the drawing to the device. */
+static void make_load(load_request *load, int n, int n_vocab, bool plain) {
     prng r = {20261122};
     for (int i = 0; i < n; i++) {
         load_request *l = &load[i];
@@ -92,6 +94,14 @@ static void make_load(load_request *load, int n, int n_vocab) {
         p->logprobs = i % 19 == 0 ? 3 : -1;
         p->prompt_logprobs = i % 23 == 0 ? 0 : -1;
         l->cancel_after = i % 29 == 28 ? 1 + below(&r, 4) : 0;
+        if (plain && i / 50 % 2 == 0) {
+            p->top_k = 0;
+            p->top_p = p->repetition_penalty = 1;
+            p->min_p = p->frequency_penalty = 0;
+            p->logprobs = p->prompt_logprobs = -1;
+            p->n_logit_bias = 0;
+            p->hash_logits = false;
+        }
     }
 }
 
@@ -192,15 +202,15 @@ static int poll_all(load_run *run, int *n_cancelled, int *n_preempted) {
     return n_told;
 }
 
-static void thousand_requests(void **state) {
-    (void)state;
+typedef ls_engine *(*open_fn)(ls_model *model, const ls_engine_params *params);
+
+static void run_load(open_fn open_crowded, int n, bool plain) {
     golden_list list;
     golden_case *c = checkpoint(&list);
     ls_model *model = golden_model(c);
-    const int n = sanitized() ? 150 : 1000;
     load_request *load = calloc((size_t)n, sizeof *load);
     assert_non_null(load);
-    make_load(load, n, c->n_vocab);
+    make_load(load, n, c->n_vocab, plain);
     ls_engine_params alone = LS_ENGINE_PARAMS_INIT, crowded = LS_ENGINE_PARAMS_INIT;
     alone.threads = crowded.threads = 1;
     alone.max_num_seqs = 1;
@@ -215,7 +225,7 @@ static void thousand_requests(void **state) {
     crowded.max_num_seqs = 7;
     crowded.max_num_batched_tokens = 24;
     crowded.kv_cache_memory_bytes = 4 * page_bytes;
-    engine = engine_open(model, &crowded);
+    engine = open_crowded(model, &crowded);
     load_run run = {engine, load, n};
     ls_error err = {0};
     ASSERT_OK(ls_engine_start(engine, &err), &err);
@@ -228,18 +238,31 @@ static void thousand_requests(void **state) {
     assert_null(complaint);
     ls_engine_stats stats = LS_ENGINE_STATS_INIT;
     ASSERT_OK(ls_engine_get_stats(engine, &stats, &err), &err);
-    print_message("%d requests, %lld steps, told %d times, %d preempted (%lld times), %d cancelled\n", n,
-                  (long long)stats.steps, n_told, n_preempted, (long long)stats.preemptions, n_cancelled);
+    print_message(
+        "%d requests, %lld steps, %lld of them ahead, told %d times, %d preempted (%lld times), %d cancelled\n", n,
+        (long long)stats.steps, (long long)engine->stats.ahead_steps, n_told, n_preempted, (long long)stats.preemptions,
+        n_cancelled);
     assert_int_equal(stats.finished, n);
     assert_int_equal(stats.cancelled, n_cancelled);
     assert_int_equal(stats.failed, 0);
     assert_int_equal(stats.n_running + stats.n_waiting, 0);
     assert_int_equal(stats.n_free_pages, stats.n_pages);
     assert_true(n_cancelled > 0 && (n_preempted > 0 || sanitized()));
+    assert_true(plain ? engine->stats.ahead_steps > stats.steps / 10 : engine->stats.ahead_steps == 0);
     ls_engine_close(&engine);
     free(load);
     ls_model_close(&model);
     golden_close(&list);
+}
+
+static void thousand_requests(void **state) {
+    (void)state;
+    run_load(engine_open, sanitized() ? 150 : 1000, false);
+}
+
+static void one_step_behind(void **state) {
+    (void)state;
+    run_load(delayed_engine_open, sanitized() ? 150 : 1000, true);
 }
 
 /* ---- A thread of its own ---- */
@@ -334,10 +357,9 @@ static void rules_of_the_thread(void **state) {
 }
 
 /* Cancelled and freed while the thread steps; closed with requests under way. */
-static void cancel_and_free(void **state) {
-    (void)state;
+static void run_cancel_and_free(open_fn open) {
     ls_model *model = demo_model();
-    ls_engine *engine = engine_open(model, &(ls_engine_params)LS_ENGINE_PARAMS_INIT);
+    ls_engine *engine = open(model, &(ls_engine_params)LS_ENGINE_PARAMS_INIT);
     ls_error err = {0};
     ASSERT_OK(ls_engine_start(engine, &err), &err);
     ls_request *stays = submit_text(engine, "One day, a small bird", 60);
@@ -366,6 +388,12 @@ static void cancel_and_free(void **state) {
     submit_text(engine, "The", 450); /* the engine's to free */
     ls_engine_close(&engine);
     ls_model_close(&model);
+}
+
+static void cancel_and_free(void **state) {
+    (void)state;
+    run_cancel_and_free(engine_open);
+    run_cancel_and_free(delayed_engine_open);
 }
 
 /* Two models, each with an engine and a thread of its own, and a second engine on the first model. */
@@ -485,11 +513,159 @@ static void reuse_from_turn_to_turn(void **state) {
     ls_model_close(&model);
 }
 
+/* ---- One step behind, step by step ---- */
+
+enum { TOKENS = 60, TURNS = 4 };
+
+typedef struct story {
+    int32_t token[TURNS][2 * TOKENS];
+    size_t n_tokens[TURNS], n_reused[TURNS];
+    ls_finish finish[TURNS];
+} story;
+
+static ls_request *begin_turn(ls_engine *engine, const int32_t *id, size_t n, int max_tokens, int32_t stop_token,
+                              ls_request *reuse) {
+    ls_request_params params = LS_REQUEST_PARAMS_INIT;
+    ls_request *request = NULL;
+    ls_error err = {0};
+    params.prompt_tokens = id;
+    params.n_prompt_tokens = n;
+    params.max_tokens = max_tokens;
+    params.temperature = 0;
+    params.ignore_eos = params.keep_cache = true;
+    params.stop_tokens = &stop_token;
+    params.n_stop_tokens = stop_token >= 0;
+    params.reuse = reuse;
+    ASSERT_OK(ls_request_submit(engine, &params, &request, &err), &err);
+    return request;
+}
+
+/* Two texts; the second stops at a token that comes in the middle, while the first goes on. Then a third goes on from the
+ * second one's cache, and a fourth comes and is cancelled between two steps. */
+static void tell(ls_engine *engine, int32_t stop_token, story *out) {
+    int32_t id[2 * TOKENS];
+    ls_request *told[TURNS];
+    ls_error err = {0};
+    for (int i = 0; i < 2 * TOKENS; i++) {
+        id[i] = 300 + i * 7 % 1000;
+    }
+    told[0] = begin_turn(engine, id, 5, 40, -1, NULL);
+    told[1] = begin_turn(engine, id, TOKENS, TOKENS, stop_token, NULL);
+    while (result_of(told[1]).finish == LS_FINISH_NONE) {
+        ASSERT_OK(ls_engine_step(engine, &err), &err);
+    }
+    ls_result second = result_of(told[1]);
+    assert_int_equal(second.stop_token, stop_token);
+    assert_true(second.n_tokens <= COUNT(id));
+    memcpy(id, second.tokens, second.n_tokens * sizeof *id);
+    told[2] = begin_turn(engine, id, second.n_tokens + 3, 12, -1, told[1]);
+    told[3] = begin_turn(engine, id + 1, 7, 50, -1, NULL);
+    while (result_of(told[3]).n_tokens < 7 + 5) {
+        ASSERT_OK(ls_engine_step(engine, &err), &err);
+    }
+    assert_int_equal(result_of(told[0]).finish, LS_FINISH_NONE); /* the new ones were let in beside it */
+    ls_request_cancel(told[3]);
+    assert_int_equal(result_of(told[3]).finish, LS_FINISH_CANCELLED);
+    while (ls_engine_step(engine, &err) == LS_OK) {
+    }
+    for (int i = 0; i < TURNS; i++) {
+        ls_result result = result_of(told[i]);
+        out->n_tokens[i] = result.n_tokens;
+        out->n_reused[i] = result.n_reused_tokens;
+        out->finish[i] = result.finish;
+        assert_true(result.n_tokens <= COUNT(out->token[i]));
+        memcpy(out->token[i], result.tokens, result.n_tokens * sizeof(int32_t));
+        ls_request_free(&told[i]);
+    }
+    ls_engine_stats stats = LS_ENGINE_STATS_INIT;
+    ASSERT_OK(ls_engine_get_stats(engine, &stats, &err), &err);
+    assert_int_equal(stats.n_free_pages, stats.n_pages);
+    assert_int_equal(engine->pages.n_free, stats.n_pages);
+}
+
+/* Known ends have no row too many: the prompt's step, and one ahead for each token but the first. */
+static void lengths_are_known(void **state) {
+    (void)state;
+    enum { CONTEXT = 64 };
+    static const int32_t id[] = {300, 307, 314};
+    ls_model *model = demo_model();
+    ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+    ls_error err = {0};
+    params.max_model_len_tokens = CONTEXT;
+    ls_engine *engine = delayed_engine_open(model, &params);
+    const int lengths[] = {0, 1, 2, CONTEXT - 3};
+    for (size_t i = 0; i < COUNT(lengths); i++) {
+        const int n = lengths[i] > 0 ? lengths[i] : 1;
+        const int64_t before = engine->stats.ahead_steps;
+        int n_steps = 0;
+        ls_request *request = begin_turn(engine, id, 3, lengths[i], -1, NULL);
+        while (ls_engine_step(engine, &err) == LS_OK) {
+            n_steps++;
+        }
+        assert_int_equal(result_of(request).n_tokens, 3 + lengths[i]);
+        assert_int_equal(n_steps, n);
+        assert_int_equal(engine->stats.ahead_steps - before, n - 1);
+        ls_request_free(&request);
+    }
+    ls_engine_close(&engine);
+    ls_model_close(&model);
+}
+
+/* Tokens, what is kept for reuse, and pages are those of an engine that waits for every step, wherever the stop comes. */
+static void discarded_tokens_leave_nothing(void **state) {
+    (void)state;
+    ls_model *model = demo_model();
+    ls_engine_params params = LS_ENGINE_PARAMS_INIT, waiting = LS_ENGINE_PARAMS_INIT;
+    ls_error err = {0};
+    int32_t id[TOKENS];
+    int n_stops = 0;
+    waiting.async_scheduling = "off";
+    for (int i = 0; i < TOKENS; i++) {
+        id[i] = 300 + i * 7 % 1000;
+    }
+    ls_engine *engine = engine_open(model, &params);
+    ls_request *whole = begin_turn(engine, id, TOKENS, 12, -1, NULL);
+    while (ls_engine_step(engine, &err) == LS_OK) {
+    }
+    const int32_t *answer = result_of(whole).tokens + TOKENS;
+    /* From i = 5 on there is a second page. */
+    for (int i = sanitized() ? 4 : 1; i < 12 && (n_stops < 2 || !sanitized()); i++) {
+        bool is_new = true;
+        for (int j = 0; j < i; j++) {
+            is_new = is_new && answer[j] != answer[i];
+        }
+        if (!is_new) {
+            continue;
+        }
+        story told[3] = {0};
+        ls_engine *engines[] = {engine_open(model, &params), delayed_engine_open(model, &params),
+                                delayed_engine_open(model, &waiting)};
+        delayed_engine_slow_down(engines[1], 200);
+        for (int k = 0; k < 3; k++) {
+            tell(engines[k], answer[i], &told[k]);
+            assert_memory_equal(&told[k], &told[0], sizeof *told);
+            assert_true(k == 1 ? engines[k]->stats.ahead_steps > 30 : engines[k]->stats.ahead_steps == 0);
+            ls_engine_close(&engines[k]);
+        }
+        assert_int_equal(told[0].n_tokens[1], TOKENS + i + 1);
+        assert_int_equal(told[0].n_reused[2], TOKENS + i);
+        n_stops++;
+    }
+    assert_true(n_stops > (sanitized() ? 1 : 5));
+    ls_engine_close(&engine);
+    ls_model_close(&model);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(thousand_requests),       cmocka_unit_test(rules_of_the_thread),
-        cmocka_unit_test(cancel_and_free),         cmocka_unit_test(several_engines),
+        cmocka_unit_test(thousand_requests),
+        cmocka_unit_test(one_step_behind),
+        cmocka_unit_test(rules_of_the_thread),
+        cmocka_unit_test(cancel_and_free),
+        cmocka_unit_test(several_engines),
         cmocka_unit_test(reuse_from_turn_to_turn),
+        cmocka_unit_test(discarded_tokens_leave_nothing),
+        cmocka_unit_test(lengths_are_known),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -312,6 +312,26 @@ static void errors_by_name(void **state) {
     EXPECT_TOOL("plan demo --device-memory-bytes 80Q", 2, "--device-memory-bytes 80Q");
     EXPECT_TOOL("plan demo --temp 1", 2, "--temp");
     EXPECT_TOOL("plan --help", 0, "minus", "10^9");
+    EXPECT_TOOL("plan demo --device gpu", 2, "--device gpu", "auto, cpu, cuda or cuda:N");
+}
+
+/* The library's arithmetic is tests/unit/test_device.c's. */
+static void a_gpu_that_is_not_here(void **state) {
+    (void)state;
+    if (ls_cuda_archs()[0] == '\0') {
+        EXPECT_TOOL("plan demo --device cuda --device-memory 24G", 2, "built without CUDA");
+        return;
+    }
+    EXPECT_TOOL("plan Qwen/Qwen3-4B --device cuda --device-memory 24G", 0, "GPU, 1 rank", "pinned",
+                "assumed: the GPU is not here", "0.60 GB used by the driver and others", "fits, ", "GPUs run one rank");
+    json_t *plan = tool_json("plan Qwen/Qwen3-4B --device cuda --device-memory 24G", 0);
+    const json_t *rank = json_array_get(json_object_get(plan, "rank_bytes"), 0);
+    assert_string_equal(json_string_value(json_object_get(plan, "device")), "cuda");
+    assert_true(json_number(plan, "need_bytes") == json_number(rank, "total")); /* pinned memory is not the GPU's */
+    assert_true(json_number(rank, "total") + json_number(plan, "driver_bytes") <= 0.9 * 24e9);
+    assert_true(json_number(plan, "shared_bytes.logits") > 0 && json_number(rank, "rope") > 0);
+    assert_true(json_is_false(json_object_get(plan, "driver_measured")));
+    json_decref(plan);
 }
 
 int main(void) {
@@ -325,6 +345,7 @@ int main(void) {
         cmocka_unit_test(config_is_enough),
         cmocka_unit_test(more_than_the_machine),
         cmocka_unit_test(errors_by_name),
+        cmocka_unit_test(a_gpu_that_is_not_here),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

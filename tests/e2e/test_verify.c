@@ -291,12 +291,15 @@ static void command(void **state) {
     if (sanitized()) {
         skip(); /* breaches_exit_1 runs the same */
     }
-    EXPECT_TOOL("verify demo -t 1 --against dtype=f32,t=1", 0, "tolerance of an op 0.02", "ffn_out", "verified");
+    EXPECT_TOOL("verify demo -t 1 --against dtype=f32,t=1", 0, "tolerance of an op 0.02", "ffn_out",
+                "then 5 sequences together", "verified");
     json_t *report = tool_json("verify demo -t 1 -tp 2 --against tensor-parallel-size=1", 0);
     assert_true(json_is_true(json_object_get(report, "passed")));
     assert_true(json_is_true(json_object_get(report, "bits_expected")));
     assert_int_equal(json_number(report, "prompt_tokens"), 40);
-    assert_int_equal(json_number(report, "logits_rows"), 44);
+    assert_int_equal(json_number(report, "sequences"), 5);
+    assert_int_equal(json_number(report, "logits_rows"), 40 + 4 + 4 + 2 * 5);
+    assert_string_equal(json_string_value(json_object_get(report, "first_kernels")), "");
     assert_int_equal(json_array_size(json_object_get(report, "isolated")), OP_KINDS);
     assert_true(json_is_null(json_object_get(report, "first")));
     json_decref(report);

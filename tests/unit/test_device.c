@@ -138,15 +138,90 @@ static void no_gpu_is_told(void **state) {
     ls_timeline timeline = LS_TIMELINE_INIT;
     assert_int_equal(ls_engine_get_timeline(engine, &timeline, &err), LS_OK);
     assert_string_equal(timeline.device, "CPU");
+    assert_true(expected != LS_ENOTFOUND ? timeline.no_gpu[0] == '\0' : strstr(timeline.no_gpu, why) != NULL);
     ls_profile_line line;
     size_t n = 7;
     assert_int_equal(ls_engine_get_profile(engine, &line, 1, &n, &err), LS_OK);
     assert_int_equal(n, 0);
     ls_engine_close(&engine);
+    on_gpu.device = "cpu";
+    assert_int_equal(ls_engine_open(model, &on_gpu, &engine, &err), LS_OK);
+    assert_int_equal(ls_engine_get_timeline(engine, &timeline, &err), LS_OK);
+    assert_string_equal(timeline.no_gpu, ""); /* the CPU was asked for */
+    ls_engine_close(&engine);
     ls_model_close(&model);
+    int n_gpus = 7;
+    ls_gpu_info info = LS_GPU_INFO_INIT;
+    ls_gpu_speed speed = LS_GPU_SPEED_INIT;
+    assert_int_equal(ls_gpu_count(&n_gpus, &err), expected);
+    assert_non_null(strstr(err.text, why));
+    assert_int_equal(n_gpus, 7);
+    assert_int_equal(ls_gpu_get_info(0, &info, &err), expected);
+    assert_int_equal(ls_gpu_measure(0, &speed, &err), expected);
+    assert_non_null(strstr(err.text, why));
 }
 
 #ifdef LS_CUDA
+/* A GPU that is not there: what an engine would do with its memory. */
+static void plans_for_gpus(void **state) {
+    (void)state;
+    enum { LEN = 8192, SEQS = 8 };
+    const int64_t gpu = 80000000000;
+    ls_model *model = dummy();
+    ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+    ls_plan_report plan = LS_PLAN_REPORT_INIT;
+    ls_plan_budget budget = LS_PLAN_BUDGET_INIT;
+    ls_plan_fit fit = LS_PLAN_FIT_INIT;
+    ls_error err = {0};
+    params.device = "cuda";
+    params.device_memory_bytes = gpu;
+    params.max_model_len_tokens = LEN;
+    params.max_num_seqs = SEQS;
+    assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_OK);
+    assert_true(plan.on_gpu && !plan.driver_measured && plan.driver_bytes == 600000000);
+    assert_int_equal(plan.n_pages, SEQS * LEN / LS_PAGE_TOKENS); /* all fit */
+
+    /* 36 layers, 8 KV heads of 128, two bytes; the run dtype for activations; all nodes of two slots of sums; attention's
+     * partial results are less than cuBLASLt's scratch with f32 sums of gate and up */
+    const ls_spec *spec = &model->spec;
+    const int64_t m = 512, d = spec->d_model, f = spec->d_ffn, wide = (int64_t)(32 + 2 * 8) * 128;
+    const int64_t workspace = ((int64_t)32 << 20) + 2 * m * f * 4;
+    assert_int_equal(plan.rank_bytes[0][LS_MEMORY_KV_CACHE], (int64_t)SEQS * LEN * 36 * 2 * 8 * 128 * 2);
+    assert_int_equal(plan.rank_bytes[0][LS_MEMORY_EXCHANGE], 2 * 8 * m * d * 4);
+    assert_int_equal(plan.rank_bytes[0][LS_MEMORY_ACTIVATIONS],
+                     m * (4 * d + 2 * d + 4 * wide + 2 * 32 * 128 + 2 * f) + workspace);
+    assert_int_equal(plan.rank_bytes[0][LS_MEMORY_ROPE], (int64_t)LEN * 128 * 4);
+    assert_int_equal(plan.shared_bytes[LS_MEMORY_ROPE], (int64_t)LEN * 128 * 4);
+    assert_true(plan.shared_bytes[LS_MEMORY_LOGITS] > plan.rank_bytes[0][LS_MEMORY_LOGITS]);
+
+    /* 256 seats are more than fit: pages fill the budget, less what the driver takes later, to within one */
+    params.max_num_seqs = 256;
+    assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_OK);
+    assert_int_equal(ls_plan_get_gpu_budget(&params, &budget, &err), LS_OK);
+    assert_int_equal(budget.budget_bytes, gpu / 10 * 9 - 600000000);
+    int64_t used = 0, page = (int64_t)LS_PAGE_TOKENS * plan.kv_bytes_per_token, later = (int64_t)64 << 20;
+    for (int kind = 0; kind < LS_MEMORY_KINDS; kind++) {
+        used += plan.rank_bytes[0][kind];
+    }
+    assert_true(used <= budget.budget_bytes - later && used + 2 * page > budget.budget_bytes - later);
+    assert_int_equal(ls_plan_get_fit(model, &params, &budget, &fit, &err), LS_OK);
+    assert_true(fit.short_bytes > 0 && fit.largest_num_seqs > SEQS && fit.largest_num_seqs < 256);
+    params.max_num_seqs = fit.largest_num_seqs;
+    assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_OK);
+    assert_true(plan.n_pages >= (fit.largest_num_seqs - 1) * LEN / LS_PAGE_TOKENS);
+
+    params.tensor_parallel_size = 2;
+    assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_EUNSUPPORTED);
+    assert_non_null(strstr(err.text, "GPUs run one rank"));
+    params.tensor_parallel_size = 1;
+    params.quantization = LS_QUANTIZATION_W8A8;
+    assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_EUNSUPPORTED);
+    params.device = "cpu";
+    assert_int_equal(ls_plan_get_gpu_budget(&params, &budget, &err), LS_EINVAL);
+    assert_non_null(strstr(err.text, "--device cpu"));
+    ls_model_close(&model);
+}
+
 static void kernels_for_chips(void **state) {
     (void)state;
     const cuda_image sm_80 = {.arch = "80"}, sm_89 = {.arch = "89"}, sm_90a = {.arch = "90a"}, sm_120 = {.arch = "120"};
@@ -202,6 +277,7 @@ int main(void) {
         cmocka_unit_test(plans_of_devices),  cmocka_unit_test(no_gpu_is_told),
 #ifdef LS_CUDA
         cmocka_unit_test(kernels_for_chips), cmocka_unit_test(sizes_of_graphs),
+        cmocka_unit_test(plans_for_gpus),
 #endif
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

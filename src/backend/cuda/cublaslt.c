@@ -176,7 +176,8 @@ void cublaslt_close(cublaslt **lt_) {
 static lt_shape *find_shape(cublaslt *lt, cublaslt_shape shape) {
     for (int i = 0; i < lt->n_shapes; i++) {
         const cublaslt_shape *is = &lt->shape[i].is;
-        if (is->dtype == shape.dtype && is->n == shape.n && is->k == shape.k && is->y_stride == shape.y_stride) {
+        if (is->dtype == shape.dtype && is->n == shape.n && is->k == shape.k && is->y_stride == shape.y_stride &&
+            is->parts == shape.parts && is->part_stride == shape.part_stride) {
             return &lt->shape[i];
         }
     }
@@ -207,11 +208,15 @@ static bool run(const cublaslt *lt, const lt_shape *shape, int bucket, int m, CU
                               CUBLASLT_WORKSPACE_BYTES, (cudaStream_t)stream) == CUBLAS_STATUS_SUCCESS;
 }
 
-/* The heuristic's best without split-K. */
+/* The heuristic's best without split-K. For few rows in 16 bits its best may be several times slower than what it has for
+ * more rows, which costs few rows nothing: they wait for the weights. */
 static bool choose(const cublaslt *lt, lt_shape *shape, int bucket) {
+    enum { FEWEST_IN_16_BITS = 128 };
     cublasLtMatmulHeuristicResult_t choice[MAX_CHOICES];
     int n = 0;
-    if (!set_rows(lt, shape, (uint64_t)FIRST_BUCKET << bucket) ||
+    uint64_t rows = (uint64_t)FIRST_BUCKET << bucket;
+    rows = shape->is.dtype != LS_F32 && rows < FEWEST_IN_16_BITS ? FEWEST_IN_16_BITS : rows;
+    if (!set_rows(lt, shape, rows) ||
         lt->cublasLtMatmulAlgoGetHeuristic(lt->handle, lt->matmul, shape->w, shape->x, shape->y, shape->y,
                                            lt->preference, MAX_CHOICES, choice, &n) != CUBLAS_STATUS_SUCCESS) {
         return false;
@@ -230,11 +235,33 @@ static bool choose(const cublaslt *lt, lt_shape *shape, int bucket) {
     return false;
 }
 
+/* The parts are a batch: part i of w's and x's columns. */
+static ls_status set_parts(const cublaslt *lt, lt_shape *shape, ls_error *err) {
+    const int32_t parts = shape->is.parts;
+    const int64_t k_part = shape->is.k / parts;
+    const struct {
+        cublasLtMatrixLayout_t layout;
+        int64_t stride;
+    } each[] = {{shape->w, k_part}, {shape->x, k_part}, {shape->y, shape->is.part_stride}};
+    for (size_t i = 0; i < sizeof each / sizeof *each; i++) {
+        TRY(lt_check(lt,
+                     lt->cublasLtMatrixLayoutSetAttribute(each[i].layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &parts,
+                                                          sizeof parts),
+                     "parts", err));
+        TRY(lt_check(lt,
+                     lt->cublasLtMatrixLayoutSetAttribute(each[i].layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                                          &each[i].stride, sizeof each[i].stride),
+                     "parts", err));
+    }
+    return LS_OK;
+}
+
 ls_status cublaslt_plan(cublaslt *lt, cublaslt_shape is, int m_max, CUdeviceptr w, CUdeviceptr y, CUdeviceptr workspace,
                         CUstream stream, ls_error *err) {
     const cudaDataType_t type = is.dtype == LS_BF16 ? CUDA_R_16BF : is.dtype == LS_F16 ? CUDA_R_16F : CUDA_R_32F;
-    const int64_t row_bytes = is.k * (int64_t)ls_dtype_bytes(is.dtype);
-    if (is.n <= 0 || is.k <= 0 || row_bytes % CUBLASLT_ALIGN != 0 || is.y_stride * 4 % CUBLASLT_ALIGN != 0 ||
+    const int64_t k_part = is.k / is.parts, part_bytes = k_part * (int64_t)ls_dtype_bytes(is.dtype);
+    if (is.n <= 0 || is.k <= 0 || part_bytes % CUBLASLT_ALIGN != 0 || is.k % is.parts != 0 ||
+        is.y_stride * 4 % CUBLASLT_ALIGN != 0 || is.part_stride * 4 % CUBLASLT_ALIGN != 0 ||
         find_shape(lt, is) != NULL) {
         return LS_OK;
     }
@@ -243,11 +270,14 @@ ls_status cublaslt_plan(cublaslt *lt, cublaslt_shape is, int m_max, CUdeviceptr 
     }
     lt_shape *shape = &lt->shape[lt->n_shapes++];
     *shape = (lt_shape){.is = is};
-    TRY(lt_check(lt, lt->cublasLtMatrixLayoutCreate(&shape->w, type, (uint64_t)is.k, (uint64_t)is.n, is.k), "layout",
+    TRY(lt_check(lt, lt->cublasLtMatrixLayoutCreate(&shape->w, type, (uint64_t)k_part, (uint64_t)is.n, is.k), "layout",
                  err));
-    TRY(lt_check(lt, lt->cublasLtMatrixLayoutCreate(&shape->x, type, (uint64_t)is.k, 1, is.k), "layout", err));
+    TRY(lt_check(lt, lt->cublasLtMatrixLayoutCreate(&shape->x, type, (uint64_t)k_part, 1, is.k), "layout", err));
     TRY(lt_check(lt, lt->cublasLtMatrixLayoutCreate(&shape->y, CUDA_R_32F, (uint64_t)is.n, 1, is.y_stride), "layout",
                  err));
+    if (is.parts > 1) {
+        TRY(set_parts(lt, shape, err));
+    }
     for (int i = 0; i <= bucket_of(m_max); i++) {
         shape->has_algo[i] = choose(lt, shape, i);
         bool is_new = shape->has_algo[i] && (w | y) % CUBLASLT_ALIGN == 0 &&
@@ -260,10 +290,16 @@ ls_status cublaslt_plan(cublaslt *lt, cublaslt_shape is, int m_max, CUdeviceptr 
     return LS_OK;
 }
 
+bool cublaslt_has(cublaslt *lt, cublaslt_shape is, int m) {
+    const lt_shape *shape = find_shape(lt, is);
+    const int bucket = bucket_of(m);
+    return shape != NULL && shape->has_algo[bucket] && m <= FIRST_BUCKET << bucket;
+}
+
 bool cublaslt_matmul(cublaslt *lt, cublaslt_shape is, int m, CUdeviceptr x, CUdeviceptr w, CUdeviceptr y,
                      CUdeviceptr workspace, CUstream stream) {
     const lt_shape *shape = find_shape(lt, is);
     const int bucket = bucket_of(m);
-    return shape != NULL && shape->has_algo[bucket] && (x | w | y) % CUBLASLT_ALIGN == 0 &&
-           m <= FIRST_BUCKET << bucket && run(lt, shape, bucket, m, x, w, y, workspace, stream);
+    return cublaslt_has(lt, is, m) && (x | w | y) % CUBLASLT_ALIGN == 0 &&
+           run(lt, shape, bucket, m, x, w, y, workspace, stream);
 }

@@ -5,9 +5,10 @@
  *   driver.[ch]     libcuda.so.1 by dlopen: a struct of function pointers                    knows nothing of models
  *   cuda_rank.c     context, stream, module, functions, pinned step buffers of one rank
  *   decode.c        launches the ops of a decode step, M <= 16 rows; kern/decode_*.cu
- *   prefill.c       launches the ops of any other step; kern/prefill_*.cu, matmuls by cuBLASLt (cublaslt.c)
+ *   prefill.c       launches the ops of any other step; kern/prefill_*.cu, matmuls by decode's kernels (few rows) or
+ *                   cuBLASLt (cublaslt.c)
  *   load.c          launches what converts weights, or makes them up; kern/load.cu
- *   step_graph.c    a captured graph for each decode bucket; plain launches for the rest
+ *   measure.[ch]    what the device can do: reads, copies, launches, matmuls; nvml.[ch] its clocks and health
  *
  * Memory: ls_bind's pointers are device addresses. Activations (act in ops.h) lie in the run dtype; h, parts and logits are
  * f32. BUF_PART has room for CUDA_NODES nodes a slot: [2][CUDA_NODES][M_max][D]. A row matmul may leave its sum as 1, 2, 4
@@ -29,7 +30,7 @@
 #include "backend/cuda/kern/step.h"
 #include "backend/ops.h"
 
-enum { CUDA_NODES = 8 };
+enum { CUDA_NODES = 8, CUDA_NOTED = 8 };
 
 /* Every kernel: extern "C" __global__ functions of kern/ *.cu, found by name when the rank is opened. decode.c and prefill.c
  * each have their list. */
@@ -52,17 +53,21 @@ typedef struct cuda_rank {
     cuda_facts facts;
     ls_bind bind;      /* device addresses */
     CUdeviceptr step;  /* a cuda_step and its arrays */
-    void *host_step;   /* pinned copy of it */
-    size_t step_bytes; /* room of both */
+    size_t step_bytes; /* its room */
     CUdeviceptr
         counters;      /* u32 [CUDA_COUNTERS], zero at the start: "last block" counters, left at zero by their users */
-    CUdeviceptr drawn; /* int32 [n_out_max] tokens drawn on the device, -1 where the host draws */
+    CUdeviceptr drawn; /* int32 [n_out_max] tokens drawn on the device, -1 where the host draws; the next step may start
+                          from them */
     CUdeviceptr workspace; /* attention's partial results, cuBLASLt's scratch: decode_workspace, prefill_workspace */
     size_t workspace_bytes;
     struct cublaslt *cublaslt; /* NULL: not there; prefill then runs its own matmul kernel */
-    bool overlap; /* decode kernels begin while the one before them ends (programmatic dependent launch); only with the
+    int few_rows;              /* the largest steps that decode's matmuls are faster for: prefill_prepare */
+    bool
+        overlap; /* kernels that know how begin while the one before them ends (programmatic dependent launch); only with the
                      chip's own code for sm_90 and later: PTX for older chips does not wait */
     CUfunction *decode_fn, *prefill_fn;
+    const char *launched[CUDA_NOTED]; /* names of the first kernels since n_launched was set to 0, for verify */
+    int n_launched;
 } cuda_rank;
 
 enum {
@@ -84,6 +89,20 @@ ls_status decode_prepare(cuda_rank *rank, ls_error *err);
 ls_status decode_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, int m_bucket, int *n_taken,
                         ls_error *err);
 
+/* What prefill.c runs of it: any op but attn and sample, for any number of rows. */
+typedef struct decode_how {
+    int n_rows, n_out;
+    int n_nodes; /* of the leaf tree: out and ffn_out leave so many; an exchange finds so many */
+    bool alone;  /* the op leaves all that ops.h says and does no other's work: neighbours are launched otherwise */
+    float *qkv;  /* qkv leaves its sums here, [n_rows][(H + 2 K) d] */
+} decode_how;
+ls_status decode_launch_rows(cuda_rank *rank, const ls_op *op, int n_ops, int first, const decode_how *how,
+                             ls_error *err);
+/* The norm alone of an op that begins with one. */
+ls_status decode_launch_norm(cuda_rank *rank, const ls_op *op, int first, int n_rows, ls_error *err);
+/* How many nodes of the leaf tree decode's out and ffn_out leave. */
+int decode_row_nodes(const cuda_rank *rank, const ls_op *op);
+
 /* ---- prefill.c: kern/prefill_*.cu ---- */
 
 extern const char *const prefill_kernel_names[];
@@ -92,9 +111,9 @@ size_t prefill_workspace(const ls_op *op, int n_ops, const ls_bind *bind, int ma
 /* After the bind, the workspace and the addresses of the weights are there. With rank->cublaslt (which the caller opens,
  * unless --kernels generic, and closes) it chooses and tries the algorithms of the program's matmuls. */
 ls_status prefill_prepare(cuda_rank *rank, const ls_op *op, int n_ops, ls_error *err);
-/* The same for steps with any number of rows; `step` (host memory) says how many. */
-ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, int *n_taken,
-                         ls_error *err);
+/* The same for steps with any number of rows; `step` (host memory) says how many. `alone`: as in decode_how. */
+ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, bool alone,
+                         int *n_taken, ls_error *err);
 
 /* ---- load.c: kern/load.cu ---- */
 
@@ -109,6 +128,8 @@ ls_status cuda_load_rows(const cuda_rank *rank, const cuda_load_kernels *kernels
 
 /* ---- cuda_rank.c ---- */
 
+/* What device `ordinal` is, without a context on it; the rank holds nothing to close. LS_ENOTFOUND: no such device. */
+ls_status cuda_rank_facts(cuda_rank *rank, const cuda_driver *driver, int ordinal, ls_error *err);
 /* Opens device `ordinal`: primary context (current on the calling thread from then on), stream, modules for its chip, all
  * kernels. `generic`: the kernels that unknown chips run, which the driver compiles. The driver is borrowed. *rank may be
  * closed whatever came of it. LS_ENOTFOUND: no such device; LS_EUNSUPPORTED: no kernels for its chip. */
@@ -118,14 +139,25 @@ void cuda_rank_close(cuda_rank *rank); /* accepts a zeroed one */
 ls_status cuda_rank_enter(const cuda_rank *rank, ls_error *err);
 /* A kernel of any module, loaded; LS_EINTERNAL if there is none of that name. */
 ls_status cuda_rank_kernel(const cuda_rank *rank, const char *name, CUfunction *out, ls_error *err);
-/* Waits until the stream has done all its work, in vain for at most timeout_s (LS_EABORTED). */
+/* Waits until the stream has done all its work, or (an event that is not NULL) what it was given before that; in vain for at most timeout_s
+ * (LS_EABORTED). */
 ls_status cuda_rank_wait(const cuda_rank *rank, const char *what, int timeout_s, ls_error *err);
+ls_status cuda_rank_wait_event(const cuda_rank *rank, CUevent event, const char *what, int timeout_s, ls_error *err);
 /* Bytes of the device that are free, and all. */
 ls_status cuda_rank_memory(const cuda_rank *rank, size_t *free_bytes, size_t *total_bytes, ls_error *err);
 
+/* Notes the name of a kernel that is launched by other means than cuda_launch. */
+static inline void cuda_note_launch(cuda_rank *rank, const char *name) {
+    if (rank->n_launched < CUDA_NOTED) {
+        rank->launched[rank->n_launched++] = name;
+    }
+}
 /* Enqueues a kernel on rank->stream; args as cuLaunchKernel takes them. Errors carry the kernel's name and CUDA's. */
 ls_status cuda_launch(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
                       unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err);
+/* The same for a kernel that waits for those before it (ptx.cuh), so that it may begin while they end: rank->overlap. */
+ls_status cuda_launch_overlapping(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
+                                  unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err);
 /* LS_OK, or an error with what, the rank and CUDA's name and text for rc. */
 ls_status cuda_check(const cuda_rank *rank, CUresult rc, const char *what, ls_error *err);
 

@@ -25,15 +25,39 @@ ls_status cuda_check(const cuda_rank *rank, CUresult rc, const char *what, ls_er
 
 ls_status cuda_launch(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
                       unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err) {
+    cuda_note_launch(rank, name);
     CUresult rc =
         rank->driver->cuLaunchKernel(fn, grid_x, grid_y, grid_z, block, 1, 1, shared_bytes, rank->stream, args, NULL);
     return rc == CUDA_SUCCESS ? LS_OK : cuda_check(rank, rc, name, err);
 }
 
+ls_status cuda_launch_overlapping(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
+                                  unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err) {
+    if (!rank->overlap) {
+        return cuda_launch(rank, fn, name, grid_x, grid_y, grid_z, block, shared_bytes, args, err);
+    }
+    cuda_note_launch(rank, name);
+    CUlaunchAttribute overlap = {.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                                 .value.programmaticStreamSerializationAllowed = 1};
+    const CUlaunchConfig config = {.gridDimX = grid_x,
+                                   .gridDimY = grid_y,
+                                   .gridDimZ = grid_z,
+                                   .blockDimX = block,
+                                   .blockDimY = 1,
+                                   .blockDimZ = 1,
+                                   .sharedMemBytes = shared_bytes,
+                                   .hStream = rank->stream,
+                                   .attrs = &overlap,
+                                   .numAttrs = 1};
+    CUresult rc = rank->driver->cuLaunchKernelEx(&config, fn, args, NULL);
+    return rc == CUDA_SUCCESS ? LS_OK : cuda_check(rank, rc, name, err);
+}
+
 /* ---- The device ---- */
 
-static ls_status read_facts(cuda_rank *rank, int ordinal, ls_error *err) {
-    const cuda_driver *cuda = rank->driver;
+ls_status cuda_rank_facts(cuda_rank *rank, const cuda_driver *driver, int ordinal, ls_error *err) {
+    *rank = (cuda_rank){.driver = driver};
+    const cuda_driver *cuda = driver;
     cuda_facts *facts = &rank->facts;
     int n = 0, l2 = 0;
     facts->device = ordinal;
@@ -64,22 +88,9 @@ static ls_status read_facts(cuda_rank *rank, int ordinal, ls_error *err) {
 
 /* ---- Kernels ---- */
 
-static const cuda_image *best_image(const cuda_facts *facts, const char *file, bool generic) {
-    const cuda_image *best = NULL;
-    int best_fit = 0;
-    for (int i = 0; i < n_cuda_images; i++) {
-        int fit = cuda_image_fit(&cuda_images[i], facts->cc_major, facts->cc_minor);
-        if (strcmp(cuda_images[i].file, file) == 0 && fit > best_fit && (!generic || cuda_images[i].is_ptx)) {
-            best = &cuda_images[i];
-            best_fit = fit;
-        }
-    }
-    return best;
-}
-
 static ls_status load_image(cuda_rank *rank, const char *file, bool generic, ls_error *err) {
     const cuda_facts *facts = &rank->facts;
-    const cuda_image *image = best_image(facts, file, generic);
+    const cuda_image *image = cuda_image_best(file, facts->cc_major, facts->cc_minor, generic);
     if (image == NULL) {
         char wanted[16];
         snprintf(wanted, sizeof wanted, "sm_%d%d", facts->cc_major, facts->cc_minor);
@@ -139,8 +150,7 @@ static ls_status load_kernels(cuda_rank *rank, const char *const *name, int n, C
 /* ---- Opening and closing ---- */
 
 ls_status cuda_rank_open(cuda_rank *rank, const cuda_driver *driver, int ordinal, bool generic, ls_error *err) {
-    *rank = (cuda_rank){.driver = driver};
-    TRY(read_facts(rank, ordinal, err));
+    TRY(cuda_rank_facts(rank, driver, ordinal, err));
     TRY(cuda_check(rank, driver->cuDevicePrimaryCtxRetain(&rank->context, rank->device), "creating a context", err));
     TRY(cuda_rank_enter(rank, err));
     TRY(cuda_check(rank, driver->cuStreamCreate(&rank->stream, CU_STREAM_NON_BLOCKING), "creating a stream", err));
@@ -178,11 +188,11 @@ ls_status cuda_rank_memory(const cuda_rank *rank, size_t *free_bytes, size_t *to
 }
 
 /* Steps take milliseconds: whoever waits longer than that need not burn a core. */
-ls_status cuda_rank_wait(const cuda_rank *rank, const char *what, int timeout_s, ls_error *err) {
+ls_status cuda_rank_wait_event(const cuda_rank *rank, CUevent event, const char *what, int timeout_s, ls_error *err) {
     const int64_t patience_ns = 20000000;
     int64_t start = clock_ns();
     for (;;) {
-        CUresult rc = rank->driver->cuStreamQuery(rank->stream);
+        CUresult rc = event != NULL ? rank->driver->cuEventQuery(event) : rank->driver->cuStreamQuery(rank->stream);
         if (rc != CUDA_ERROR_NOT_READY) {
             return cuda_check(rank, rc, what, err);
         }
@@ -195,4 +205,8 @@ ls_status cuda_rank_wait(const cuda_rank *rank, const char *what, int timeout_s,
             nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
         }
     }
+}
+
+ls_status cuda_rank_wait(const cuda_rank *rank, const char *what, int timeout_s, ls_error *err) {
+    return cuda_rank_wait_event(rank, NULL, what, timeout_s, err);
 }

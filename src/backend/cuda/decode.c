@@ -6,6 +6,8 @@
  * this way is made whole all the same: its norm is a launch of its own; attention without qkv before it takes q and the
  * cache as they are.
  *
+ * Prefill steps of few rows come here too, for all but attention: decode_launch_few.
+ *
  * Everything here depends on the shapes, the bucket and the chip; none of it decides bits.
  */
 #include <string.h>
@@ -17,16 +19,19 @@ _Static_assert((int)KERN_F32 == (int)LS_F32 && (int)KERN_BF16 == (int)LS_BF16 &&
                    (int)KERN_INT8 == (int)LS_INT8,
                "kernels know dtypes by these numbers");
 _Static_assert((int)DECODE_LEAVES == (int)LS_LEAVES && (int)DECODE_LEAVES == (int)CUDA_NODES, "one leaf tree");
+_Static_assert((int)CUDA_TOKEN_DRAWN == (int)LS_TOKEN_DRAWN, "kernels know drawn tokens by this number");
 
 /* ---- Kernels by name ---- */
 
-#define MATMULS(name) "decode_matmul_" name "_8", "decode_matmul_" name "_16", "decode_matmul_" name "_odd"
+#define MATMULS(name) "decode_matmul_" name "_odd", "decode_matmul_" name "_8", "decode_matmul_" name "_16"
+#define WIDE_MATMULS(name) MATMULS(name), "decode_matmul_" name "_24", "decode_matmul_" name "_32"
 #define ATTNS(name) "decode_attn_" name "_64", "decode_attn_" name "_128", "decode_attn_" name "_256"
 
 /* Matmuls and attention in the order of ls_dtype. */
 const char *const decode_kernel_names[] = {
-    "decode_embed",      "decode_exchange",    "decode_sample",     MATMULS("f32"), MATMULS("bf16"), MATMULS("f16"),
-    MATMULS("int8_f32"), MATMULS("int8_bf16"), MATMULS("int8_f16"), ATTNS("f32"),   ATTNS("bf16"),   ATTNS("f16"),
+    "decode_embed",           "decode_exchange",   "decode_sample",     MATMULS("f32"),
+    WIDE_MATMULS("bf16"),     WIDE_MATMULS("f16"), MATMULS("int8_f32"), WIDE_MATMULS("int8_bf16"),
+    WIDE_MATMULS("int8_f16"), ATTNS("f32"),        ATTNS("bf16"),       ATTNS("f16"),
 };
 const int n_decode_kernels = sizeof decode_kernel_names / sizeof *decode_kernel_names;
 
@@ -35,9 +40,10 @@ enum {
     KERNEL_EXCHANGE,
     KERNEL_SAMPLE,
     KERNEL_MATMUL,
-    OF_MATMUL = 3, /* 8 rows, 16 rows, odd */
-    KERNEL_INT8 = KERNEL_MATMUL + 3 * OF_MATMUL,
-    KERNEL_ATTN = KERNEL_INT8 + 3 * OF_MATMUL,
+    OF_F32 = 3, /* by width: columns_of */
+    OF_WIDE = 5,
+    KERNEL_INT8 = KERNEL_MATMUL + OF_F32 + 2 * OF_WIDE,
+    KERNEL_ATTN = KERNEL_INT8 + OF_F32 + 2 * OF_WIDE,
     OF_ATTN = 3 /* heads up to 64, 128, 256 */
 };
 
@@ -49,6 +55,9 @@ enum {
     MAX_ATTN_SLOTS = 32,
     SAMPLE_COUNTERS = CUDA_SAMPLE_ROWS /* the last of rank->counters: one for each output row, prefill's too */
 };
+
+/* Rows of x that a block of a matmul kernel takes; the first takes weights of any alignment. */
+static const int columns_of[OF_WIDE] = {16, 8, 16, 24, 32};
 
 static int at_most(int a, int b) {
     return a < b ? a : b;
@@ -72,24 +81,8 @@ static const float *vector(const cuda_rank *rank, int i) {
 
 static ls_status launch(cuda_rank *rank, int kernel, unsigned x, unsigned y, unsigned z, unsigned block, size_t shared,
                         void *args, ls_error *err) {
-    if (!rank->overlap) {
-        return cuda_launch(rank, rank->decode_fn[kernel], decode_kernel_names[kernel], x, y, z, block, (unsigned)shared,
-                           (void *[]){args}, err);
-    }
-    CUlaunchAttribute overlap = {.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-                                 .value.programmaticStreamSerializationAllowed = 1};
-    const CUlaunchConfig config = {.gridDimX = x,
-                                   .gridDimY = y,
-                                   .gridDimZ = z,
-                                   .blockDimX = block,
-                                   .blockDimY = 1,
-                                   .blockDimZ = 1,
-                                   .sharedMemBytes = (unsigned)shared,
-                                   .hStream = rank->stream,
-                                   .attrs = &overlap,
-                                   .numAttrs = 1};
-    return cuda_check(rank, rank->driver->cuLaunchKernelEx(&config, rank->decode_fn[kernel], (void *[]){args}, NULL),
-                      decode_kernel_names[kernel], err);
+    return cuda_launch_overlapping(rank, rank->decode_fn[kernel], decode_kernel_names[kernel], x, y, z, block,
+                                   (unsigned)shared, (void *[]){args}, err);
 }
 
 /* Borders of `count` leaves of n from leaf `first` on, counted from the first one's. */
@@ -110,6 +103,7 @@ static ls_status launch_embed(cuda_rank *rank, const ls_op *op, int m_bucket, ls
         .table = table->data,
         .scale = table->scale,
         .y = (float *)bind->buf[BUF_PART] + (int64_t)a->slot * CUDA_NODES * bind->m_max * bind->d_model,
+        .fault = (int32_t *)bind->fault,
         .format = table->format,
         .d = bind->d_model,
         .vocab_first = a->vocab_first,
@@ -120,11 +114,12 @@ static ls_status launch_embed(cuda_rank *rank, const ls_op *op, int m_bucket, ls
     return launch(rank, KERNEL_EMBED, (unsigned)m_bucket, 1, 1, 256, 0, &args, err);
 }
 
-/* How many nodes of the leaf tree a row matmul leaves: as few as give the chip enough blocks. */
-static int row_nodes(const cuda_rank *rank, const op_row *a) {
-    const int tiles = ceil_div(weight(rank, a->weight)->rows, DECODE_TILE);
+/* As few as give the chip enough blocks. */
+int decode_row_nodes(const cuda_rank *rank, const ls_op *op) {
+    const op_row *a = &op->row;
+    const int tiles = ceil_div(weight(rank, a->weight)->rows, DECODE_TILE), most = CUDA_NODES / rank->bind.group.size;
     int nodes = 1;
-    while (nodes < a->leaf_count && tiles * nodes < BLOCKS_PER_SM * rank->facts.sm_count) {
+    while (nodes < a->leaf_count && nodes < most && tiles * nodes < BLOCKS_PER_SM * rank->facts.sm_count) {
         nodes *= 2;
     }
     return nodes;
@@ -190,25 +185,32 @@ static bool is_aligned(const decode_matmul_args *args, size_t element_bytes) {
 /* args without step, k and leaves; the shape of `like` is that of all its matrices, but for rows. */
 static ls_status launch_matmul(cuda_rank *rank, decode_matmul_args *args, const ls_weight *like, int tiles, int nodes,
                                int m_bucket, ls_error *err) {
-    const bool is_int8 = like->format == LS_INT8, wide = m_bucket > 8;
     args->step = device(rank->step);
     args->k = like->cols;
-    const bool odd = !is_aligned(args, ls_dtype_bytes(like->format));
-    const int kernel = (is_int8 ? KERNEL_INT8 : KERNEL_MATMUL) + ((int)rank->bind.dtype - LS_F32) * OF_MATMUL +
-                       (odd    ? 2
-                        : wide ? 1
-                               : 0);
-    const int warps = args->n_leaves / nodes, columns = odd || wide ? 16 : 8;
-    return launch(rank, kernel, (unsigned)tiles, (unsigned)nodes, 1, (unsigned)(warps * WARP),
-                  (size_t)(warps * columns * DECODE_TILE) * sizeof(float), args, err);
+    const ls_dtype dtype = rank->bind.dtype;
+    int kernel = like->format == LS_INT8 ? KERNEL_INT8 : KERNEL_MATMUL, n_widths = OF_F32, width = 0;
+    if (dtype != LS_F32) {
+        kernel += OF_F32 + (dtype == LS_F16 ? OF_WIDE : 0);
+        n_widths = OF_WIDE;
+    }
+    if (is_aligned(args, ls_dtype_bytes(like->format))) { /* the narrowest that takes all rows, or the widest */
+        width = 1;
+        while (width + 1 < n_widths && columns_of[width] < m_bucket) {
+            width++;
+        }
+    }
+    const int warps = args->n_leaves / nodes;
+    return launch(rank, kernel + width, (unsigned)tiles, (unsigned)nodes,
+                  (unsigned)ceil_div(m_bucket, columns_of[width]), (unsigned)(warps * WARP),
+                  (size_t)(warps * columns_of[width] * DECODE_TILE) * sizeof(float), args, err);
 }
 
-static ls_status launch_qkv(cuda_rank *rank, const ls_op *op, int m_bucket, ls_error *err) {
+static ls_status launch_qkv(cuda_rank *rank, const ls_op *op, void *y, int m_bucket, ls_error *err) {
     const op_qkv *a = &op->qkv;
     const ls_bind *bind = &rank->bind;
     const int q = a->n_heads_loc * a->d_head, kv = a->n_kv_loc * a->d_head;
     decode_matmul_args args = {.x = bind->buf[BUF_X],
-                               .y = bind->buf[BUF_QKV],
+                               .y = y,
                                .kind = DECODE_QKV,
                                .n_leaves = LS_LEAVES,
                                .y_stride = q + 2 * kv,
@@ -233,7 +235,7 @@ static ls_status launch_ffn_in(cuda_rank *rank, const ls_op *op, int m_bucket, l
     return launch_matmul(rank, &args, weight(rank, a->gate), ceil_div(a->d_ffn_loc, DECODE_TILE / 2), 1, m_bucket, err);
 }
 
-static ls_status launch_row(cuda_rank *rank, const ls_op *op, int m_bucket, ls_error *err) {
+static ls_status launch_row(cuda_rank *rank, const ls_op *op, int n_nodes, int m_bucket, ls_error *err) {
     const op_row *a = &op->row;
     const ls_bind *bind = &rank->bind;
     const int64_t node = (int64_t)bind->m_max * bind->d_model;
@@ -246,7 +248,7 @@ static ls_status launch_row(cuda_rank *rank, const ls_op *op, int m_bucket, ls_e
                                .matrix = {matrix_of(rank, a->weight, -1, 0)}};
     set_borders(args.border, a->k_total, a->leaf_first, a->leaf_count);
     const ls_weight *w = weight(rank, a->weight);
-    return launch_matmul(rank, &args, w, ceil_div(w->rows, DECODE_TILE), row_nodes(rank, a), m_bucket, err);
+    return launch_matmul(rank, &args, w, ceil_div(w->rows, DECODE_TILE), n_nodes, m_bucket, err);
 }
 
 static ls_status launch_head(cuda_rank *rank, const ls_op *op, int index, int m_bucket, ls_error *err) {
@@ -362,36 +364,55 @@ static bool begins_with_norm(const ls_op *op) {
     return op->kind == OP_QKV || op->kind == OP_FFN_IN || op->kind == OP_HEAD;
 }
 
-ls_status decode_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, int m_bucket, int *n_taken,
-                        ls_error *err) {
-    const ls_op *this = &op[first], *before = first > 0 ? &op[first - 1] : NULL;
-    const ls_op *behind = first + 1 < n_ops ? &op[first + 1] : NULL;
-    *n_taken = 1;
+static bool is_row(const ls_op *op) {
+    return op->kind == OP_OUT || op->kind == OP_FFN_OUT;
+}
+
+ls_status decode_launch_rows(cuda_rank *rank, const ls_op *op, int n_ops, int first, const decode_how *how,
+                             ls_error *err) {
+    const ls_op *this = &op[first], *before = first > 0 && !how->alone ? &op[first - 1] : NULL;
+    const ls_op *behind = first + 1 < n_ops && !how->alone ? &op[first + 1] : NULL;
     if (begins_with_norm(this) && (before == NULL || before->kind != OP_EXCHANGE)) {
-        TRY(launch_exchange(rank, NULL, first, 0, this, m_bucket, err));
+        TRY(launch_exchange(rank, NULL, first, 0, this, how->n_rows, err));
     }
     switch (this->kind) {
     case OP_EMBED:
-        return launch_embed(rank, this, m_bucket, err);
-    case OP_EXCHANGE: {
-        const bool by_row = before != NULL && (before->kind == OP_OUT || before->kind == OP_FFN_OUT);
-        return launch_exchange(rank, this, first, by_row ? row_nodes(rank, &before->row) : 1, behind, m_bucket, err);
-    }
+        return launch_embed(rank, this, how->n_rows, err);
+    case OP_EXCHANGE:
+        return launch_exchange(rank, this, first, how->n_nodes, behind, how->n_rows, err);
     case OP_QKV:
-        return launch_qkv(rank, this, m_bucket, err);
-    case OP_ATTN:
-        return launch_attn(rank, this, before != NULL && before->kind == OP_QKV ? before : NULL, m_bucket, err);
+        return launch_qkv(rank, this, how->qkv, how->n_rows, err);
     case OP_OUT:
     case OP_FFN_OUT:
-        return launch_row(rank, this, m_bucket, err);
+        return launch_row(rank, this, how->n_nodes, how->n_rows, err);
     case OP_FFN_IN:
-        return launch_ffn_in(rank, this, m_bucket, err);
+        return launch_ffn_in(rank, this, how->n_rows, err);
     case OP_HEAD:
-        return launch_head(rank, this, first, m_bucket, err);
+        return launch_head(rank, this, first, how->n_out, err);
+    default:
+        return error_set(err, LS_EINTERNAL, "decode: op %d is of no known kind", first);
+    }
+}
+
+ls_status decode_launch_norm(cuda_rank *rank, const ls_op *op, int first, int n_rows, ls_error *err) {
+    return launch_exchange(rank, NULL, first, 0, &op[first], n_rows, err);
+}
+
+ls_status decode_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, int m_bucket, int *n_taken,
+                        ls_error *err) {
+    const ls_op *this = &op[first], *before = first > 0 ? &op[first - 1] : NULL;
+    const ls_op *row = is_row(this) ? this : before != NULL && is_row(before) ? before : NULL;
+    const decode_how how = {.n_rows = m_bucket,
+                            .n_out = m_bucket,
+                            .n_nodes = row != NULL ? decode_row_nodes(rank, row) : 1,
+                            .qkv = rank->bind.buf[BUF_QKV]};
+    *n_taken = 1;
+    switch (this->kind) {
+    case OP_ATTN:
+        return launch_attn(rank, this, before != NULL && before->kind == OP_QKV ? before : NULL, m_bucket, err);
     case OP_SAMPLE:
         return launch_sample(rank, this, m_bucket, err);
-    case OP_KINDS:
-        break;
+    default:
+        return decode_launch_rows(rank, op, n_ops, first, &how, err);
     }
-    return error_set(err, LS_EINTERNAL, "decode: op %d has no kind", first);
 }

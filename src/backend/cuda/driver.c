@@ -28,6 +28,28 @@ static ls_status find_all(cuda_driver *driver, ls_error *err) {
     return LS_OK;
 }
 
+/* Kernels made by a CUDA of the driver's own major version or an older one run; those of a later one do not. */
+static ls_status start(const cuda_driver *driver, ls_error *err) {
+    int version = 0;
+    CUresult rc = driver->cuInit(0);
+    if (rc == CUDA_ERROR_NO_DEVICE) {
+        return error_set(err, LS_ENOTFOUND,
+                         "the NVIDIA driver shows no GPU (CUDA_VISIBLE_DEVICES or the container may hide it)");
+    }
+    if (rc != CUDA_SUCCESS) {
+        return error_set(err, LS_ENOTFOUND, "the NVIDIA driver does not start: cuInit: %s (%s)",
+                         cuda_error_name(driver, rc), cuda_error_text(driver, rc));
+    }
+    rc = driver->cuDriverGetVersion(&version);
+    if (rc != CUDA_SUCCESS || version / 1000 < CUDA_VERSION / 1000) {
+        return error_set(err, LS_EUNSUPPORTED,
+                         "the NVIDIA driver is for CUDA %d.%d: it is too old for this program, which was built with "
+                         "CUDA %d.%d; update the driver",
+                         version / 1000, version % 1000 / 10, CUDA_VERSION / 1000, CUDA_VERSION % 1000 / 10);
+    }
+    return LS_OK;
+}
+
 ls_status cuda_driver_open(cuda_driver **out, ls_error *err) {
     cuda_driver *driver = calloc(1, sizeof *driver);
     ls_status st = LS_OK;
@@ -39,12 +61,7 @@ ls_status cuda_driver_open(cuda_driver **out, ls_error *err) {
         TRY_GOTO(error_set(err, LS_ENOTFOUND, "no NVIDIA driver on this machine: %s", dlerror()), fail);
     }
     TRY_GOTO(find_all(driver, err), fail);
-    CUresult rc = driver->cuInit(0);
-    if (rc != CUDA_SUCCESS) {
-        TRY_GOTO(error_set(err, LS_ENOTFOUND, "the NVIDIA driver does not start: cuInit: %s (%s)",
-                           cuda_error_name(driver, rc), cuda_error_text(driver, rc)),
-                 fail);
-    }
+    TRY_GOTO(start(driver, err), fail);
     *out = driver;
     return LS_OK;
 fail:

@@ -20,12 +20,16 @@
     X(cuDeviceGetName)                                                                                                 \
     X(cuDeviceGetAttribute)                                                                                            \
     X(cuDeviceTotalMem)                                                                                                \
+    X(cuDeviceGetPCIBusId)                                                                                             \
+    X(cuDeviceCanAccessPeer)                                                                                           \
     X(cuDevicePrimaryCtxRetain)                                                                                        \
     X(cuDevicePrimaryCtxRelease)                                                                                       \
     X(cuCtxSetCurrent)                                                                                                 \
     X(cuMemGetInfo)                                                                                                    \
     X(cuMemAlloc)                                                                                                      \
     X(cuMemFree)                                                                                                       \
+    X(cuMemHostAlloc)                                                                                                  \
+    X(cuMemFreeHost)                                                                                                   \
     X(cuMemHostRegister)                                                                                               \
     X(cuMemHostUnregister)                                                                                             \
     X(cuMemHostGetDevicePointer)                                                                                       \
@@ -35,7 +39,7 @@
     X(cuMemcpyDtoHAsync)                                                                                               \
     X(cuMemcpyDtoDAsync)                                                                                               \
     X(cuMemsetD8Async)                                                                                                 \
-    X(cuMemsetD32Async)                                                                                                \
+    X(cuMemsetD2D32Async)                                                                                              \
     X(cuStreamCreate)                                                                                                  \
     X(cuStreamDestroy)                                                                                                 \
     X(cuStreamSynchronize)                                                                                             \
@@ -51,6 +55,7 @@
     X(cuEventCreate)                                                                                                   \
     X(cuEventDestroy)                                                                                                  \
     X(cuEventRecord)                                                                                                   \
+    X(cuEventQuery)                                                                                                    \
     X(cuEventSynchronize)                                                                                              \
     X(cuEventElapsedTime)                                                                                              \
     X(cuModuleLoadData)                                                                                                \
@@ -69,7 +74,8 @@ typedef struct cuda_driver {
 #undef X
 } cuda_driver;
 
-/* Opens the driver and calls cuInit. LS_ENOTFOUND without one, with the reason. *out is the caller's. */
+/* Opens the driver and calls cuInit. LS_ENOTFOUND without one or without a GPU, LS_EUNSUPPORTED if it is older than the
+ * CUDA that this program was built with, with the reason. *out is the caller's. */
 ls_status cuda_driver_open(cuda_driver **out, ls_error *err);
 void cuda_driver_close(cuda_driver **driver); /* accepts NULL inside; sets it to NULL */
 

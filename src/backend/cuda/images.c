@@ -36,3 +36,16 @@ int cuda_image_fit(const cuda_image *image, int cc_major, int cc_minor) {
     }
     return arch == chip ? OWN + exact_only : arch / 10 == cc_major ? SAME_GENERATION + arch % 10 : NONE;
 }
+
+const cuda_image *cuda_image_best(const char *file, int cc_major, int cc_minor, bool generic) {
+    const cuda_image *best = NULL;
+    int best_fit = 0;
+    for (int i = 0; i < n_cuda_images; i++) {
+        int fit = cuda_image_fit(&cuda_images[i], cc_major, cc_minor);
+        if (strcmp(cuda_images[i].file, file) == 0 && fit > best_fit && (!generic || cuda_images[i].is_ptx)) {
+            best = &cuda_images[i];
+            best_fit = fit;
+        }
+    }
+    return best;
+}

@@ -22,5 +22,7 @@ extern const char cuda_archs[]; /* "sm_90a compute_80" */
 
 /* How well an image fits a chip: 0 not at all, then PTX, then a cubin of the same generation, then the chip's own. */
 int cuda_image_fit(const cuda_image *image, int cc_major, int cc_minor);
+/* The file's image that fits a chip best, or NULL; generic: among those that the driver compiles. */
+const cuda_image *cuda_image_best(const char *file, int cc_major, int cc_minor, bool generic);
 
 #endif

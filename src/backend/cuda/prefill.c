@@ -3,20 +3,19 @@
 #include "backend/cuda/cuda.h"
 #include "backend/cuda/kern/prefill_args.h"
 
-_Static_assert((int)PREFILL_RANKS == (int)LS_MAX_RANKS && (int)PREFILL_LEAVES == (int)LS_LEAVES &&
-                   (int)PREFILL_LEAF_ALIGN == (int)LS_LEAF_ALIGN && (int)PREFILL_MAX_HEAD == (int)LS_MAX_HEAD &&
-                   (int)CUDA_PAGE_TOKENS == (int)LS_PAGE_TOKENS,
+_Static_assert((int)PREFILL_LEAVES == (int)LS_LEAVES && (int)PREFILL_LEAF_ALIGN == (int)LS_LEAF_ALIGN &&
+                   (int)PREFILL_MAX_HEAD == (int)LS_MAX_HEAD && (int)CUDA_PAGE_TOKENS == (int)LS_PAGE_TOKENS,
                "kernels and engine agree");
 _Static_assert(LS_F32 == 1 && LS_BF16 == 2 && LS_F16 == 3 && LS_INT8 == 4, "kern/prefill.cuh has the same numbers");
 
-enum { CHUNK_ROWS = 2048 }; /* qkv and ffn_in pass their f32 sums through scratch, that many rows at a time */
+enum {
+    CHUNK_ROWS = 2048,       /* qkv and ffn_in pass their f32 sums through scratch, that many rows at a time */
+    MOST_ROWS_OF_PARTS = 128 /* see nodes_of */
+};
 
 /* ---- Kernels ---- */
 
 #define PREFILL_KERNELS(X)                                                                                             \
-    X(prefill_embed)                                                                                                   \
-    X(prefill_exchange)                                                                                                \
-    X(prefill_norm)                                                                                                    \
     X(prefill_qkv)                                                                                                     \
     X(prefill_silu)                                                                                                    \
     X(prefill_faults)                                                                                                  \
@@ -81,10 +80,33 @@ static unsigned attn_any_shared_bytes(int d_head) {
     return (unsigned)((PREFILL_ATTN_ANY_ROWS + 32) * attn_any_stride(d_head) + PREFILL_ATTN_ANY_ROWS * 33) * 4;
 }
 
+/* The most rows of a step for which decode's matmul kernels are faster than what there is otherwise. Time to first token of
+ * Qwen3-4B on an H100 in ms, decode's kernels / cuBLASLt (int8: the kernel of prefill_matmul.cu):
+ *
+ *   rows       4          8          10         26         32         48         64         128        512
+ *   bf16                             4.3/4.9    4.8/5.1    4.9/5.1    8.1/5.2    8.3/5.3
+ *   f32        12/14      18/15      23/16      57/16                            124/20     215/33
+ *   w8a16                            3.2/       3.7/       3.8/       5.9/17     6.1/18     11/20      39/44
+ */
+static int few_rows(const cuda_rank *rank, bool int8) {
+    const bool f32 = rank->bind.dtype == LS_F32;
+    if (rank->cublaslt == NULL && !int8) {
+        return f32 ? 16 : 64;
+    }
+    return f32 ? 4 : int8 ? 512 : 32;
+}
+
 static ls_status launch(cuda_rank *rank, int fn, unsigned grid_x, unsigned grid_y, unsigned block,
                         unsigned shared_bytes, void *args, ls_error *err) {
     return cuda_launch(rank, rank->prefill_fn[fn], prefill_kernel_names[fn], grid_x, grid_y, 1, block, shared_bytes,
                        (void *[]){args}, err);
+}
+
+/* qkv and attn, which wait for the kernels before them themselves. */
+static ls_status launch_overlapping(cuda_rank *rank, int fn, unsigned grid_x, unsigned grid_y, unsigned block,
+                                    unsigned shared_bytes, void *args, ls_error *err) {
+    return cuda_launch_overlapping(rank, rank->prefill_fn[fn], prefill_kernel_names[fn], grid_x, grid_y, 1, block,
+                                   shared_bytes, (void *[]){args}, err);
 }
 
 static unsigned divide_up(int64_t n, int64_t by) {
@@ -140,29 +162,83 @@ static int64_t slot_at(const ls_bind *bind, int slot) {
 
 /* ---- Preparation ---- */
 
-static ls_status plan_matmul(cuda_rank *rank, int i_weight, int64_t y_stride, ls_error *err) {
-    const ls_weight *w = &rank->bind.weight[i_weight];
-    if (w->format != rank->bind.dtype) {
+/* Equal parts of k whose sums cuBLASLt leaves apart: more blocks than few rows give, in a fixed order, where split-K has none
+ * and tiles of all of k leave most of the chip idle. They are nodes of the leaf tree. */
+typedef struct parts {
+    int n;
+    int64_t stride; /* floats from one's sums to the next one's */
+} parts;
+
+static const parts whole = {1, 0};
+
+static cublaslt_shape shape_of(const ls_weight *w, int64_t y_stride, parts cut) {
+    return (cublaslt_shape){w->format, w->rows, w->cols, y_stride, cut.n, cut.stride};
+}
+
+/* The most parts that are equal and not too short, of columns that are leaves [first, first + count) of k_total. */
+static int count_parts(const ls_bind *bind, int64_t k_total, int first, int count, int most) {
+    const int64_t base = leaf_border(k_total, first), k = leaf_border(k_total, first + count) - base;
+    const int shortest = bind->dtype == LS_F32 ? 256 : 1024;
+    int n = count < most ? count : most;
+    for (; n > 1; n /= 2) {
+        bool equal = k % n == 0 && k / n >= shortest;
+        for (int i = 1; i < n && equal; i++) {
+            equal = leaf_border(k_total, first + i * count / n) - base == i * (k / n);
+        }
+        if (equal) {
+            break;
+        }
+    }
+    return n;
+}
+
+/* Of out and ffn_out: in BUF_PART. */
+static parts row_parts(const ls_bind *bind, const op_row *a) {
+    int n = count_parts(bind, a->k_total, a->leaf_first, a->leaf_count, CUDA_NODES / bind->group.size);
+    return (parts){n, n > 1 ? (int64_t)bind->m_max * bind->d_model : 0};
+}
+
+/* Of qkv and ffn_in: in scratch, which then has room for fewer rows. In f32 alone: 16-bit tiles are fast enough whole. */
+static parts column_parts(const ls_bind *bind, int64_t y_stride) {
+    int n = bind->dtype == LS_F32 ? count_parts(bind, bind->d_model, 0, LS_LEAVES, LS_LEAVES) : 1;
+    return n > 1 ? (parts){n, chunk_rows(bind) / n * y_stride} : whole;
+}
+
+static ls_status plan_matmul(cuda_rank *rank, int i_weight, int64_t y_stride, parts cut, CUdeviceptr y, ls_error *err) {
+    const ls_bind *bind = &rank->bind;
+    const ls_weight *w = &bind->weight[i_weight];
+    if (w->format != bind->dtype) {
         return LS_OK;
     }
-    return cublaslt_plan(rank->cublaslt, (cublaslt_shape){w->format, w->rows, w->cols, y_stride}, rank->bind.m_max,
-                         address(w->data), scratch_of(rank), rank->workspace, rank->stream, err);
+    return cublaslt_plan(rank->cublaslt, shape_of(w, y_stride, cut), bind->m_max, address(w->data), y, rank->workspace,
+                         rank->stream, err);
+}
+
+static ls_status plan_column(cuda_rank *rank, int i_weight, int64_t y_stride, ls_error *err) {
+    TRY(plan_matmul(rank, i_weight, y_stride, column_parts(&rank->bind, y_stride), scratch_of(rank), err));
+    return plan_matmul(rank, i_weight, y_stride, whole, scratch_of(rank), err);
+}
+
+static ls_status plan_row(cuda_rank *rank, const op_row *a, ls_error *err) {
+    const ls_bind *bind = &rank->bind;
+    TRY(plan_matmul(rank, a->weight, bind->d_model, row_parts(bind, a), address(bind->buf[BUF_PART]), err));
+    return plan_matmul(rank, a->weight, bind->d_model, whole, scratch_of(rank), err);
 }
 
 static ls_status plan_op(cuda_rank *rank, const ls_op *op, ls_error *err) {
     switch (op->kind) {
     case OP_QKV:
-        TRY(plan_matmul(rank, op->qkv.q, qkv_cols(&op->qkv), err));
-        TRY(plan_matmul(rank, op->qkv.k, qkv_cols(&op->qkv), err));
-        return plan_matmul(rank, op->qkv.v, qkv_cols(&op->qkv), err);
+        TRY(plan_column(rank, op->qkv.q, qkv_cols(&op->qkv), err));
+        TRY(plan_column(rank, op->qkv.k, qkv_cols(&op->qkv), err));
+        return plan_column(rank, op->qkv.v, qkv_cols(&op->qkv), err);
     case OP_OUT:
     case OP_FFN_OUT:
-        return plan_matmul(rank, op->row.weight, rank->bind.d_model, err);
+        return plan_row(rank, &op->row, err);
     case OP_FFN_IN:
-        TRY(plan_matmul(rank, op->ffn_in.gate, op->ffn_in.d_ffn_loc, err));
-        return plan_matmul(rank, op->ffn_in.up, op->ffn_in.d_ffn_loc, err);
+        TRY(plan_column(rank, op->ffn_in.gate, op->ffn_in.d_ffn_loc, err));
+        return plan_column(rank, op->ffn_in.up, op->ffn_in.d_ffn_loc, err);
     case OP_HEAD:
-        return plan_matmul(rank, op->head.weight, op->head.vocab_count, err);
+        return plan_matmul(rank, op->head.weight, op->head.vocab_count, whole, scratch_of(rank), err);
     default:
         return LS_OK;
     }
@@ -195,24 +271,36 @@ ls_status prefill_prepare(cuda_rank *rank, const ls_op *op, int n_ops, ls_error 
         }
     }
     TRY(allow_shared(rank, FN_prefill_attn_any, attn_any_shared_bytes(LS_MAX_HEAD), err));
-    for (int i = 0; i < n_ops && rank->cublaslt != NULL; i++) {
-        TRY(plan_op(rank, &op[i], err));
+    bool int8 = false;
+    for (int i = 0; i < n_ops; i++) {
+        int8 = int8 || (op[i].kind == OP_QKV && rank->bind.weight[op[i].qkv.q].format == LS_INT8);
+        if (rank->cublaslt != NULL) {
+            TRY(plan_op(rank, &op[i], err));
+        }
     }
+    rank->few_rows = few_rows(rank, int8);
     return LS_OK;
 }
 
 /* ---- Matmul ---- */
 
 /* y[m][n] = x[m] . w[n], in f32; the leaves matter to int8 alone. */
-static ls_status matmul(cuda_rank *rank, int i_weight, prefill_leaves leaves, const void *x, int m, float *y,
+static ls_status matmul(cuda_rank *rank, int i_weight, prefill_leaves leaves, parts cut, const void *x, int m, float *y,
                         int64_t y_stride, ls_error *err) {
     const ls_bind *bind = &rank->bind;
     const ls_weight *w = &bind->weight[i_weight];
     const bool int8 = w->format == LS_INT8, f32 = bind->dtype == LS_F32;
     if (w->rows == 0 || (!int8 && rank->cublaslt != NULL &&
-                         cublaslt_matmul(rank->cublaslt, (cublaslt_shape){w->format, w->rows, w->cols, y_stride}, m,
-                                         address(x), address(w->data), address(y), rank->workspace, rank->stream))) {
+                         cublaslt_matmul(rank->cublaslt, shape_of(w, y_stride, cut), m, address(x), address(w->data),
+                                         address(y), rank->workspace, rank->stream))) {
+        cuda_note_launch(rank, "cuBLASLt");
         return LS_OK;
+    }
+    for (int i = 1; i < cut.n; i++) { /* the whole sum is part 0's */
+        TRY(cuda_check(rank,
+                       rank->driver->cuMemsetD2D32Async(address(y + i * cut.stride), (size_t)y_stride * sizeof(float),
+                                                        0, (size_t)w->rows, (size_t)m, rank->stream),
+                       "clearing parts", err));
     }
     prefill_matmul_args args = {.x = x,
                                 .w = w->data,
@@ -254,51 +342,50 @@ static const float *vector_of(const ls_bind *bind, int i_weight) {
     return i_weight < 0 ? NULL : bind->weight[i_weight].data;
 }
 
-static ls_status embed(cuda_rank *rank, const op_embed *a, const ls_step *step, ls_error *err) {
+/* What follows the projections of rows [row, row + n): q, and k and v in the cache. */
+static ls_status finish_qkv(cuda_rank *rank, const op_qkv *a, int layer, const float *y, parts cut, int row, int n,
+                            ls_error *err) {
     const ls_bind *bind = &rank->bind;
-    const ls_weight *table = &bind->weight[a->table];
-    prefill_embed_args args = {.step = step_of(rank),
-                               .table = table->data,
-                               .scale = table->scale,
-                               .part = (float *)bind->buf[BUF_PART] + slot_at(bind, a->slot),
-                               .dtype = table->format,
-                               .d_model = bind->d_model,
-                               .vocab_first = a->vocab_first,
-                               .vocab_count = a->vocab_count,
-                               .takes_input_rows = bind->group.rank == 0};
-    return launch(rank, FN_prefill_embed, (unsigned)step->n_rows, 1, PREFILL_ROW_THREADS, 0, &args, err);
+    prefill_qkv_args args = {.step = step_of(rank),
+                             .y = y,
+                             .q_bias = vector_of(bind, a->q_bias),
+                             .k_bias = vector_of(bind, a->k_bias),
+                             .v_bias = vector_of(bind, a->v_bias),
+                             .q_norm = vector_of(bind, a->q_norm),
+                             .k_norm = vector_of(bind, a->k_norm),
+                             .rope = bind->rope,
+                             .q = bind->buf[BUF_QKV],
+                             .k_cache = bind->k_cache,
+                             .v_cache = bind->v_cache,
+                             .eps = a->eps,
+                             .dtype = bind->dtype,
+                             .kv_dtype = bind->kv_dtype,
+                             .layer = layer,
+                             .n_pages = bind->n_pages,
+                             .n_heads = a->n_heads_loc,
+                             .n_kv = a->n_kv_loc,
+                             .d_head = a->d_head,
+                             .row_first = row,
+                             .n_rows = n,
+                             .n_parts = cut.n,
+                             .part_stride = cut.stride};
+    unsigned grid = divide_up((int64_t)n * (a->n_heads_loc + 2 * a->n_kv_loc), PREFILL_HEAD_WARPS);
+    return launch_overlapping(rank, FN_prefill_qkv, grid, 1, 32 * PREFILL_HEAD_WARPS, 0, &args, err);
 }
 
-static ls_status exchange(cuda_rank *rank, const op_exchange *a, int index, const ls_step *step, ls_error *err) {
-    const ls_bind *bind = &rank->bind;
-    prefill_exchange_args args = {.bias = vector_of(bind, a->bias),
-                                  .h = bind->buf[BUF_H],
-                                  .fault = (int32_t *)bind->fault,
-                                  .n_ranks = bind->group.size,
-                                  .d_model = bind->d_model,
-                                  .init = a->init,
-                                  .index = index};
-    for (int i = 0; i < bind->group.size; i++) {
-        const float *part = bind->group.size > 1 ? bind->peer_part[i] : bind->buf[BUF_PART];
-        args.part[i] = part + slot_at(bind, a->slot);
-    }
-    return launch(rank, FN_prefill_exchange, (unsigned)step->n_rows, 1, PREFILL_ROW_THREADS, 0, &args, err);
+/* BUF_X, which the exchange before has left already, unless that was none of these launchers'. */
+static ls_status norm(cuda_rank *rank, const ls_op *op, int first, const ls_step *step, bool alone, ls_error *err) {
+    return !alone && first > 0 && op[first - 1].kind == OP_EXCHANGE
+               ? LS_OK
+               : decode_launch_norm(rank, op, first, step->n_rows, err);
 }
 
-/* BUF_X, from its first row on, of n_rows rows of h: those from row_first on, or the output rows. */
-static ls_status norm(cuda_rank *rank, int i_norm, float eps, int row_first, int n_rows, bool of_outputs,
-                      ls_error *err) {
-    const ls_bind *bind = &rank->bind;
-    prefill_norm_args args = {.step = step_of(rank),
-                              .h = bind->buf[BUF_H],
-                              .weight = vector_of(bind, i_norm),
-                              .x = bind->buf[BUF_X],
-                              .eps = eps,
-                              .dtype = bind->dtype,
-                              .d_model = bind->d_model,
-                              .row_first = row_first,
-                              .of_outputs = of_outputs};
-    return launch(rank, FN_prefill_norm, (unsigned)n_rows, 1, PREFILL_ROW_THREADS, 0, &args, err);
+/* How qkv and ffn_in cut their sums in a step of n_rows. */
+static parts cut_of(const cuda_rank *rank, const ls_weight *w, int64_t y_stride, int n_rows) {
+    const parts cut = column_parts(&rank->bind, y_stride);
+    const bool fits = cut.n > 1 && n_rows * y_stride <= cut.stride && rank->cublaslt != NULL &&
+                      w->format == rank->bind.dtype && cublaslt_has(rank->cublaslt, shape_of(w, y_stride, cut), n_rows);
+    return fits ? cut : whole;
 }
 
 static ls_status qkv(cuda_rank *rank, const op_qkv *a, int layer, const ls_step *step, ls_error *err) {
@@ -306,37 +393,15 @@ static ls_status qkv(cuda_rank *rank, const op_qkv *a, int layer, const ls_step 
     const int64_t cols = qkv_cols(a), q_cols = (int64_t)a->n_heads_loc * a->d_head,
                   kv_cols = (int64_t)a->n_kv_loc * a->d_head;
     const prefill_leaves leaves = all_leaves(bind);
+    const parts cut = cut_of(rank, &bind->weight[a->q], cols, step->n_rows);
     float *y = (float *)(uintptr_t)scratch_of(rank);
-    const void *x = bind->buf[BUF_X];
     for (int row = 0; row < step->n_rows; row += CHUNK_ROWS) {
+        const void *x = act_row(bind, BUF_X, row, bind->d_model);
         int n = step->n_rows - row < CHUNK_ROWS ? step->n_rows - row : CHUNK_ROWS;
-        TRY(norm(rank, a->norm, a->eps, row, n, false, err));
-        TRY(matmul(rank, a->q, leaves, x, n, y, cols, err));
-        TRY(matmul(rank, a->k, leaves, x, n, y + q_cols, cols, err));
-        TRY(matmul(rank, a->v, leaves, x, n, y + q_cols + kv_cols, cols, err));
-        prefill_qkv_args args = {.step = step_of(rank),
-                                 .y = y,
-                                 .q_bias = vector_of(bind, a->q_bias),
-                                 .k_bias = vector_of(bind, a->k_bias),
-                                 .v_bias = vector_of(bind, a->v_bias),
-                                 .q_norm = vector_of(bind, a->q_norm),
-                                 .k_norm = vector_of(bind, a->k_norm),
-                                 .rope = bind->rope,
-                                 .q = bind->buf[BUF_QKV],
-                                 .k_cache = bind->k_cache,
-                                 .v_cache = bind->v_cache,
-                                 .eps = a->eps,
-                                 .dtype = bind->dtype,
-                                 .kv_dtype = bind->kv_dtype,
-                                 .layer = layer,
-                                 .n_pages = bind->n_pages,
-                                 .n_heads = a->n_heads_loc,
-                                 .n_kv = a->n_kv_loc,
-                                 .d_head = a->d_head,
-                                 .row_first = row,
-                                 .n_rows = n};
-        unsigned grid = divide_up((int64_t)n * (a->n_heads_loc + 2 * a->n_kv_loc), PREFILL_HEAD_WARPS);
-        TRY(launch(rank, FN_prefill_qkv, grid, 1, 32 * PREFILL_HEAD_WARPS, 0, &args, err));
+        TRY(matmul(rank, a->q, leaves, cut, x, n, y, cols, err));
+        TRY(matmul(rank, a->k, leaves, cut, x, n, y + q_cols, cols, err));
+        TRY(matmul(rank, a->v, leaves, cut, x, n, y + q_cols + kv_cols, cols, err));
+        TRY(finish_qkv(rank, a, layer, y, cut, row, n, err));
     }
     return LS_OK;
 }
@@ -374,36 +439,64 @@ static ls_status attn(cuda_rank *rank, const op_attn *a, int layer, const ls_ste
     for (int i = 0; i < step->n_seqs; i++) {
         n_tiles += divide_up((int64_t)step->seq[i].n_rows * group, pairs);
     }
-    return mma < 0 ? launch(rank, FN_prefill_attn_any, n_tiles, (unsigned)a->n_kv_loc, PREFILL_ATTN_ANY_THREADS,
-                            attn_any_shared_bytes(a->d_head), &args, err)
-                   : launch(rank, mma, n_tiles, (unsigned)a->n_kv_loc, PREFILL_ATTN_THREADS,
-                            attn_shared_bytes(a->d_head), &args, err);
+    return mma < 0 ? launch_overlapping(rank, FN_prefill_attn_any, n_tiles, (unsigned)a->n_kv_loc,
+                                        PREFILL_ATTN_ANY_THREADS, attn_any_shared_bytes(a->d_head), &args, err)
+                   : launch_overlapping(rank, mma, n_tiles, (unsigned)a->n_kv_loc, PREFILL_ATTN_THREADS,
+                                        attn_shared_bytes(a->d_head), &args, err);
 }
 
-/* out, ffn_out: one node. */
-static ls_status row(cuda_rank *rank, const op_row *a, ls_buf input, const ls_step *step, ls_error *err) {
+static bool is_few(const cuda_rank *rank, const ls_step *step) {
+    return step->n_rows <= rank->few_rows;
+}
+
+static bool is_row(const ls_op *op) {
+    return op->kind == OP_OUT || op->kind == OP_FFN_OUT;
+}
+
+/* How many nodes of the leaf tree out or ffn_out leaves; alone it is what ops.h says, one. */
+static int nodes_of(const cuda_rank *rank, const ls_op *op, const ls_step *step, bool alone) {
     const ls_bind *bind = &rank->bind;
-    prefill_leaves leaves = {.k_total = a->k_total, .first = a->leaf_first, .count = a->leaf_count};
-    return matmul(rank, a->weight, leaves, bind->buf[input], step->n_rows,
+    const ls_weight *w = &bind->weight[op->row.weight];
+    if (alone || is_few(rank, step)) {
+        return alone ? 1 : decode_row_nodes(rank, op);
+    }
+    /* Many rows are enough for 16-bit tiles; in f32 parts are faster for any number. */
+    const parts cut = row_parts(bind, &op->row);
+    const bool fits = cut.n > 1 && w->format == bind->dtype && rank->cublaslt != NULL &&
+                      (bind->dtype == LS_F32 || step->n_rows <= MOST_ROWS_OF_PARTS) &&
+                      cublaslt_has(rank->cublaslt, shape_of(w, bind->d_model, cut), step->n_rows);
+    return fits ? cut.n : 1;
+}
+
+/* out, ffn_out. */
+static ls_status row(cuda_rank *rank, const ls_op *op, int n_nodes, const ls_step *step, ls_error *err) {
+    const ls_bind *bind = &rank->bind;
+    const op_row *a = &op->row;
+    const prefill_leaves leaves = {.k_total = a->k_total, .first = a->leaf_first, .count = a->leaf_count};
+    return matmul(rank, a->weight, leaves, n_nodes > 1 ? row_parts(bind, a) : whole,
+                  bind->buf[op->kind == OP_OUT ? BUF_ATT : BUF_ACT], step->n_rows,
                   (float *)bind->buf[BUF_PART] + slot_at(bind, a->slot), bind->d_model, err);
 }
 
 static ls_status ffn_in(cuda_rank *rank, const op_ffn_in *a, const ls_step *step, ls_error *err) {
     const ls_bind *bind = &rank->bind;
     const prefill_leaves leaves = all_leaves(bind);
+    const parts cut = cut_of(rank, &bind->weight[a->gate], a->d_ffn_loc, step->n_rows);
+    float *gate = (float *)(uintptr_t)scratch_of(rank), *up = gate + scratch_floats(chunk_rows(bind), a->d_ffn_loc);
     for (int row = 0; row < step->n_rows && a->d_ffn_loc > 0; row += CHUNK_ROWS) {
         int n = step->n_rows - row < CHUNK_ROWS ? step->n_rows - row : CHUNK_ROWS;
-        float *gate = (float *)(uintptr_t)scratch_of(rank), *up = gate + scratch_floats(n, a->d_ffn_loc);
-        TRY(norm(rank, a->norm, a->eps, row, n, false, err));
-        TRY(matmul(rank, a->gate, leaves, bind->buf[BUF_X], n, gate, a->d_ffn_loc, err));
-        TRY(matmul(rank, a->up, leaves, bind->buf[BUF_X], n, up, a->d_ffn_loc, err));
+        const void *x = act_row(bind, BUF_X, row, bind->d_model);
+        TRY(matmul(rank, a->gate, leaves, cut, x, n, gate, a->d_ffn_loc, err));
+        TRY(matmul(rank, a->up, leaves, cut, x, n, up, a->d_ffn_loc, err));
         prefill_silu_args args = {.gate = gate,
                                   .up = up,
                                   .gate_bias = vector_of(bind, a->gate_bias),
                                   .up_bias = vector_of(bind, a->up_bias),
                                   .act = act_row(bind, BUF_ACT, row, a->d_ffn_loc),
                                   .dtype = bind->dtype,
-                                  .d_ffn = a->d_ffn_loc};
+                                  .d_ffn = a->d_ffn_loc,
+                                  .n_parts = cut.n,
+                                  .part_stride = cut.stride};
         TRY(launch(rank, FN_prefill_silu, divide_up(a->d_ffn_loc, 4 * PREFILL_ROW_THREADS), (unsigned)n,
                    PREFILL_ROW_THREADS, 0, &args, err));
     }
@@ -412,12 +505,8 @@ static ls_status ffn_in(cuda_rank *rank, const op_ffn_in *a, const ls_step *step
 
 static ls_status head(cuda_rank *rank, const op_head *a, int index, const ls_step *step, ls_error *err) {
     const ls_bind *bind = &rank->bind;
-    if (step->n_out == 0 || a->vocab_count == 0) {
-        return LS_OK;
-    }
-    TRY(norm(rank, a->norm, a->eps, 0, step->n_out, true, err));
-    TRY(matmul(rank, a->weight, all_leaves(bind), bind->buf[BUF_X], step->n_out, bind->buf[BUF_LOGITS], a->vocab_count,
-               err));
+    TRY(matmul(rank, a->weight, all_leaves(bind), whole, bind->buf[BUF_X], step->n_out, bind->buf[BUF_LOGITS],
+               a->vocab_count, err));
     prefill_faults_args args = {.step = step_of(rank),
                                 .logits = bind->buf[BUF_LOGITS],
                                 .fault = (int32_t *)bind->fault,
@@ -427,26 +516,58 @@ static ls_status head(cuda_rank *rank, const op_head *a, int index, const ls_ste
                   PREFILL_ROW_THREADS, 0, &args, err);
 }
 
-ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, int *n_taken,
-                         ls_error *err) {
-    const ls_op *o = &op[first];
-    *n_taken = 1;
-    switch (o->kind) {
+/* What decode's kernels do: embedding and exchanges of any step, matmuls of few rows. */
+static bool is_of_decode(const cuda_rank *rank, const ls_op *op, const ls_step *step) {
+    switch (op->kind) {
     case OP_EMBED:
-        return embed(rank, &o->embed, step, err);
+    case OP_EXCHANGE:
+        return true;
     case OP_QKV:
+    case OP_OUT:
+    case OP_FFN_IN:
+    case OP_FFN_OUT:
+        return is_few(rank, step);
+    case OP_HEAD:
+        return step->n_out <= rank->few_rows;
+    default:
+        return false;
+    }
+}
+
+ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, bool alone,
+                         int *n_taken, ls_error *err) {
+    const ls_op *o = &op[first], *of_nodes = is_row(o) ? o : first > 0 && is_row(o - 1) ? o - 1 : NULL;
+    const int n_nodes = of_nodes != NULL ? nodes_of(rank, of_nodes, step, alone) : 1;
+    *n_taken = 1;
+    if ((o->kind == OP_HEAD && (step->n_out == 0 || o->head.vocab_count == 0)) ||
+        (o->kind == OP_FFN_IN && o->ffn_in.d_ffn_loc == 0)) {
+        return LS_OK;
+    }
+    if (is_of_decode(rank, o, step)) {
+        float *y = (float *)(uintptr_t)scratch_of(rank);
+        const decode_how how = {step->n_rows, step->n_out, n_nodes, alone, y};
+        TRY(decode_launch_rows(rank, op, n_ops, first, &how, err));
+        if (o->kind != OP_QKV) {
+            return LS_OK;
+        }
+        op_qkv rest = o->qkv;
+        rest.q_bias = rest.k_bias = rest.v_bias = -1; /* in the sums already */
+        return finish_qkv(rank, &rest, o->layer, y, whole, 0, step->n_rows, err);
+    }
+    switch (o->kind) {
+    case OP_QKV:
+        TRY(norm(rank, op, first, step, alone, err));
         return qkv(rank, &o->qkv, o->layer, step, err);
     case OP_ATTN:
         return attn(rank, &o->attn, o->layer, step, err);
     case OP_OUT:
-        return row(rank, &o->row, BUF_ATT, step, err);
-    case OP_EXCHANGE:
-        return exchange(rank, &o->exchange, first, step, err);
-    case OP_FFN_IN:
-        return ffn_in(rank, &o->ffn_in, step, err);
     case OP_FFN_OUT:
-        return row(rank, &o->row, BUF_ACT, step, err);
+        return row(rank, o, n_nodes, step, err);
+    case OP_FFN_IN:
+        TRY(norm(rank, op, first, step, alone, err));
+        return ffn_in(rank, &o->ffn_in, step, err);
     case OP_HEAD:
+        TRY(norm(rank, op, first, step, alone, err));
         return head(rank, &o->head, first, step, err);
     case OP_SAMPLE: /* decode's kernel takes any number of rows: a line of blocks for each */
         if (step->n_out > CUDA_SAMPLE_ROWS) {

@@ -2,11 +2,12 @@
  * The decode kernels against the CPU's reference ops, on a GPU: a program that stands alone (no tests/kern harness, no cmocka),
  * so that it can be carried to a machine that has nothing but the driver.
  *
- * A case is a model of one layer with 16 sequences at positions that meet the borders of pages and splits. The reference runs
- * once; each stretch of ops runs on the GPU from the reference's inputs, for M = 1, 2, 3, 7, 8, 9 and 16 rows, and must
+ * A case is a model of one layer with 80 sequences at positions that meet the borders of pages and splits. The reference runs
+ * once; each stretch of ops runs on the GPU from the reference's inputs, for M = 1, 2, 3, 7, 8, 9 and 16 rows, and those that
+ * prefill uses too for up to 80, and must
  *   - agree with the reference within the tolerance (f32 sums of bf16 and f16: 5e-5, since their inputs are the same bits and
  *     mma rounds its sums towards zero);
- *   - give the bits of M = 16 in its first M rows, whatever the bucket, and the same bits again.
+ *   - give the bits of the largest M in its first M rows, whatever the bucket, and the same bits again.
  * int8 is checked against the reference on scale * q in f32.
  *
  *     decode_check             checks and timings
@@ -21,7 +22,7 @@
 #include "backend/cuda/cuda.h"
 #include "decode_device.h"
 
-enum { ROWS = 16, LAYERS = 2, LAYER = 1 };
+enum { ROWS = 80, LAYERS = 2, LAYER = 1 };
 
 enum {
     W_TABLE,
@@ -77,7 +78,10 @@ static const model small_models[] = {
 static const model qwen3_4b = {"Qwen3-4B", 2560, 9728, 32, 8, 128, 20011, 0, false, true};
 static const model mistral_7b = {"Mistral-7B", 4096, 14336, 32, 8, 128, 8000, 0, false, false};
 
-static const int positions[ROWS] = {26, 0, 63, 64, 255, 256, 282, 1030, 257, 5, 511, 512, 700, 100, 300, 127};
+static const int positions[ROWS] = {26, 0,  63, 64, 255, 256, 282, 1030, 257, 5,  511, 512, 700, 100, 300, 127,
+                                    1,  2,  3,  4,  6,   7,   8,   9,    10,  11, 12,  13,  14,  15,  16,  17,
+                                    18, 19, 20, 21, 22,  23,  24,  25,   27,  28, 29,  30,  31,  32,  33,  34,
+                                    35, 36, 37, 38, 39,  40,  62,  65,   66,  67, 126, 128, 129, 190, 191, 192};
 
 /* ---- Small things ---- */
 
@@ -326,6 +330,14 @@ static void upload_step(check *c, int n, int out_first) {
             page[n_pages++] = c->page[i][j];
         }
     }
+    /* Every other token is where the step before would have drawn it. */
+    int32_t drawn[ROWS] = {0};
+    for (int i = 1; i < n; i += 2) {
+        drawn[n - 1 - i] = token[i];
+        token[i] = LS_TOKEN_DRAWN + (n - 1 - i);
+    }
+    s->drawn = (int64_t)(c->rank->drawn - c->rank->step);
+    device_write(c->gpu_device, (void *)(uintptr_t)c->rank->drawn, drawn, sizeof drawn);
     for (int i = 0; i < n - out_first; i++) {
         const ls_sample_params *how = &c->how[i];
         out_row[i] = i + out_first;
@@ -501,7 +513,7 @@ static bool launch(check *c, int first, int count_, int bucket) {
 typedef struct output {
     const char *name;
     const float *wanted; /* [ROWS][cols] */
-    float *first;        /* of M = 16 */
+    float *first;        /* of the first run */
     int64_t cols;
     double tolerance, worst;
 } output;
@@ -600,8 +612,8 @@ static void compare(check *c, const stretch *s, output *o, int n, int bucket, co
         while (f32_bits(got[i]) == f32_bits(o->first[i])) {
             i++;
         }
-        snprintf(detail, sizeof detail, "row %lld element %lld is %.9g here and %.9g at M=16", (long long)(i / o->cols),
-                 (long long)(i % o->cols), (double)got[i], (double)o->first[i]);
+        snprintf(detail, sizeof detail, "row %lld element %lld is %.9g here and %.9g at first",
+                 (long long)(i / o->cols), (long long)(i % o->cols), (double)got[i], (double)o->first[i]);
         count(false, what, detail);
         return;
     }
@@ -632,9 +644,15 @@ static void compare(check *c, const stretch *s, output *o, int n, int bucket, co
 static void run_stretch(check *c, stretch *s) {
     static const struct {
         int rows, bucket;
-    } runs[] = {{16, 16}, {16, 16}, {1, 1}, {1, 16}, {2, 2}, {3, 4}, {7, 8}, {8, 8}, {8, 16}, {9, 16}};
+    } runs[] = {{80, 80}, {80, 80}, {65, 65}, {64, 64}, {33, 33}, {32, 32}, {31, 31},
+                {26, 26}, {24, 24}, {18, 18}, {17, 17}, {16, 16}, {16, 16}, {1, 1},
+                {1, 16},  {2, 2},   {3, 4},   {7, 8},   {8, 8},   {8, 16},  {9, 16}};
+    const int most = s->first == I_QKV ? CUDA_MAX_DECODE : ROWS; /* attention */
     for (size_t r = 0; r < sizeof runs / sizeof *runs; r++) {
         const int n = runs[r].rows;
+        if (n > most) {
+            continue;
+        }
         upload_step(c, n, 0);
         put_inputs(c, s->first, n);
         if (!launch(c, s->first, s->count, runs[r].bucket)) {
@@ -659,8 +677,8 @@ static void run_stretch(check *c, stretch *s) {
 
 static void check_sample(check *c) {
     const ls_sample_part *part = c->cpu.bind.buf[BUF_SAMPLE];
-    for (int bucket = 1; bucket <= ROWS; bucket *= 4) {
-        int32_t drawn[ROWS];
+    for (int bucket = 1; bucket <= CUDA_MAX_DECODE; bucket *= 4) {
+        int32_t drawn[CUDA_MAX_DECODE];
         upload_step(c, bucket, 0);
         put_rows(c, BUF_LOGITS, LS_F32, ROWS, c->m->vocab, c->cpu.bind.buf[BUF_LOGITS]);
         device_fill(c->gpu_device, (void *)(uintptr_t)c->rank->drawn, 0x7f, sizeof drawn);
@@ -709,6 +727,13 @@ static void check_faults(check *c) {
         for (int i = 0; i < ROWS; i++) {
             snprintf(detail, sizeof detail, "faults of logits: row %d has %d", i, fault[i]);
             count(fault[i] == (i == 2 ? I_EXCHANGE_2 + 1 : i == 4 ? I_HEAD + 1 : 0), c->name, detail);
+        }
+    }
+    if (launch(c, I_EMBED, 1, 8)) { /* the next step begins without them */
+        device_read(c->gpu_device, fault, c->gpu.bind.fault, sizeof fault);
+        for (int i = 0; i < ROWS; i++) {
+            snprintf(detail, sizeof detail, "faults behind embed: row %d has %d", i, fault[i]);
+            count(fault[i] == 0, c->name, detail);
         }
     }
     free(h);

@@ -46,18 +46,18 @@ static char slots[MAX_THREADS / 32][2][32][SLOT_BYTES];
 static void (*kernel_entry)(const void *);
 static const void *kernel_args;
 
-extern "C" void emulate_switch(void **save, void *to);
-__asm__(".text\n.globl emulate_switch\nemulate_switch:\n"
+extern "C" void decode_emulate_switch(void **save, void *to);
+__asm__(".text\n.globl decode_emulate_switch\ndecode_emulate_switch:\n"
         "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
         "mov %rsp, (%rdi)\nmov %rsi, %rsp\n"
         "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
 
 static void pause_as(state why) {
     current->is = why;
-    emulate_switch(&current->sp, scheduler_sp);
+    decode_emulate_switch(&current->sp, scheduler_sp);
 }
 
-extern "C" void emulate_start(void) {
+extern "C" void decode_emulate_start(void) {
     kernel_entry(kernel_args);
     pause_as(DONE);
     abort();
@@ -168,8 +168,8 @@ static void run_block(unsigned n_threads, bool backwards) {
             f->stack = static_cast<char *>(aligned_alloc(64, STACK_BYTES));
         }
         void **top = reinterpret_cast<void **>(f->stack + STACK_BYTES - 64);
-        *--top = NULL; /* so that emulate_start finds its stack aligned as a call leaves it */
-        *--top = reinterpret_cast<void *>(emulate_start);
+        *--top = NULL; /* so that decode_emulate_start finds its stack aligned as a call leaves it */
+        *--top = reinterpret_cast<void *>(decode_emulate_start);
         for (int r = 0; r < 6; r++) {
             *--top = NULL;
         }
@@ -187,7 +187,7 @@ static void run_block(unsigned n_threads, bool backwards) {
                     if (fibers[i].is == RUNS) {
                         current = &fibers[i];
                         threadIdx = {i, 0, 0};
-                        emulate_switch(&scheduler_sp, current->sp);
+                        decode_emulate_switch(&scheduler_sp, current->sp);
                     }
                     waiting[fibers[i].is]++;
                 }
@@ -218,17 +218,20 @@ struct kernel {
          name(copy);                                                                                                   \
      }},
 #define MATMULS(name)                                                                                                  \
-    KERNEL(decode_matmul_##name##_8, decode_matmul_args)                                                               \
-    KERNEL(decode_matmul_##name##_16, decode_matmul_args) KERNEL(decode_matmul_##name##_odd, decode_matmul_args)
+    KERNEL(decode_matmul_##name##_odd, decode_matmul_args)                                                             \
+    KERNEL(decode_matmul_##name##_8, decode_matmul_args) KERNEL(decode_matmul_##name##_16, decode_matmul_args)
+#define WIDE_MATMULS(name)                                                                                             \
+    MATMULS(name)                                                                                                      \
+    KERNEL(decode_matmul_##name##_24, decode_matmul_args) KERNEL(decode_matmul_##name##_32, decode_matmul_args)
 #define ATTNS(name)                                                                                                    \
     KERNEL(decode_attn_##name##_64, decode_attn_args)                                                                  \
     KERNEL(decode_attn_##name##_128, decode_attn_args) KERNEL(decode_attn_##name##_256, decode_attn_args)
 static const kernel kernels[] = {KERNEL(decode_embed, decode_embed_args) KERNEL(decode_exchange, decode_exchange_args)
-                                     KERNEL(decode_sample, decode_sample_args) MATMULS(f32) MATMULS(bf16) MATMULS(f16)
-                                         MATMULS(int8_f32) MATMULS(int8_bf16) MATMULS(int8_f16) ATTNS(f32) ATTNS(bf16)
+                                     KERNEL(decode_sample, decode_sample_args) MATMULS(f32) WIDE_MATMULS(bf16) WIDE_MATMULS(f16)
+                                         MATMULS(int8_f32) WIDE_MATMULS(int8_bf16) WIDE_MATMULS(int8_f16) ATTNS(f32) ATTNS(bf16)
                                              ATTNS(f16)};
 
-extern "C" const void *emulate_kernel(const char *name) {
+extern "C" const void *decode_emulate_kernel(const char *name) {
     for (const kernel &k : kernels) {
         if (strcmp(k.name, name) == 0) {
             return &k;
@@ -237,7 +240,7 @@ extern "C" const void *emulate_kernel(const char *name) {
     return NULL;
 }
 
-extern "C" void emulate_launch(const void *kernel_, const unsigned grid[3], unsigned block, unsigned shared_bytes,
+extern "C" void decode_emulate_launch(const void *kernel_, const unsigned grid[3], unsigned block, unsigned shared_bytes,
                                const void *args, bool backwards) {
     kernel_entry = static_cast<const kernel *>(kernel_)->entry;
     kernel_args = args;

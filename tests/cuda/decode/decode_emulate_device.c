@@ -5,9 +5,9 @@
 
 #include "decode_device.h"
 
-const void *emulate_kernel(const char *name);
-void emulate_launch(const void *kernel, const unsigned grid[3], unsigned block, unsigned shared_bytes, const void *args,
-                    bool backwards);
+const void *decode_emulate_kernel(const char *name);
+void decode_emulate_launch(const void *kernel, const unsigned grid[3], unsigned block, unsigned shared_bytes,
+                           const void *args, bool backwards);
 void time_all(device *dev);
 
 enum { MAX_TAKEN = 256, MAX_KERNELS = 64 };
@@ -27,15 +27,20 @@ ls_status cuda_check(const cuda_rank *rank, CUresult rc, const char *what, ls_er
 ls_status cuda_launch(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
                       unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err) {
     (void)rank, (void)name, (void)err;
-    emulate_launch(fn, (unsigned[]){grid_x, grid_y, grid_z}, block, shared_bytes, args[0],
-                   getenv("LS_EMULATE_BACKWARDS") != NULL);
+    decode_emulate_launch(fn, (unsigned[]){grid_x, grid_y, grid_z}, block, shared_bytes, args[0],
+                          getenv("LS_EMULATE_BACKWARDS") != NULL);
     return LS_OK;
+}
+
+ls_status cuda_launch_overlapping(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
+                                  unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err) {
+    return cuda_launch(rank, fn, name, grid_x, grid_y, grid_z, block, shared_bytes, args, err);
 }
 
 device *device_open(void) {
     device *dev = calloc(1, sizeof *dev);
     for (int i = 0; i < n_decode_kernels; i++) {
-        dev->fn[i] = (CUfunction)(uintptr_t)emulate_kernel(decode_kernel_names[i]);
+        dev->fn[i] = (CUfunction)(uintptr_t)decode_emulate_kernel(decode_kernel_names[i]);
         if (dev->fn[i] == NULL) {
             fprintf(stderr, "no kernel %s\n", decode_kernel_names[i]);
             return NULL;

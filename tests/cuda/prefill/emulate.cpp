@@ -131,8 +131,7 @@ static const struct {
     const char *name;
     void (*run)(void **args);
 } kernels[] = {
-    KERNEL(prefill_embed, prefill_embed_args) KERNEL(prefill_exchange, prefill_exchange_args)
-    KERNEL(prefill_norm, prefill_norm_args) KERNEL(prefill_qkv, prefill_qkv_args)
+    KERNEL(prefill_qkv, prefill_qkv_args)
     KERNEL(prefill_silu, prefill_silu_args) KERNEL(prefill_faults, prefill_faults_args)
     MATMUL(prefill_mm_bf16_32) MATMUL(prefill_mm_bf16_128) MATMUL(prefill_mm_f16_32) MATMUL(prefill_mm_f16_128)
     MATMUL(prefill_mm_bf16_int8_32) MATMUL(prefill_mm_bf16_int8_64) MATMUL(prefill_mm_f16_int8_32)

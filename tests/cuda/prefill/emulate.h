@@ -15,6 +15,7 @@
 #define __device__
 #define __global__
 #define __shared__ thread_local
+#define __noinline__
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
 

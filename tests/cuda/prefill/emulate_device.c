@@ -1,4 +1,4 @@
-/* A device for prefill_check that runs kernels by emulate.cpp: stands in for driver.c and cuda_rank.c. Its memory is the
+/* A device for prefill_check that runs kernels by emulate.cpp, decode's by tests/cuda/decode/decode_emulate.cpp: stands in for driver.c and cuda_rank.c. Its memory is the
  * process's own. SMS=n: how many multiprocessors it pretends to have, which decides the tiles of matmuls. */
 #include <stdlib.h>
 #include <string.h>
@@ -7,6 +7,10 @@
 
 bool emulate_launch(const char *name, unsigned grid_x, unsigned grid_y, unsigned threads, unsigned shared_bytes,
                     void **args);
+
+const void *decode_emulate_kernel(const char *name);
+void decode_emulate_launch(const void *kernel, const unsigned grid[3], unsigned block, unsigned shared_bytes,
+                           const void *args, bool backwards);
 
 enum { SHARED_BYTES = 232448, SOME_KERNELS = 256 };
 
@@ -66,23 +70,36 @@ ls_status cuda_rank_open(cuda_rank *rank, const cuda_driver *driver, int ordinal
     const char *sms = getenv("SMS");
     (void)ordinal;
     (void)generic;
-    *rank = (cuda_rank){.driver = driver, .prefill_fn = calloc(SOME_KERNELS, sizeof(CUfunction))};
+    *rank = (cuda_rank){.driver = driver,
+                        .prefill_fn = calloc(SOME_KERNELS, sizeof(CUfunction)),
+                        .decode_fn = calloc(SOME_KERNELS, sizeof(CUfunction))};
     rank->facts = (cuda_facts){
         .name = "emulated", .sm_count = sms != NULL ? atoi(sms) : 2, .shared_bytes_per_block = SHARED_BYTES};
-    return rank->prefill_fn == NULL ? error_set(err, LS_ENOMEM, "out of memory") : LS_OK;
+    return rank->prefill_fn == NULL || rank->decode_fn == NULL ? error_set(err, LS_ENOMEM, "out of memory") : LS_OK;
 }
 
 void cuda_rank_close(cuda_rank *rank) {
     free(rank->prefill_fn);
+    free(rank->decode_fn);
 }
 
 ls_status cuda_launch(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
                       unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err) {
     (void)rank;
     (void)fn;
+    const void *of_decode = decode_emulate_kernel(name);
+    if (of_decode != NULL) {
+        decode_emulate_launch(of_decode, (unsigned[]){grid_x, grid_y, grid_z}, block, shared_bytes, args[0], false);
+        return LS_OK;
+    }
     return grid_z == 1 && emulate_launch(name, grid_x, grid_y, block, shared_bytes, args)
                ? LS_OK
                : error_set(err, LS_EABORTED, "%s: a launch that a GPU would refuse", name);
+}
+
+ls_status cuda_launch_overlapping(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
+                                  unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err) {
+    return cuda_launch(rank, fn, name, grid_x, grid_y, grid_z, block, shared_bytes, args, err);
 }
 
 ls_status cuda_check(const cuda_rank *rank, CUresult rc, const char *what, ls_error *err) {

@@ -15,6 +15,12 @@ template <typename T> DEVICE const T *step_array(const cuda_step *step, int64_t 
     return reinterpret_cast<const T *>(reinterpret_cast<const char *>(step) + offset);
 }
 
+/* The token of row m: from the host, or drawn by the step before. */
+DEVICE int32_t step_token(const cuda_step *step, int m) {
+    const int32_t token = step_array<int32_t>(step, step->token)[m];
+    return token < CUDA_TOKEN_DRAWN / 2 ? step_array<int32_t>(step, step->drawn)[token - CUDA_TOKEN_DRAWN] : token;
+}
+
 /* ---- Loads of any alignment ---- */
 
 /* Elements [k, k + 16 / BYTES) of a row of any alignment; zeros from `end` on. */

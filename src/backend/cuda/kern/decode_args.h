@@ -18,12 +18,13 @@ enum {
     DECODE_SAMPLE_BLOCKS = 64 /* of one row, at most */
 };
 
-/* embed: y[m] = table row of token[m] in f32, or an input row, or zeros. */
+/* embed: y[m] = table row of token[m] in f32, or an input row, or zeros. A row's faults begin here. */
 typedef struct decode_embed_args {
     const cuda_step *step;
     const void *table;  /* [vocab_count][d] */
     const float *scale; /* int8: [vocab_count][8] */
     float *y;           /* [M][d] */
+    int32_t *fault;     /* [M] */
     int32_t format, d, vocab_first, vocab_count;
     int32_t takes_input_rows;          /* rank 0 */
     int32_t border[DECODE_LEAVES + 1]; /* leaves of d */
@@ -56,7 +57,7 @@ typedef struct decode_matrix {
 enum { DECODE_QKV, DECODE_FFN_IN, DECODE_ROW, DECODE_HEAD };
 
 /* A block takes one tile of 16 rows (ffn_in: 8 of gate and the same 8 of up) and one node of the leaf tree, a leaf a warp.
- * blockIdx.x: tile, of all matrices in turn; blockIdx.y: node. */
+ * blockIdx.x: tile, of all matrices in turn; blockIdx.y: node; blockIdx.z: rows of x, as many as the kernel takes. */
 typedef struct decode_matmul_args {
     const cuda_step *step;
     const void *x; /* act [M][k] */

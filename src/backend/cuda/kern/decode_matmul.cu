@@ -1,5 +1,6 @@
 /*
- * Matmuls of decode steps: y[m][n] = sum over k of w[n][k] x[m][k] for M = 1..16 rows, up the leaf tree of ops.h.
+ * Matmuls of decode steps, and of other steps of few rows: y[m][n] = sum over k of w[n][k] x[m][k] up the leaf tree
+ * of ops.h. A block takes up to 32 rows of x; blockIdx.z says which.
  *
  * A warp sums one leaf of 16 rows of W. Lane (g, t) = (lane / 4, lane % 4) loads 16 bytes, a UNIT, of rows g and g + 8: unit
  * t of a chunk of four. The mma's k is permuted so that a unit holds what the lane needs for one or more mmas (A's slots
@@ -14,7 +15,7 @@
  */
 #include "backend/cuda/kern/common.cuh"
 
-/* Where a lane finds its units. ACT: dtype of x, and of W unless INT8. COLUMNS: 8 or 16 rows of x. */
+/* Where a lane finds its units. ACT: dtype of x, and of W unless INT8. COLUMNS: most rows of x. */
 template <int ACT, bool INT8, int COLUMNS, bool ODD> struct units {
     static constexpr bool IS_F32 = ACT == KERN_F32;
     static constexpr int TILES = COLUMNS / 8;
@@ -23,7 +24,9 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct units {
     static constexpr int UNIT = 16 / W_BYTES;           /* elements of a unit */
     static constexpr int CHUNK = 4 * UNIT;              /* elements of a row that a warp takes at a time */
     static constexpr int X_LOADS = UNIT * X_BYTES / 16; /* 16-byte loads of x for a unit */
-    static constexpr int UNROLL = IS_F32 || COLUMNS > 8 ? 4 : INT8 ? 6 : 8; /* chunks of a warp in flight: measured */
+    /* Chunks of a warp in flight, of W and (a divisor of it) of x: measured; with many columns, what registers allow. */
+    static constexpr int UNROLL = IS_F32 || COLUMNS > 8 ? 4 : INT8 ? 6 : 8;
+    static constexpr int X_UNROLL = COLUMNS <= 16 ? UNROLL : INT8 ? 1 : 2;
 
     const char *low, *high; /* rows g and g + 8 of W */
     const char *x;
@@ -182,7 +185,8 @@ DEVICE void leave(tile<ACT, INT8, COLUMNS, ODD> &s, float *sums, int g, int t, f
 
 /* Adds the leaves of this block and passes the outputs on. first_row: of the tile, in its matrix. */
 template <int ACT, int COLUMNS>
-DEVICE void finish(const decode_matmul_args &a, const decode_matrix &w, const float *sums, int first_row, int n_rows) {
+DEVICE void finish(const decode_matmul_args &a, const decode_matrix &w, const float *sums, int first_row, int first_m,
+                   int n_rows) {
     const int n_leaves = blockDim.x / 32;
     const int tile_rows = a.kind == DECODE_FFN_IN ? DECODE_TILE / 2 : DECODE_TILE;
     for (int i = threadIdx.x; i < COLUMNS * tile_rows; i += blockDim.x) {
@@ -198,7 +202,7 @@ DEVICE void finish(const decode_matmul_args &a, const decode_matrix &w, const fl
             other[j] = j < n_leaves && a.kind == DECODE_FFN_IN ? at[8] : 0.0F;
         }
         float value = leaf_tree(leaf, n_leaves);
-        const int64_t to = (int64_t)m * a.y_stride + w.y_first + row;
+        const int64_t to = (int64_t)(first_m + m) * a.y_stride + w.y_first + row;
         if (a.kind == DECODE_FFN_IN) {
             float gate = w.bias != NULL ? value + w.bias[row] : value;
             float up = leaf_tree(other, n_leaves);
@@ -209,7 +213,7 @@ DEVICE void finish(const decode_matmul_args &a, const decode_matrix &w, const fl
         } else {
             static_cast<float *>(a.y)[to + blockIdx.y * a.node_stride] = value;
             if (a.kind == DECODE_HEAD && !isfinite(value)) {
-                note_fault(a.fault, step_array<int32_t>(a.step, a.step->out_row)[m], a.op_index);
+                note_fault(a.fault, step_array<int32_t>(a.step, a.step->out_row)[first_m + m], a.op_index);
             }
         }
     }
@@ -218,10 +222,10 @@ DEVICE void finish(const decode_matmul_args &a, const decode_matrix &w, const fl
 /* Shared memory: warps * COLUMNS * 16 floats. A warp is a leaf. */
 template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const decode_matmul_args &a) {
     using tile_t = tile<ACT, INT8, COLUMNS, ODD>;
-    constexpr int UNROLL = tile_t::UNROLL;
+    constexpr int UNROLL = tile_t::UNROLL, X_UNROLL = tile_t::X_UNROLL;
     extern __shared__ __align__(16) float sums[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const int leaf = blockIdx.y * (blockDim.x / 32) + warp;
+    const int leaf = blockIdx.y * (blockDim.x / 32) + warp, first_m = blockIdx.z * COLUMNS;
     let_next_kernel_start();
 
     /* Which matrix, which rows of it. Rows behind the last one are read as the last one and not stored. */
@@ -257,7 +261,7 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const de
     tile_t s;
     s.low = static_cast<const char *>(w.w) + (int64_t)row_low * a.k * tile_t::W_BYTES;
     s.high = static_cast<const char *>(w_high) + (int64_t)row_high * a.k * tile_t::W_BYTES;
-    s.x = static_cast<const char *>(a.x);
+    s.x = static_cast<const char *>(a.x) + (int64_t)first_m * a.k * tile_t::X_BYTES;
     s.k = a.k;
     const int begin = a.border[leaf];
     s.end = a.border[leaf + 1];
@@ -268,7 +272,7 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const de
         s.acc[i] = 0.0F;
     }
 
-    uint4 w_low[UNROLL], w_hi[UNROLL], b[UNROLL][tile_t::TILES][tile_t::X_LOADS];
+    uint4 w_low[UNROLL], w_hi[UNROLL], b[X_UNROLL][tile_t::TILES][tile_t::X_LOADS];
 #pragma unroll
     for (int u = 0; u < UNROLL; u++) {
         s.load_w(&w_low[u], &w_hi[u], u);
@@ -278,12 +282,12 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const de
         scale_of_low = w.scale[(int64_t)row_low * a.n_leaves + leaf];
         scale_of_high = scale_high[(int64_t)row_high * a.n_leaves + leaf];
     }
-    const int n_rows = min(COLUMNS, a.kind == DECODE_HEAD ? a.step->n_out : a.step->n_rows);
+    const int n_rows = min(COLUMNS, (a.kind == DECODE_HEAD ? a.step->n_out : a.step->n_rows) - first_m);
     s.n_rows = n_rows;
     wait_for_earlier_kernels();
     if (!tile_t::IS_F32) {
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
+        for (int u = 0; u < X_UNROLL; u++) {
             s.load_x(b[u], g, u);
         }
     }
@@ -294,8 +298,8 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const de
                 if (tile_t::IS_F32) {
                     s.add_f32(w_low[u], w_hi[u], chunk + u);
                 } else {
-                    s.add_mma(w_low[u], w_hi[u], b[u]);
-                    s.load_x(b[u], g, chunk + u + UNROLL);
+                    s.add_mma(w_low[u], w_hi[u], b[u % X_UNROLL]);
+                    s.load_x(b[u % X_UNROLL], g, chunk + u + X_UNROLL);
                 }
                 s.load_w(&w_low[u], &w_hi[u], chunk + u + UNROLL);
             }
@@ -303,7 +307,7 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const de
     }
     leave(s, sums + warp * COLUMNS * DECODE_TILE, g, t, scale_of_low, scale_of_high);
     __syncthreads();
-    finish<ACT, COLUMNS>(a, w, sums, first_row, n_rows);
+    finish<ACT, COLUMNS>(a, w, sums, first_row, first_m, n_rows);
 }
 
 /* Names: dtype of x, of W where it differs; the most rows; odd: any k. */
@@ -312,13 +316,17 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> DEVICE void matmul(const de
         matmul<act, int8, columns, odd>(a);                                                                            \
     }
 #define DEFINE_MATMULS(name, act, int8)                                                                                \
+    DEFINE_MATMUL(decode_matmul_##name##_odd, act, int8, 16, true, 1)                                                  \
     DEFINE_MATMUL(decode_matmul_##name##_8, act, int8, 8, false, 2)                                                    \
-    DEFINE_MATMUL(decode_matmul_##name##_16, act, int8, 16, false, 2)                                                  \
-    DEFINE_MATMUL(decode_matmul_##name##_odd, act, int8, 16, true, 1)
+    DEFINE_MATMUL(decode_matmul_##name##_16, act, int8, 16, false, 2)
+#define DEFINE_WIDE_MATMULS(name, act, int8)                                                                           \
+    DEFINE_MATMULS(name, act, int8)                                                                                    \
+    DEFINE_MATMUL(decode_matmul_##name##_24, act, int8, 24, false, 2)                                                  \
+    DEFINE_MATMUL(decode_matmul_##name##_32, act, int8, 32, false, 2)
 
 DEFINE_MATMULS(f32, KERN_F32, false)
-DEFINE_MATMULS(bf16, KERN_BF16, false)
-DEFINE_MATMULS(f16, KERN_F16, false)
+DEFINE_WIDE_MATMULS(bf16, KERN_BF16, false)
+DEFINE_WIDE_MATMULS(f16, KERN_F16, false)
 DEFINE_MATMULS(int8_f32, KERN_F32, true)
-DEFINE_MATMULS(int8_bf16, KERN_BF16, true)
-DEFINE_MATMULS(int8_f16, KERN_F16, true)
+DEFINE_WIDE_MATMULS(int8_bf16, KERN_BF16, true)
+DEFINE_WIDE_MATMULS(int8_f16, KERN_F16, true)

@@ -7,12 +7,15 @@
 
 extern "C" __global__ void decode_embed(const __grid_constant__ decode_embed_args a) {
     const int m = blockIdx.x;
+    wait_for_earlier_kernels(); /* the one that brings the step in, which those behind read before they wait */
     let_next_kernel_start();
-    wait_for_earlier_kernels();
     if (m >= a.step->n_rows) {
         return;
     }
-    const int32_t token = step_array<int32_t>(a.step, a.step->token)[m];
+    if (threadIdx.x == 0) {
+        a.fault[m] = 0;
+    }
+    const int32_t token = step_token(a.step, m);
     const int64_t row = (int64_t)token - a.vocab_first;
     const float *input = NULL;
     if (token < 0 && a.takes_input_rows && a.step->input_rows != 0) {

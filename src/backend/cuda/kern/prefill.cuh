@@ -31,6 +31,12 @@ template <typename T> __device__ inline const T *of_step(const cuda_step *step, 
     return (const T *)((const uint8_t *)step + offset);
 }
 
+// The token of row m: from the host, or drawn by the step before.
+__device__ inline int32_t step_token(const cuda_step *step, int64_t m) {
+    int32_t token = of_step<int32_t>(step, step->token)[m];
+    return token < CUDA_TOKEN_DRAWN / 2 ? of_step<int32_t>(step, step->drawn)[token - CUDA_TOKEN_DRAWN] : token;
+}
+
 // Leaf borders in elements of this rank: ops.h's leaf_border.
 __device__ inline int leaf_border(int64_t n, int leaf) {
     int64_t unit = PREFILL_LEAVES * PREFILL_LEAF_ALIGN;

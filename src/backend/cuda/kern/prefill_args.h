@@ -8,8 +8,7 @@
 #include "backend/cuda/kern/step.h"
 
 enum {
-    PREFILL_RANKS = 8, /* = LS_MAX_RANKS, LS_LEAVES, LS_LEAF_ALIGN and LS_MAX_HEAD of ops.h; prefill.c asserts it */
-    PREFILL_LEAVES = 8,
+    PREFILL_LEAVES = 8, /* = LS_LEAVES, LS_LEAF_ALIGN and LS_MAX_HEAD of ops.h; prefill.c asserts it */
     PREFILL_LEAF_ALIGN = 16,
     PREFILL_MAX_HEAD = 256,
     PREFILL_ROW_THREADS = 256, /* a block of the kernels that take a row a block */
@@ -37,33 +36,6 @@ typedef struct prefill_leaves {
     int32_t k_total, first, count;
 } prefill_leaves;
 
-typedef struct prefill_embed_args {
-    const cuda_step *step;
-    const void *table;  /* [vocab_count][d_model] of dtype */
-    const float *scale; /* int8 */
-    float *part;        /* [M][d_model] */
-    int32_t dtype, d_model, vocab_first, vocab_count;
-    int32_t takes_input_rows; /* for tokens below 0: rank 0 */
-} prefill_embed_args;
-
-typedef struct prefill_exchange_args {
-    const float *part[PREFILL_RANKS]; /* each rank's node of this slot: [M][d_model] */
-    const float *bias;                /* or NULL */
-    float *h;
-    int32_t *fault;
-    int32_t n_ranks, d_model, init, index; /* index: the op's, for faults */
-} prefill_exchange_args;
-
-typedef struct prefill_norm_args {
-    const cuda_step *step;
-    const float *h, *weight;
-    void *x; /* act [rows][d_model] */
-    float eps;
-    int32_t dtype, d_model;
-    int32_t row_first;  /* x row i is of h row row_first + i, ... */
-    int32_t of_outputs; /* ... or of the step's output row i */
-} prefill_norm_args;
-
 typedef struct prefill_matmul_args {
     const void *x;      /* act [m][k] */
     const void *w;      /* [n][k] of x's dtype, or int8 */
@@ -78,7 +50,7 @@ typedef struct prefill_matmul_args {
 /* y holds q, k and v of rows [row_first, row_first + n_rows) of the step. */
 typedef struct prefill_qkv_args {
     const cuda_step *step;
-    const float *y;                        /* [n_rows][(H + 2 K) d] */
+    const float *y;                        /* n_parts of [n_rows][(H + 2 K) d] */
     const float *q_bias, *k_bias, *v_bias; /* or NULL */
     const float *q_norm, *k_norm;          /* or NULL */
     const float *rope;
@@ -88,6 +60,8 @@ typedef struct prefill_qkv_args {
     int32_t dtype, kv_dtype;
     int32_t layer, n_pages, n_heads, n_kv, d_head;
     int32_t row_first, n_rows;
+    int32_t n_parts; /* of the sums y, at most 8: nodes of the leaf tree */
+    int64_t part_stride;
 } prefill_qkv_args;
 
 typedef struct prefill_attn_args {
@@ -103,10 +77,11 @@ typedef struct prefill_attn_args {
 
 /* act = silu(gate) * up of n_rows rows. */
 typedef struct prefill_silu_args {
-    const float *gate, *up;           /* [n_rows][d_ffn] */
+    const float *gate, *up;           /* n_parts of [n_rows][d_ffn] */
     const float *gate_bias, *up_bias; /* or NULL */
     void *act;                        /* [n_rows][d_ffn] */
-    int32_t dtype, d_ffn;
+    int32_t dtype, d_ffn, n_parts;
+    int64_t part_stride;
 } prefill_silu_args;
 
 typedef struct prefill_faults_args {

@@ -97,6 +97,8 @@ template <int D> static __device__ void load_q(uint16_t *to, const prefill_attn_
 template <class T, int D> static __device__ void attn_mma(const prefill_attn_args &a) {
     constexpr int STRIDE = D + PREFILL_ATTN_PAD, KEYS = CUDA_PAGE_TOKENS, ST = KEYS / 8, OT = D / 8;
     static_assert(D % 16 == 0 && PREFILL_ATTN_ROWS == PREFILL_ATTN_THREADS / 32 * 16, "whole mma tiles");
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     uint16_t *q = (uint16_t *)attn_shared, *k = q + PREFILL_ATTN_ROWS * STRIDE, *v = k + KEYS * STRIDE;
     const attn_tile t = find_tile(a, PREFILL_ATTN_ROWS);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -223,6 +225,8 @@ static __device__ void load_any(float *to, int stride, const prefill_attn_args &
 extern "C" __global__ void __launch_bounds__(PREFILL_ATTN_ANY_THREADS) prefill_attn_any(const prefill_attn_args a) {
     enum { PAIRS = PREFILL_ATTN_ANY_ROWS, KEYS = 32, MINE = PREFILL_MAX_HEAD / 8 };
     static_assert(PAIRS * 8 == PREFILL_ATTN_ANY_THREADS && CUDA_PAGE_TOKENS % KEYS == 0, "eight threads a pair");
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     const int d = a.d_head, stride = a.stride, pair = threadIdx.x / 8, part = threadIdx.x % 8;
     float *q = (float *)attn_shared, *kv = q + PAIRS * stride, *p = kv + KEYS * stride; // p: [PAIRS][KEYS + 1]
     const attn_tile t = find_tile(a, PAIRS);

@@ -8,6 +8,18 @@ namespace prefill {
 
 enum dtype { F32 = 1, BF16 = 2, F16 = 3, INT8 = 4 }; // ls_dtype
 
+// ptx.cuh says what these two are for.
+__device__ inline void wait_for_earlier_kernels() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ inline void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
 struct bf16 {
     static constexpr int DTYPE = BF16;
     static __device__ float load(uint16_t h) {

@@ -3,91 +3,33 @@
 
 using namespace prefill;
 
-// Sum over a block of PREFILL_ROW_THREADS, in a fixed order; every thread gets it.
-static __device__ float row_sum(float x) {
-    __shared__ float warp[PREFILL_ROW_THREADS / 32];
-    x = warp_sum(x);
-    if (threadIdx.x % 32 == 0) {
-        warp[threadIdx.x / 32] = x;
+// Up the leaf tree. Not inline: registers for eight loads of each element would be too many.
+static __device__ __noinline__ float add_parts(const float *y, int n_parts, int64_t stride) {
+    float node[PREFILL_LEAVES];
+#pragma unroll
+    for (int i = 0; i < PREFILL_LEAVES; i++) {
+        node[i] = i < n_parts ? y[i * stride] : 0;
     }
-    __syncthreads();
-    float sum = 0;
-    for (int i = 0; i < PREFILL_ROW_THREADS / 32; i++) {
-        sum += warp[i];
+#pragma unroll
+    for (int n = PREFILL_LEAVES / 2; n > 0; n /= 2) { // the upper half of an unfilled tree is 0
+#pragma unroll
+        for (int i = 0; i < n; i++) {
+            node[i] = node[2 * i] + node[2 * i + 1];
+        }
     }
-    return sum;
+    return node[0];
 }
 
-// part[m] = table[token[m] - vocab_first], an input row, or 0. Grid: rows.
-extern "C" __global__ void __launch_bounds__(PREFILL_ROW_THREADS) prefill_embed(const prefill_embed_args a) {
-    const int64_t m = blockIdx.x, d = a.d_model;
-    const int64_t token = of_step<int32_t>(a.step, a.step->token)[m], row = token - a.vocab_first;
-    const bool mine = token >= 0 && row >= 0 && row < a.vocab_count;
-    const bool is_input = token < 0 && a.takes_input_rows && a.step->input_rows != 0;
-    int leaf = 0;
-    for (int64_t i = threadIdx.x; i < d; i += PREFILL_ROW_THREADS) {
-        float x = 0;
-        if (mine && a.dtype == INT8) {
-            while (leaf < PREFILL_LEAVES - 1 && leaf_border(d, leaf + 1) <= i) {
-                leaf++;
-            }
-            x = (float)((const int8_t *)a.table)[row * d + i] * a.scale[row * PREFILL_LEAVES + leaf];
-        } else if (is_input) {
-            x = of_step<float>(a.step, a.step->input_rows)[(-1 - token) * d + i];
-        } else if (mine) {
-            x = load_as(a.dtype, a.table, row * d + i);
-        }
-        a.part[m * d + i] = x;
-    }
-}
-
-// h[m] = (init ? 0 : h[m]) + (tree over ranks of part[m] + bias). Grid: rows.
-extern "C" __global__ void __launch_bounds__(PREFILL_ROW_THREADS) prefill_exchange(const prefill_exchange_args a) {
-    const int64_t m = blockIdx.x, d = a.d_model;
-    bool finite = true;
-    for (int64_t i = threadIdx.x; i < d; i += PREFILL_ROW_THREADS) {
-        float node[PREFILL_RANKS];
-#pragma unroll
-        for (int r = 0; r < PREFILL_RANKS; r++) {
-            node[r] = r < a.n_ranks ? a.part[r][m * d + i] : 0;
-        }
-#pragma unroll
-        for (int n = PREFILL_RANKS / 2; n > 0;
-             n /= 2) { // n_ranks is a power of two: the upper half of an unfilled tree is 0
-#pragma unroll
-            for (int r = 0; r < n; r++) {
-                node[r] = node[2 * r] + node[2 * r + 1];
-            }
-        }
-        float sum = a.bias == nullptr ? node[0] : node[0] + a.bias[i];
-        float h = (a.init ? 0.0F : a.h[m * d + i]) + sum;
-        a.h[m * d + i] = h;
-        finite = finite && is_finite(h);
-    }
-    if (!finite) {
-        note_fault(a.fault, (int)m, a.index);
-    }
-}
-
-// x[i] = act(norm(h[row i])). Grid: rows of x.
-extern "C" __global__ void __launch_bounds__(PREFILL_ROW_THREADS) prefill_norm(const prefill_norm_args a) {
-    const int64_t i = blockIdx.x, d = a.d_model;
-    const int64_t row = a.of_outputs ? of_step<int32_t>(a.step, a.step->out_row)[i] : a.row_first + i;
-    const float *h = a.h + row * d;
-    float sum = 0;
-    for (int64_t j = threadIdx.x; j < d; j += PREFILL_ROW_THREADS) {
-        sum = fmaf(h[j], h[j], sum);
-    }
-    const float scale = 1.0F / sqrtf(row_sum(sum) / (float)d + a.eps);
-    for (int64_t j = threadIdx.x; j < d; j += PREFILL_ROW_THREADS) {
-        store_as(a.dtype, a.x, i * d + j, h[j] * scale * a.weight[j]);
-    }
+static __device__ float load_sum(const float *y, int n_parts, int64_t stride) {
+    return n_parts == 1 ? *y : add_parts(y, n_parts, stride);
 }
 
 // Bias, QK norm, RoPE; q to BUF_QKV, k and v to the cache. A warp takes one head of one row; grid: all of them.
 extern "C" __global__ void __launch_bounds__(32 * PREFILL_HEAD_WARPS) prefill_qkv(const prefill_qkv_args a) {
     enum { PAIRS = PREFILL_MAX_HEAD / 2 / 32 };
     const int lane = threadIdx.x % 32, d = a.d_head, half = d / 2, n_heads = a.n_heads + 2 * a.n_kv;
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     const int64_t item = (int64_t)blockIdx.x * PREFILL_HEAD_WARPS + threadIdx.x / 32;
     if (item >= (int64_t)a.n_rows * n_heads) {
         return;
@@ -108,8 +50,8 @@ extern "C" __global__ void __launch_bounds__(32 * PREFILL_HEAD_WARPS) prefill_qk
         int i = lane + 32 * j;
         low[j] = high[j] = 0;
         if (i < half) {
-            low[j] = y[i];
-            high[j] = y[i + half];
+            low[j] = load_sum(y + i, a.n_parts, a.part_stride);
+            high[j] = load_sum(y + i + half, a.n_parts, a.part_stride);
             if (bias != nullptr) {
                 low[j] += bias[local * d + i];
                 high[j] += bias[local * d + i + half];
@@ -155,7 +97,8 @@ extern "C" __global__ void __launch_bounds__(32 * PREFILL_HEAD_WARPS) prefill_qk
 extern "C" __global__ void __launch_bounds__(PREFILL_ROW_THREADS) prefill_silu(const prefill_silu_args a) {
     const int64_t row = (int64_t)blockIdx.y * a.d_ffn;
     for (int i = blockIdx.x * PREFILL_ROW_THREADS + threadIdx.x; i < a.d_ffn; i += gridDim.x * PREFILL_ROW_THREADS) {
-        float gate = a.gate[row + i], up = a.up[row + i];
+        float gate = load_sum(a.gate + row + i, a.n_parts, a.part_stride);
+        float up = load_sum(a.up + row + i, a.n_parts, a.part_stride);
         gate = a.gate_bias == nullptr ? gate : gate + a.gate_bias[i];
         up = a.up_bias == nullptr ? up : up + a.up_bias[i];
         store_as(a.dtype, a.act, row + i, gate / (1.0F + expf(-gate)) * up);

@@ -1,10 +1,11 @@
 /*
- * Reads memory and does next to nothing with it: what a step could at best reach on this device.
+ * What a step could at best reach on this device: reading memory and doing next to nothing with it, and launches that do
+ * nothing but follow one another.
  *
- * Blocks take chunks of 16-byte words in turn; each thread has UNROLL loads in flight. The sum is written only if it has a
+ * read_all: blocks take chunks of 16-byte words in turn; each thread has UNROLL loads in flight. The sum is written only if it has a
  * value that it hardly ever has, so the loads stay and nothing else does.
  */
-#include "backend/cuda/kern/step.h"
+#include "backend/cuda/kern/ptx.cuh"
 
 enum { UNROLL = 8 };
 
@@ -39,5 +40,14 @@ extern "C" __global__ void read_all(const uint4 *data, int64_t n_words, uint32_t
     }
     if (sum == 0x5eed5eed) {
         *sink = sum;
+    }
+}
+
+/* One of a chain of launches, each of which has to see what the one before it wrote. One block. */
+extern "C" __global__ void count_launch(uint32_t *count) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
+    if (threadIdx.x == 0) {
+        *count += 1;
     }
 }

@@ -11,9 +11,10 @@
 #include <stdint.h>
 
 enum {
-    CUDA_MAX_DECODE = 16,  /* rows of the decode kernels: two tiles of mma's N = 8 */
+    CUDA_MAX_DECODE = 16,  /* rows of decode steps: two tiles of mma's N = 8 */
     CUDA_PAGE_TOKENS = 64, /* = LS_PAGE_TOKENS and LS_SPLIT_TOKENS of ops.h; launchers assert it */
-    CUDA_SPLIT_TOKENS = 128
+    CUDA_SPLIT_TOKENS = 128,
+    CUDA_TOKEN_DRAWN = INT32_MIN /* = LS_TOKEN_DRAWN */
 };
 
 /* A sequence of the step: its rows follow one another (ops.h: ls_step_seq). */
@@ -37,7 +38,7 @@ typedef struct cuda_step {
     int32_t n_splits; /* of attention in decode steps: the most that a sequence has */
     uint32_t epoch;   /* counts steps: what counters in device memory are compared with */
     int32_t reserved;
-    int64_t token;      /* int32_t [M] */
+    int64_t token;      /* int32_t [M]; below CUDA_TOKEN_DRAWN / 2: CUDA_TOKEN_DRAWN + index into drawn */
     int64_t pos;        /* int32_t [M] */
     int64_t seq_of;     /* int32_t [M] */
     int64_t out_row;    /* int32_t [n_out] */
@@ -45,6 +46,8 @@ typedef struct cuda_step {
     int64_t page;       /* int32_t [all pages of all sequences] */
     int64_t draw;       /* cuda_draw [n_out] */
     int64_t input_rows; /* float [.][D]; 0: there are none */
+    int64_t drawn; /* int32_t [.]: tokens that the step before drew for its output rows; embed reads them before this
+                           step's `sample` writes its own there */
 } cuda_step;
 
 #endif
