@@ -5,9 +5,9 @@
 
 xla and torch are xla_decode.py and torch_decode.py beside this file, llama is llama-bench of llama.cpp with all layers on the
 GPU, on a GGUF that random_gguf.py writes into --scratch (w8a16 stands beside its q8_0). lockstep runs before, between and after
-the peers, as a process each time; a peer's process measures --runs times. "streamed": the host reads each token before the next
-step, as lockstep always does; "queued": it reads none before the end, which shows text only then. llama-bench reads the logits
-of each step. The ratio is the peer's streamed median over lockstep's. A peer that is not there, or has no such type, is listed.
+the peers, as a process each time; a peer's process measures --runs times. "waiting": the host reads each token before it begins
+the next step, as a plain loop does and llama-bench (its logits); "behind": it reads it while the next step runs, the best that
+still shows text as it comes. Ratios are a peer's median over lockstep's. A peer that is not there, or has no such type, is listed.
 """
 import argparse
 import datetime
@@ -57,7 +57,7 @@ def llama(args, mode):
         said = runs.child([args.llama_bench, "-m", file, "-ngl", "99", "-fa", "1", "-p", "0", "-n", str(NEW), "-d", str(PROMPT), "-r", str(args.runs),
                            "-o", "json"], args.timeout)
         line = json.loads(said)[-1]
-        return {"versions": f"llama.cpp {line['build_commit']}", "streamed_ms": [ns / NEW / 1e6 for ns in line["samples_ns"]], "queued_ms": []}
+        return {"versions": f"llama.cpp {line['build_commit']}", "waiting_ms": [ns / NEW / 1e6 for ns in line["samples_ns"]], "behind_ms": []}
     except (runs.Failed, ValueError, KeyError, IndexError) as why:
         return {"absent": str(why)}
     finally:
@@ -89,7 +89,7 @@ def measure(args, mode):
 
 
 def table(results):
-    lines = ["| weights | engine | ms a token, streamed | queued | over lockstep | must | compile s | version |", "|---|---|---|---|---|---|---|---|"]
+    lines = ["| weights | engine | ms a token, waiting | behind | over lockstep | must | compile s | version |", "|---|---|---|---|---|---|---|---|"]
     for mode, found in results.items():
         if "failed" in found:
             lines.append(f"| {mode} | lockstep | failed: {found['failed'][:80]} | | | | | |")
@@ -101,12 +101,12 @@ def table(results):
             if "absent" in peer:
                 lines.append(f"| {mode} | {name} | absent: {peer['absent'][-80:]} | | | | | |".replace("\n", " "))
                 continue
-            queued = runs.spread(peer["queued_ms"]) if peer["queued_ms"] else "-"
-            ratios = f"{statistics.median(peer['streamed_ms']) / own:.2f}x"
-            if peer["queued_ms"]:
-                ratios += f" (queued {statistics.median(peer['queued_ms']) / own:.2f}x)"
+            behind = runs.spread(peer["behind_ms"]) if peer["behind_ms"] else "-"
+            ratios = f"{statistics.median(peer['waiting_ms']) / own:.2f}x"
+            if peer["behind_ms"]:
+                ratios += f", {statistics.median(peer['behind_ms']) / own:.2f}x"
             compile_s = f"{peer['compile_s']:.1f}" if "compile_s" in peer else "-"
-            lines.append(f"| {mode} | {name} | {runs.spread(peer['streamed_ms'])} | {queued} | {ratios} | {MUST[name]}x"
+            lines.append(f"| {mode} | {name} | {runs.spread(peer['waiting_ms'])} | {behind} | {ratios} | {MUST[name]}x"
                          f" | {compile_s} | {peer['versions']} |")
     return lines
 
