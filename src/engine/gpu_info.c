@@ -29,7 +29,7 @@ static void gpu_close(gpu *g) {
 
 /* *g may be closed whatever came of it. */
 static ls_status gpu_find(gpu *g, int device, bool open, ls_error *err) {
-    *g = (gpu){NULL};
+    *g = (gpu){0};
     TRY(cuda_driver_open(&g->driver, err));
     if (device < 0) {
         return error_set(err, LS_EINVAL, "GPU %d: they are counted from 0", device);
