@@ -242,9 +242,8 @@ DEVICE uint32_t largest(const SOURCE &source, int64_t first, int n, bool by_grou
     return most;
 }
 
-template <typename SOURCE> DEVICE void load_leaf(const load_args &a, const SOURCE &source, int64_t row, int leaf) {
-    __shared__ __align__(16) float stages[WARPS][LOAD_STAGE];
-    float *stage = stages[threadIdx.x / 32];
+template <typename SOURCE>
+DEVICE void load_leaf(const load_args &a, const SOURCE &source, int64_t row, int leaf, float *stage) {
     const int lane = threadIdx.x % 32, n = a.border[leaf + 1] - a.border[leaf];
     const int64_t first = row * a.cols + a.border[leaf];
     const bool by_group =
@@ -274,22 +273,24 @@ template <typename SOURCE> DEVICE void load_leaf(const load_args &a, const SOURC
     __syncwarp();
 }
 
-template <typename SOURCE> DEVICE void load_leaves(const load_args &a) {
+template <typename SOURCE> DEVICE void load_leaves(const load_args &a, float *stage) {
     const SOURCE source(a);
     const int64_t n = a.rows * a.n_leaves;
     for (int64_t i = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32; i < n; i += (int64_t)gridDim.x * WARPS) {
-        load_leaf(a, source, i / a.n_leaves, (int)(i % a.n_leaves));
+        load_leaf(a, source, i / a.n_leaves, (int)(i % a.n_leaves), stage);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(LOAD_THREADS) load_int8(load_args a) {
+    __shared__ __align__(16) float stages[WARPS][LOAD_STAGE]; /* here, or every source would have one of its own */
+    float *stage = stages[threadIdx.x / 32];
     if (a.in == 0) {
-        load_leaves<dummy_rows>(a);
+        load_leaves<dummy_rows>(a, stage);
     } else if (a.dtype == LOAD_F32) {
-        load_leaves<file_rows<LOAD_F32>>(a);
+        load_leaves<file_rows<LOAD_F32>>(a, stage);
     } else if (a.dtype == LOAD_BF16) {
-        load_leaves<file_rows<LOAD_BF16>>(a);
+        load_leaves<file_rows<LOAD_BF16>>(a, stage);
     } else {
-        load_leaves<file_rows<LOAD_F16>>(a);
+        load_leaves<file_rows<LOAD_F16>>(a, stage);
     }
 }
