@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "backend/cuda/flash.h"
 #include "base/clock.h"
 #include "engine/cuda_engine.h"
 
@@ -42,9 +43,23 @@ static void pack_draws(const ls_step *step, const step_output *output, uint8_t *
     }
 }
 
+/* What attention of prefill takes its work from. */
+static void pack_tiles(const ls_engine *engine, const ls_step *step, uint8_t *image, size_t *used) {
+    const ls_program *program = engine->program[0];
+    const ls_op *op = program->op;
+    while (op < program->op + program->n_ops && op->kind != OP_ATTN) {
+        op++;
+    }
+    if (op < program->op + program->n_ops) {
+        cuda_tile *tile = take(image, used, 0, &((cuda_step *)image)->tile);
+        *used += (size_t)flash_tiles(&op->attn, step, tile) * sizeof *tile;
+    }
+}
+
 /* Bytes of the image. step_image_bytes() is its room: no page belongs to two sequences. output: what the rows are for;
  * NULL: for their tokens alone. */
-static size_t pack_step(cuda_engine *cuda, const ls_step *step, const step_output *output, uint8_t *image) {
+static size_t pack_step(ls_engine *engine, const ls_step *step, const step_output *output, uint8_t *image) {
+    cuda_engine *cuda = engine_cuda(engine);
     const size_t m = (size_t)step->n_rows, n_out = (size_t)step->n_out;
     cuda_step *head = (cuda_step *)image;
     size_t used = sizeof *head;
@@ -61,6 +76,9 @@ static size_t pack_step(cuda_engine *cuda, const ls_step *step, const step_outpu
     memcpy(take(image, &used, n_out * sizeof(int32_t), &head->out_row), step->out_row, n_out * sizeof(int32_t));
     pack_sequences(step, image, &used);
     pack_draws(step, output, image, &used);
+    if (cuda->rank.flash) {
+        pack_tiles(engine, step, image, &used);
+    }
     return used;
 }
 
@@ -72,9 +90,10 @@ static ls_status copy_words(cuda_engine *cuda, CUdeviceptr from, CUdeviceptr to,
                        THREADS, 0, (void *[]){&from, &to, &n_words}, err);
 }
 
-static ls_status copy_in_step(cuda_engine *cuda, const step_batch *batch, const ls_step *step,
+static ls_status copy_in_step(ls_engine *engine, const step_batch *batch, const ls_step *step,
                               const step_output *output, ls_error *err) {
-    size_t bytes = pack_step(cuda, step, output, batch->image);
+    cuda_engine *cuda = engine_cuda(engine);
+    size_t bytes = pack_step(engine, step, output, batch->image);
     return copy_words(cuda, (CUdeviceptr)(uintptr_t)batch->image, cuda->rank.step, (bytes + 3) / 4, err);
 }
 
@@ -275,7 +294,7 @@ ls_status cuda_submit(ls_engine *engine, step_batch *batch, ls_error *err) {
     CUevent done = cuda->done[batch - engine->batch];
     TRY(cuda_rank_enter(rank, err));                                           /* any thread may drive the engine */
     TRY(cuda_rank_wait_event(rank, done, "a step", CUDA_STEP_TIMEOUT_S, err)); /* one that nobody collected */
-    TRY(copy_in_step(cuda, batch, &batch->step, batch->output, err));
+    TRY(copy_in_step(engine, batch, &batch->step, batch->output, err));
     cuda_profile_begin(cuda);
     TRY(launch_step(engine, &batch->step, err));
     TRY(copy_results(engine, batch, err));
@@ -299,7 +318,7 @@ static ls_status bring_step(ls_engine *engine, const ls_step *step, ls_error *er
     cuda_engine *cuda = engine_cuda(engine);
     cuda_rank *rank = &cuda->rank;
     TRY(cuda_rank_enter(rank, err));
-    TRY(copy_in_step(cuda, &engine->batch[0], step, NULL, err));
+    TRY(copy_in_step(engine, &engine->batch[0], step, NULL, err));
     return cuda_rank_wait(rank, "a step's input", CUDA_STEP_TIMEOUT_S, err);
 }
 

@@ -21,9 +21,9 @@ int64_t kv_page_bytes(const engine_config *config, const ls_spec *spec) {
 
 size_t step_image_bytes(const engine_config *config) {
     const size_t m = (size_t)config->m_max, n_out = (size_t)config->n_out_max, n_seqs = (size_t)config->max_seqs;
-    const size_t pieces = 8; /* each may begin on a border of 16 bytes */
+    const size_t pieces = 9; /* each may begin on a border of 16 bytes */
     return sizeof(cuda_step) + pieces * 16 + (3 * m + n_out + (size_t)config->n_pages) * sizeof(int32_t) +
-           n_seqs * sizeof(cuda_seq) + n_out * sizeof(cuda_draw);
+           n_seqs * sizeof(cuda_seq) + n_out * sizeof(cuda_draw) + m * sizeof(cuda_tile);
 }
 
 size_t load_ring_bytes(const ls_program *program) {

@@ -3,6 +3,7 @@
  * both sides, for all dtypes, odd sizes and lengths. Then timings of a layer of Qwen3-4B.
  *
  *   prefill_check [quick] [time]
+ *   prefill_check attn              attention in 16 bits alone, by both kernels
  *
  * Device memory is all 0xFF bytes (NaN, -1) where nothing was written, with zones between buffers that must stay so. Each
  * op runs twice and must give the same bits. One line for each failure; exits 1 if there was one.
@@ -15,25 +16,12 @@
 #include "backend/cpu/cpu.h"
 #include "backend/cuda/cublaslt.h"
 #include "backend/cuda/cuda.h"
+#include "backend/cuda/flash.h"
 #include "base/clock.h"
 #include "base/numeric.h"
+#include "prefill/cases.h"
 
-enum { MAX_SEQS = 6, MAX_BUFFERS = 64, ZONE = 256, N_THREADS = 8, BAD_LINES = 60, MAX_ROWS = 2200 };
-
-typedef struct shape {
-    const char *name;
-    int d_model, n_heads, n_kv, d_head, window, f_total, vocab;
-    bool bias, qk_norm;
-    int n_ranks, rank;
-} shape;
-
-typedef struct seqs {
-    const char *name;
-    struct {
-        int n_past, n_rows;
-    } seq[MAX_SEQS];
-    bool fault; /* the second sequence's first row is an input row with an infinity */
-} seqs;
+enum { MAX_BUFFERS = 64, ZONE = 256, N_THREADS = 8, BAD_LINES = 60, MAX_ROWS = 2200 };
 
 typedef enum weight {
     W_TABLE,
@@ -362,13 +350,15 @@ static void upload_step(world *w) {
         }
     }
     size_t used = (sizeof c + 15) / 16 * 16, rows = (size_t)w->n_rows * sizeof(int32_t);
-    uint8_t *host = own(w, 65536 + 4 * rows + 2 * (size_t)w->shape->d_model * sizeof(float));
+    uint8_t *host = own(w, 65536 + 6 * rows + 2 * (size_t)w->shape->d_model * sizeof(float));
     c.token = append(host, &used, w->token, rows);
     c.pos = append(host, &used, w->pos, rows);
     c.seq_of = append(host, &used, w->seq_of, rows);
     c.out_row = append(host, &used, w->out_row, (size_t)w->n_out * sizeof(int32_t));
     c.seq = append(host, &used, seq, (size_t)w->n_seqs * sizeof *seq);
     c.page = append(host, &used, page, (size_t)n_pages * sizeof *page);
+    cuda_tile *tile = own(w, (size_t)w->n_rows * sizeof *tile);
+    c.tile = append(host, &used, tile, (size_t)flash_tiles(&w->op[3].attn, &w->step, tile) * sizeof *tile);
     c.input_rows = append(host, &used, w->input_rows, 2 * (size_t)w->shape->d_model * sizeof(float));
     memcpy(host, &c, sizeof c);
     w->gpu->rank.step = address(device_copy(w, host, used));
@@ -774,8 +764,11 @@ static void check_zones(tally *t, const world *w) {
     }
 }
 
-static void check_case(gpu *g, tally *t, const shape *s, const seqs *q, ls_dtype dtype, ls_dtype kv, bool int8, bool lt,
-                       bool few) {
+typedef struct how {
+    bool int8, lt, few, only_attn;
+} how;
+
+static void check_case(gpu *g, tally *t, const shape *s, const seqs *q, ls_dtype dtype, ls_dtype kv, how way) {
     world *w = calloc(1, sizeof *w);
     if (w == NULL) {
         die("memory", NULL);
@@ -785,16 +778,23 @@ static void check_case(gpu *g, tally *t, const shape *s, const seqs *q, ls_dtype
     w->seqs = q;
     w->dtype = dtype;
     w->kv_dtype = kv;
-    w->int8 = int8;
-    w->use_lt = lt;
-    w->few = few;
+    w->int8 = way.int8;
+    w->use_lt = way.lt;
+    w->few = way.few;
     make_world(w);
     check_library(t, w);
     check_limits(t, w);
-    for (int i = 0; i < w->n_ops; i++) {
+    for (int i = 0; i < (way.only_attn ? 4 : w->n_ops); i++) {
         check_op(t, w, i);
+        if (w->op[i].kind == OP_ATTN && g->rank.flash) { /* the kernel that other chips run */
+            g->rank.flash = false;
+            check_op(t, w, i);
+            g->rank.flash = true;
+        }
     }
-    check_running(t, w);
+    if (!way.only_attn) {
+        check_running(t, w);
+    }
     check_zones(t, w);
     t->cases++;
     free_world(w);
@@ -853,37 +853,6 @@ static void time_layer(gpu *g, int n_rows, ls_dtype dtype, bool int8, bool lt) {
 
 /* ---- All ---- */
 
-static const shape shapes[] = {
-    {"odd D 97 d 16", 97, 6, 2, 16, 0, 75, 101, true, true, 1, 0},
-    {"d 64 window 40", 256, 8, 2, 64, 40, 320, 500, false, false, 1, 0},
-    {"d 80", 320, 4, 4, 80, 0, 200, 123, true, false, 1, 0},
-    {"d 96 rank 1 of 4", 192, 6, 2, 96, 100, 1000, 140, false, true, 4, 1},
-    {"d 128", 384, 8, 1, 128, 0, 512, 300, false, true, 1, 0},
-    {"d 256 window 70", 128, 2, 1, 256, 70, 96, 77, true, true, 1, 0},
-    {"d 40 rank 0 of 2", 136, 5, 1, 40, 0, 150, 64, true, false, 2, 0},
-};
-
-static const seqs lengths[] = {
-    {.name = "1", .seq = {{0, 1}}},
-    {.name = "2+15+16+17", .seq = {{0, 2}, {0, 15}, {0, 16}, {0, 17}}},
-    {.name = "100+1, 300+1, 63, 100+64", .seq = {{100, 1}, {300, 1}, {0, 63}, {100, 64}}},
-    {.name = "5, 9 (fault), 100+65, 3", .seq = {{0, 5}, {7, 9}, {100, 65}, {64, 3}}, .fault = true},
-    {.name = "100+300", .seq = {{100, 300}}},
-};
-
-/* Every width of decode's matmul kernels, and rows that do not fill it. */
-static const seqs few_lengths[] = {
-    {.name = "17", .seq = {{0, 17}}},
-    {.name = "5, 9 (fault), 3, 130+1", .seq = {{0, 5}, {7, 9}, {64, 3}, {130, 1}}, .fault = true},
-    {.name = "60+20, 70+4", .seq = {{60, 20}, {70, 4}}},
-    {.name = "26", .seq = {{0, 26}}},
-    {.name = "31", .seq = {{0, 31}}},
-    {.name = "100+32", .seq = {{100, 32}}},
-    {.name = "9+1, 32", .seq = {{9, 1}, {0, 32}}},
-    {.name = "10", .seq = {{0, 10}}},
-    {.name = "64", .seq = {{0, 64}}},
-};
-
 static void check_few(gpu *g, tally *t, bool quick) {
     static const ls_dtype dtypes[] = {LS_F32, LS_BF16, LS_F16};
     int turn = 0;
@@ -892,7 +861,8 @@ static void check_few(gpu *g, tally *t, bool quick) {
             for (int i = 0; i < 6; i++, turn++) {
                 ls_dtype kv = turn % 5 == 2 ? dtypes[(i + 1 + turn / 5 % 2) % 3] : dtypes[i % 3];
                 if (!quick || turn % 7 == 0) {
-                    check_case(g, t, &shapes[s], &few_lengths[l], dtypes[i % 3], kv, i >= 3, false, true);
+                    check_case(g, t, &shapes[s], &few_lengths[l], dtypes[i % 3], kv,
+                               (how){.int8 = i >= 3, .few = true});
                 }
             }
         }
@@ -910,7 +880,8 @@ static void check_all(gpu *g, tally *t, bool quick) {
                 for (int way = g->lt == NULL; way < 3; way++, turn++) { /* cuBLASLt, own kernel, int8 */
                     ls_dtype kv = turn % 3 == 2 ? dtypes[(i + 1 + turn / 3 % 2) % 3] : dtypes[i];
                     if (!quick || turn % 5 == 0) {
-                        check_case(g, t, &shapes[s], &lengths[l], dtypes[i], kv, way == 2, way == 0, turn % 4 == 3);
+                        check_case(g, t, &shapes[s], &lengths[l], dtypes[i], kv,
+                                   (how){.int8 = way == 2, .lt = way == 0, .few = turn % 4 == 3});
                     }
                 }
             }
@@ -918,11 +889,21 @@ static void check_all(gpu *g, tally *t, bool quick) {
     }
     for (int i = 0; i < 3 && !quick; i++) {
         for (int way = g->lt == NULL; way < 3; way++) {
-            check_case(g, t, &layer, &some, dtypes[i], dtypes[i], way == 2, way == 0, false);
-            check_case(g, t, &layer, &some, dtypes[i], dtypes[i], way == 2, way == 0, true);
+            check_case(g, t, &layer, &some, dtypes[i], dtypes[i], (how){.int8 = way == 2, .lt = way == 0});
+            check_case(g, t, &layer, &some, dtypes[i], dtypes[i], (how){.int8 = way == 2, .lt = way == 0, .few = true});
         }
     }
     check_few(g, t, quick);
+}
+
+static void check_attention(gpu *g, tally *t) {
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++) {
+            for (ls_dtype dtype = LS_BF16; dtype <= LS_F16; dtype++) {
+                check_case(g, t, &shapes[s], &lengths[l], dtype, dtype, (how){.only_attn = true});
+            }
+        }
+    }
 }
 
 static void open_gpu(gpu *g) {
@@ -939,8 +920,9 @@ static void open_gpu(gpu *g) {
 }
 
 int main(int argc, char **argv) {
-    bool quick = false, timing = false;
+    bool quick = false, timing = false, attn = false;
     for (int i = 1; i < argc; i++) {
+        attn = attn || strcmp(argv[i], "attn") == 0;
         quick = quick || strcmp(argv[i], "quick") == 0;
         timing = timing || strcmp(argv[i], "time") == 0;
     }
@@ -951,7 +933,11 @@ int main(int argc, char **argv) {
     tally t = {0};
     open_gpu(g);
     int64_t start = clock_ns();
-    check_all(g, &t, quick);
+    if (attn) {
+        check_attention(g, &t);
+    } else {
+        check_all(g, &t, quick);
+    }
     printf("prefill_check: %s: %d cases, %d ops, %d failures; worst error f32 %.1e, bf16 %.1e, f16 %.1e; %.1f s\n",
            g->rank.facts.name, t.cases, t.ops, t.bad, t.worst[LS_F32], t.worst[LS_BF16], t.worst[LS_F16],
            (double)(clock_ns() - start) / 1e9);

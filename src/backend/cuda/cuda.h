@@ -6,7 +6,7 @@
  *   cuda_rank.c     context, stream, module, functions, pinned step buffers of one rank
  *   decode.c        launches the ops of a decode step, M <= 16 rows; kern/decode_*.cu
  *   prefill.c       launches the ops of any other step; kern/prefill_*.cu, matmuls by decode's kernels (few rows) or
- *                   cuBLASLt (cublaslt.c)
+ *                   cuBLASLt (cublaslt.c), attention on Hopper by flash.c
  *   load.c          launches what converts weights, or makes them up; kern/load.cu
  *   measure.[ch]    what the device can do: reads, copies, launches, matmuls; nvml.[ch] its clocks and health
  *
@@ -62,6 +62,8 @@ typedef struct cuda_rank {
     size_t workspace_bytes;
     struct cublaslt *cublaslt; /* NULL: not there; prefill then runs its own matmul kernel */
     int few_rows;              /* the largest steps that decode's matmuls are faster for: prefill_prepare */
+    bool flash;                /* flash.c serves: its maps of the K and of the V cache (CUtensorMap) */
+    uint64_t flash_map[2][16];
     bool
         overlap; /* kernels that know how begin while the one before them ends (programmatic dependent launch); only with the
                      chip's own code for sm_90 and later: PTX for older chips does not wait */

@@ -64,6 +64,7 @@
     X(cuFuncLoad)                                                                                                      \
     X(cuFuncSetAttribute)                                                                                              \
     X(cuOccupancyMaxActiveBlocksPerMultiprocessor)                                                                     \
+    X(cuTensorMapEncodeTiled)                                                                                          \
     X(cuLaunchKernel)                                                                                                  \
     X(cuLaunchKernelEx)
 

@@ -1,6 +1,7 @@
 /* Launches prefill and mixed steps, an op at a time. See cuda.h, and kern/prefill_*.cu for the kernels. */
 #include "backend/cuda/cublaslt.h"
 #include "backend/cuda/cuda.h"
+#include "backend/cuda/flash.h"
 #include "backend/cuda/kern/prefill_args.h"
 
 _Static_assert((int)PREFILL_LEAVES == (int)LS_LEAVES && (int)PREFILL_LEAF_ALIGN == (int)LS_LEAF_ALIGN &&
@@ -39,7 +40,17 @@ enum {
     X(prefill_attn_f16_96)                                                                                             \
     X(prefill_attn_f16_128)                                                                                            \
     X(prefill_attn_f16_256)                                                                                            \
-    X(prefill_attn_any)
+    X(prefill_attn_any)                                                                                                \
+    X(prefill_flash_bf16_64)                                                                                           \
+    X(prefill_flash_bf16_80)                                                                                           \
+    X(prefill_flash_bf16_96)                                                                                           \
+    X(prefill_flash_bf16_128)                                                                                          \
+    X(prefill_flash_bf16_256)                                                                                          \
+    X(prefill_flash_f16_64)                                                                                            \
+    X(prefill_flash_f16_80)                                                                                            \
+    X(prefill_flash_f16_96)                                                                                            \
+    X(prefill_flash_f16_128)                                                                                           \
+    X(prefill_flash_f16_256)
 
 enum {
 #define X(name) FN_##name,
@@ -271,6 +282,7 @@ ls_status prefill_prepare(cuda_rank *rank, const ls_op *op, int n_ops, ls_error 
         }
     }
     TRY(allow_shared(rank, FN_prefill_attn_any, attn_any_shared_bytes(LS_MAX_HEAD), err));
+    TRY(flash_prepare(rank, op, n_ops, rank->prefill_fn + FN_prefill_flash_bf16_64, err));
     bool int8 = false;
     for (int i = 0; i < n_ops; i++) {
         int8 = int8 || (op[i].kind == OP_QKV && rank->bind.weight[op[i].qkv.q].format == LS_INT8);
@@ -418,6 +430,10 @@ static int attn_mma_kernel(const cuda_rank *rank, int d_head) {
 
 static ls_status attn(cuda_rank *rank, const op_attn *a, int layer, const ls_step *step, ls_error *err) {
     const ls_bind *bind = &rank->bind;
+    if (rank->flash) {
+        const int fn = FN_prefill_flash_bf16_64 + flash_kernel(bind->dtype, a->d_head);
+        return flash_attn(rank, rank->prefill_fn[fn], prefill_kernel_names[fn], a, layer, step, err);
+    }
     const int mma = attn_mma_kernel(rank, a->d_head);
     const int pairs = mma < 0 ? PREFILL_ATTN_ANY_ROWS : PREFILL_ATTN_ROWS, group = a->n_heads_loc / a->n_kv_loc;
     prefill_attn_args args = {.step = step_of(rank),

@@ -2,19 +2,21 @@
 #include "emulate.h"
 
 #include "../../../src/backend/cuda/kern/prefill_attn.cu"
+#include "../../../src/backend/cuda/kern/prefill_flash.cu"
 #include "../../../src/backend/cuda/kern/prefill_matmul.cu"
 #include "../../../src/backend/cuda/kern/prefill_rows.cu"
 
-enum { MAX_THREADS = 256, STACK = 128 << 10, SHARED = 232448 };
+enum { MAX_THREADS = 384, STACK = 128 << 10, SHARED = 232448 };
 
 emulated_index threadIdx, blockIdx, gridDim;
-thread_local __align__(128) uint8_t mm_shared[SHARED], attn_shared[SHARED];
+thread_local __align__(1024) uint8_t mm_shared[SHARED], attn_shared[SHARED], flash_shared[SHARED];
 
 struct fiber {
     void *stack_pointer;
     uint8_t *stack;
     bool is_alive;
     std::deque<emulated_copy> copies;
+    std::deque<prefill::emulated_group> groups;
 };
 
 struct emulated_warp {
@@ -22,15 +24,21 @@ struct emulated_warp {
     alignas(16) uint8_t memory[1024];
 };
 
+struct emulated_place {
+    int arrived, generation;
+};
+
 struct emulated_block {
     int n_threads, n_alive, current, arrived, generation;
     fiber thread[MAX_THREADS];
     emulated_warp warp[MAX_THREADS / 32];
+    emulated_place place[16];
     void *caller;
     void (*kernel)(void **args);
     void **args;
 };
 static emulated_block block;
+std::map<void *, prefill::emulated_barrier> prefill::emulated_barriers;
 
 /* Saves the stack's place and the registers that functions preserve, and goes on with another stack. */
 extern "C" void emulate_switch(void **from, void *to);
@@ -62,6 +70,10 @@ static void yield() {
     switch_to(i);
 }
 
+void emulated_yield() {
+    yield();
+}
+
 static void meet(int &arrived, int &generation, int expected) {
     int mine = generation;
     if (++arrived == expected) {
@@ -80,6 +92,15 @@ void emulated_warp_meet() {
     emulated_warp &warp = block.warp[block.current / 32];
     meet(warp.arrived, warp.generation, 32);
 }
+void emulated_meet_at(int i, int threads, bool waits) {
+    emulated_place &place = block.place[i];
+    if (waits) {
+        meet(place.arrived, place.generation, threads);
+    } else if (++place.arrived == threads) {
+        place.arrived = 0;
+        place.generation++;
+    }
+}
 int emulated_lane() {
     return block.current % 32;
 }
@@ -88,6 +109,10 @@ void *emulated_warp_memory() {
 }
 std::deque<emulated_copy> &emulated_copies() {
     return block.thread[block.current].copies;
+}
+
+std::deque<prefill::emulated_group> &prefill::emulated_groups() {
+    return block.thread[block.current].groups;
 }
 
 static void run_thread() {
@@ -106,11 +131,16 @@ static void run_block(int n_threads) {
     for (emulated_warp &warp : block.warp) {
         warp.arrived = 0;
     }
+    for (emulated_place &place : block.place) {
+        place.arrived = 0;
+    }
+    prefill::emulated_barriers.clear();
     for (int i = 0; i < n_threads; i++) {
         fiber *f = &block.thread[i];
         f->stack = f->stack == nullptr ? (uint8_t *)aligned_alloc(64, STACK) : f->stack;
         f->is_alive = true;
         f->copies.clear();
+        f->groups.clear();
         void **top = (void **)(f->stack + STACK - 64);
         *--top = nullptr; /* nobody to return to, and the alignment of a call */
         *--top = (void *)run_thread;
@@ -126,7 +156,11 @@ static void run_block(int n_threads) {
 
 #define KERNEL(name, type) {#name, [](void **args) { name(*(const type *)args[0]); }},
 #define MATMUL(name) KERNEL(name, prefill_matmul_args)
-#define BOTH(d) KERNEL(prefill_attn_bf16_##d, prefill_attn_args) KERNEL(prefill_attn_f16_##d, prefill_attn_args)
+#define BOTH(d)                                                                                                        \
+    KERNEL(prefill_attn_bf16_##d, prefill_attn_args)                                                                   \
+    KERNEL(prefill_attn_f16_##d, prefill_attn_args)                                                                    \
+    KERNEL(prefill_flash_bf16_##d, prefill_flash_args)                                                                 \
+    KERNEL(prefill_flash_f16_##d, prefill_flash_args)
 static const struct {
     const char *name;
     void (*run)(void **args);
@@ -155,9 +189,10 @@ extern "C" bool emulate_launch(const char *name, unsigned grid_x, unsigned grid_
         blockIdx = {i % grid_x, i / grid_x, 0};
         memset(mm_shared, 0xff, SHARED);
         memset(attn_shared, 0xff, SHARED);
+        memset(flash_shared, 0xff, SHARED);
         run_block((int)threads);
         for (unsigned j = shared_bytes; j < SHARED; j++) {
-            if (mm_shared[j] != 0xff || attn_shared[j] != 0xff) {
+            if (mm_shared[j] != 0xff || attn_shared[j] != 0xff || flash_shared[j] != 0xff) {
                 printf("FATAL %s writes to byte %u of %u of shared memory\n", name, j, shared_bytes);
                 abort();
             }

@@ -11,9 +11,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <map>
+#include <vector>
 
 #define __device__
 #define __global__
+#define __grid_constant__
 #define __shared__ thread_local
 #define __noinline__
 #define __align__(n) __attribute__((aligned(n)))
@@ -76,6 +79,8 @@ void *emulated_warp_memory(); /* 1 KB */
 void emulated_warp_meet();
 std::deque<emulated_copy> &emulated_copies();
 void __syncthreads();
+void emulated_yield();
+void emulated_meet_at(int place, int threads, bool waits); /* a named barrier */
 
 static inline float __shfl_xor_sync(uint32_t, float value, int lanes) {
     float *all = (float *)emulated_warp_memory();

@@ -45,6 +45,29 @@ static CUresult set_attribute(CUfunction fn, CUfunction_attribute attribute, int
     return value > SHARED_BYTES ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
 
+/* What emulated/.../prefill_flash_ptx.cuh reads (emulated_map); refuses what a driver would. */
+static CUresult encode_map(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank, void *base,
+                           const cuuint64_t *size, const cuuint64_t *stride, const cuuint32_t *box,
+                           const cuuint32_t *element_stride, CUtensorMapInterleave interleave,
+                           CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill) {
+    struct {
+        void *base;
+        uint64_t columns, rows, row_bytes;
+        uint32_t box_columns, box_rows;
+    } of = {base, size[0], size[1], stride[0], box[0], box[1]};
+    (void)promotion;
+    if ((uintptr_t)map % 64 != 0 ||
+        (type != CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 && type != CU_TENSOR_MAP_DATA_TYPE_FLOAT16) || rank != 2 ||
+        (uintptr_t)base % 16 != 0 || stride[0] % 16 != 0 || size[0] == 0 || size[1] == 0 || size[1] >> 32 != 0 ||
+        box[0] * 2 > 128 || box[1] > 256 || element_stride[0] != 1 || element_stride[1] != 1 ||
+        interleave != CU_TENSOR_MAP_INTERLEAVE_NONE || swizzle != CU_TENSOR_MAP_SWIZZLE_128B ||
+        fill != CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    memcpy(map, &of, sizeof of);
+    return CUDA_SUCCESS;
+}
+
 ls_status cuda_driver_open(cuda_driver **out, ls_error *err) {
     cuda_driver *driver = calloc(1, sizeof *driver);
     if (driver == NULL) {
@@ -57,6 +80,7 @@ ls_status cuda_driver_open(cuda_driver **out, ls_error *err) {
     driver->cuMemsetD8Async = set_bytes;
     driver->cuStreamSynchronize = synchronize;
     driver->cuFuncSetAttribute = set_attribute;
+    driver->cuTensorMapEncodeTiled = encode_map;
     *out = driver;
     return LS_OK;
 }
@@ -73,8 +97,11 @@ ls_status cuda_rank_open(cuda_rank *rank, const cuda_driver *driver, int ordinal
     *rank = (cuda_rank){.driver = driver,
                         .prefill_fn = calloc(SOME_KERNELS, sizeof(CUfunction)),
                         .decode_fn = calloc(SOME_KERNELS, sizeof(CUfunction))};
-    rank->facts = (cuda_facts){
-        .name = "emulated", .sm_count = sms != NULL ? atoi(sms) : 2, .shared_bytes_per_block = SHARED_BYTES};
+    rank->facts = (cuda_facts){.name = "emulated",
+                               .cc_major = 9,
+                               .sm_count = sms != NULL ? atoi(sms) : 2,
+                               .shared_bytes_per_block = SHARED_BYTES};
+    rank->overlap = true;
     return rank->prefill_fn == NULL || rank->decode_fn == NULL ? error_set(err, LS_ENOMEM, "out of memory") : LS_OK;
 }
 

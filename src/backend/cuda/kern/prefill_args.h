@@ -75,6 +75,35 @@ typedef struct prefill_attn_args {
     int32_t stride; /* prefill_attn_any: floats of a row in shared memory, a multiple of 4 above d_head */
 } prefill_attn_args;
 
+/* The attention kernels of Hopper: 128 pairs a tile, keys in blocks, rows of 64 elements side by side ("panels") so that one
+ * row of a panel is the 128 bytes that the swizzle of wgmma's operands works on. */
+enum {
+    PREFILL_FLASH_PAIRS = 128,
+    PREFILL_FLASH_THREADS = 384, /* a warpgroup that loads, two that compute */
+    PREFILL_FLASH_STAGES = 2,    /* blocks of K, and of V, that are in shared memory or on their way */
+    PREFILL_FLASH_BARRIERS = 2 + 4 * PREFILL_FLASH_STAGES
+};
+#define PREFILL_FLASH_KEYS(d) ((d) > 128 ? 64 : 128)
+#define PREFILL_FLASH_PANELS(d) (((d) + 63) / 64)
+#define PREFILL_FLASH_SHARED_BYTES(d)                                                                                  \
+    (128 * PREFILL_FLASH_PANELS(d) * (PREFILL_FLASH_PAIRS + 2 * PREFILL_FLASH_STAGES * PREFILL_FLASH_KEYS(d)) +        \
+     8 * PREFILL_FLASH_BARRIERS)
+
+/* A CUtensorMap, of a matrix of the run dtype with d_head columns, in boxes of a page's 64 rows and 64 columns. */
+typedef struct __attribute__((aligned(64))) prefill_map {
+    uint64_t word[16];
+} prefill_map;
+
+typedef struct prefill_flash_args {
+    prefill_map k_map, v_map; /* rows: [layer][page][KV head][64 tokens] */
+    const cuda_step *step;
+    const void *q; /* as qkv leaves it */
+    void *out;     /* act [M][H d] */
+    float scale;
+    int32_t layer, n_pages, n_heads, n_kv, window;
+    int32_t n_tiles; /* of step->tile */
+} prefill_flash_args;
+
 /* act = silu(gate) * up of n_rows rows. */
 typedef struct prefill_silu_args {
     const float *gate, *up;           /* n_parts of [n_rows][d_ffn] */

@@ -1,59 +1,24 @@
 // Prefill: attention over paged KV, causal, grouped queries, sliding window (ops.h has the formula; here online softmax).
 //
-// A tile is some (row, query head) pairs of one sequence and one KV head, rows outer, so that the heads of a group share
-// each K and V that is loaded; a decode row is a tile of its own. Grid: tiles of all sequences in turn, KV heads. Keys pass
-// in order; a pair's sums depend on its own sequence alone.
+// Grid: tiles (prefill_tile.cuh) of all sequences in turn, KV heads. Keys pass in order; a pair's sums depend on its own
+// sequence alone. prefill_flash.cu has the kernels that Hopper runs instead of the mma ones.
 //
 //   prefill_attn_<dtype>_<d>   64 pairs, a page of 64 keys at a time, mma.sync with f32 sums; KV in the run dtype
 //   prefill_attn_any           any dtypes and head size, fma in f32: 32 pairs, 32 keys
-#include "backend/cuda/kern/prefill.cuh"
+#include "backend/cuda/kern/prefill_tile.cuh"
 
 using namespace prefill;
-
-// What a block works on.
-struct attn_tile {
-    const int32_t *page;
-    int first_row, n_past;
-    int group;    // query heads of a KV head
-    int first, n; // pairs [first, first + n) of the sequence
-    int pos_last; // the highest position of its rows
-    int lo;       // the lowest position that any of its rows attends to
-    int window;
-
-    __device__ int row(int pair) const {
-        return (first + pair) / group;
-    }
-    __device__ int head(int pair) const { // of the group
-        return (first + pair) % group;
-    }
-    __device__ int pos(int pair) const {
-        return n_past + row(pair);
-    }
-    __device__ bool attends(int pos, int key) const {
-        return key <= pos && (window == 0 || key > pos - window);
-    }
-};
 
 static __device__ attn_tile find_tile(const prefill_attn_args &a, int pairs) {
     const cuda_seq *seq = of_step<cuda_seq>(a.step, a.step->seq);
     const int group = a.n_heads / a.n_kv;
-    int i = blockIdx.x, n_tiles = (seq->n_rows * group + pairs - 1) / pairs;
+    int i = blockIdx.x, n_tiles = tiles_of(seq, group, pairs);
     while (i >= n_tiles) {
         i -= n_tiles;
         seq++;
-        n_tiles = (seq->n_rows * group + pairs - 1) / pairs;
+        n_tiles = tiles_of(seq, group, pairs);
     }
-    attn_tile t;
-    t.page = of_step<int32_t>(a.step, a.step->page) + seq->page_first;
-    t.first_row = seq->first_row;
-    t.n_past = seq->n_past;
-    t.group = group;
-    t.first = i * pairs;
-    t.n = min(pairs, seq->n_rows * group - t.first);
-    t.pos_last = t.pos(t.n - 1);
-    t.window = a.window;
-    t.lo = a.window > 0 ? max(0, t.pos(0) - a.window + 1) : 0;
-    return t;
+    return tile_of(a.step, seq, i, group, pairs, a.window);
 }
 
 // First element of K or V of (layer, page, KV head).

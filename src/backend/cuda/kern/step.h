@@ -22,6 +22,11 @@ typedef struct cuda_seq {
     int32_t page_first; /* its page numbers: page[page_first ...] */
 } cuda_seq;
 
+/* Some query rows of a sequence, all that one block of prefill's attention takes: see prefill_tile.cuh. */
+typedef struct cuda_tile {
+    int32_t seq, index;
+} cuda_tile;
+
 /* How a row is drawn on the device: greedy, or Gumbel-max over all of the vocabulary. Rows with filters, edits or log
  * probabilities are drawn on the host, from their logits. */
 typedef struct cuda_draw {
@@ -42,6 +47,7 @@ typedef struct cuda_step {
     int64_t seq;        /* cuda_seq [n_seqs] */
     int64_t page;       /* int32_t [all pages of all sequences] */
     int64_t draw;       /* cuda_draw [n_out] */
+    int64_t tile;       /* cuda_tile [at most M]: all there are, those with the most keys first; see flash.h */
     int64_t input_rows; /* float [.][D]; 0: there are none */
     int64_t drawn; /* int32_t [.]: tokens that the step before drew for its output rows; embed reads them before this
                            step's `sample` writes its own there */
