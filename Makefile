@@ -121,6 +121,8 @@ TEST_BIN := $(TESTS:%.c=$(BUILD)/%)
 GPU_TESTS := $(if $(NVCC),$(wildcard tests/cuda/test_*.c) tests/e2e/test_golden.c tests/e2e/test_demo.c)
 GPU_BIN := $(GPU_TESTS:%.c=$(BUILD)/%)
 GPU_CHECKS := $(if $(NVCC),$(addprefix $(BUILD)/tests/cuda/,decode/decode_check prefill_check load_check))
+# ... and programs that time what the check before them checks.
+GPU_BENCHES := $(if $(NVCC),$(BUILD)/tests/cuda/prefill_bench)
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 
 # ---- build ----
@@ -203,12 +205,12 @@ $(filter $(BUILD)/tests/cuda/%,$(GPU_BIN)): %: %.o $(CUDA_HELPERS) $(LIB)
 	$(call say,LINK,$@)
 	$(Q)$(LINK) $^ $(LIBS) -lcmocka -o $@
 $(BUILD)/tests/cuda/decode/decode_check: $(BUILD)/tests/cuda/decode/decode_device.o
-$(GPU_CHECKS): %: %.o $(LIB)
+$(GPU_CHECKS) $(GPU_BENCHES): %: %.o $(LIB)
 	$(call say,LINK,$@)
 	$(Q)$(LINK) $(filter %.o,$^) $(LIB) $(LIBS) -o $@
 
 -include $(patsubst %.o,%.d,$(LIB_OBJ) $(CLI_OBJ) $(call obj,$(TESTS) $(TEST_HELPERS) tools/make_docs.c $(FUZZERS:%=tests/fuzz/fuzz_%.c))) \
-	$(EXAMPLE_BIN:=.d) $(GPU_BIN:=.d) $(GPU_CHECKS:=.d) $(BUILD)/tests/cuda/decode/decode_device.d
+	$(EXAMPLE_BIN:=.d) $(GPU_BIN:=.d) $(GPU_CHECKS:=.d) $(GPU_BENCHES:=.d) $(BUILD)/tests/cuda/decode/decode_device.d
 
 # ---- tests ----
 
@@ -358,14 +360,14 @@ bundle: $(APP)
 
 # For a machine that has a GPU and nothing else: the program and the tests for GPUs, to be run in a copy of this tree.
 GPU_BUNDLE := $(BUILD)/gpu
-gpu-bundle: $(APP) $(CANARY) $(GPU_BIN) $(GPU_CHECKS)
+gpu-bundle: $(APP) $(CANARY) $(GPU_BIN) $(GPU_CHECKS) $(GPU_BENCHES)
 	@$(if $(NVCC),:,echo 'gpu-bundle: nvcc was not found'; exit 1)
 	@rm -rf $(GPU_BUNDLE) && mkdir -p $(GPU_BUNDLE)/lib
 	@$(bundled_link) $(CLI_OBJ) $(LIB) $(LIBS) -o $(GPU_BUNDLE)/lockstep
 	@$(bundled_link) -shared -Wl,-Bsymbolic $(LIB_OBJ) $(LIBS) -o $(GPU_BUNDLE)/liblockstep.so
 	@$(bundled_link) $(CANARY).o $(call obj,$(filter tests/unit/%,$(TEST_HELPERS))) $(LIB) $(LIBS) -lcmocka -o $(GPU_BUNDLE)/test_canary
 	@$(foreach t,$(GPU_BIN),$(bundled_link) $t.o $(CUDA_HELPERS) $(LIB) $(LIBS) -lcmocka -o $(GPU_BUNDLE)/$(notdir $t) &&) :
-	@$(foreach t,$(GPU_CHECKS),$(bundled_link) $t.o $(wildcard $(dir $t)decode_device.o) $(LIB) $(LIBS) -o $(GPU_BUNDLE)/$(notdir $t) &&) :
+	@$(foreach t,$(GPU_CHECKS) $(GPU_BENCHES),$(bundled_link) $t.o $(wildcard $(dir $t)decode_device.o) $(LIB) $(LIBS) -o $(GPU_BUNDLE)/$(notdir $t) &&) :
 	@cp -L $$($(call outside,$(addprefix $(GPU_BUNDLE)/,lockstep $(notdir $(CANARY) $(GPU_BIN))))) $(GPU_BUNDLE)/lib/
 	@for what in check sanitize; do { echo '#!/bin/sh'; echo '# In the root of the tree.'; echo 'here=$$(dirname "$$0")'; \
 		echo "exec tests/gpu $$what" '"$$here/lockstep" "$$here/test_canary"' \

@@ -1,0 +1,331 @@
+/*
+ * Times of prefill's kernels on random data, ops alone, one sequence; at most 30 lines a part.
+ *
+ *   prefill_bench attn     attention by both kernels, causal, bf16, 32 query heads: TFLOP/s, and memory besides q, k, v, out
+ *   prefill_bench matmul   a layer's matmuls by decode's kernels and by what there is otherwise, 17 to 256 rows: the
+ *                          crossovers that prefill.c's few_rows states
+ *
+ * Whole layers are timed, weights larger than L2, so that no matmul finds its weights there.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend/cuda/cublaslt.h"
+#include "backend/cuda/flash.h"
+
+typedef struct bench {
+    cuda_driver *driver;
+    cuda_rank rank;
+    CUdeviceptr base;
+    size_t bytes, used;
+    CUevent start, stop;
+} bench;
+
+static void must(bench *b, ls_status st, const ls_error *err) {
+    (void)b;
+    if (st != LS_OK) {
+        printf("FATAL %s\n", err->text);
+        exit(2);
+    }
+}
+
+static void cuda(bench *b, CUresult rc, const char *what) {
+    ls_error err = {0};
+    must(b, cuda_check(&b->rank, rc, what, &err), &err);
+}
+
+static void *device(CUdeviceptr at) {
+    return (void *)(uintptr_t)at; // NOLINT(performance-no-int-to-ptr)
+}
+
+static CUdeviceptr take(bench *b, size_t bytes) {
+    CUdeviceptr at = b->base + b->used;
+    b->used += (bytes + 255) / 256 * 256;
+    if (b->used > b->bytes) {
+        printf("FATAL the bench's device memory is full\n");
+        exit(2);
+    }
+    return at;
+}
+
+/* All of the memory: bf16 numbers between -1 and 1. As int8 they are any. */
+static void fill(bench *b) {
+    enum { BLOCK = 16 << 20 };
+    uint16_t *block = malloc(BLOCK);
+    uint64_t z = 88172645463325252;
+    if (block == NULL) {
+        printf("FATAL out of memory\n");
+        exit(2);
+    }
+    for (size_t i = 0; i < BLOCK / 2; i++) {
+        z ^= z << 13;
+        z ^= z >> 7;
+        z ^= z << 17;
+        float x = (float)(int32_t)(uint32_t)z / 2147483648.0F;
+        uint32_t bits;
+        memcpy(&bits, &x, sizeof bits);
+        block[i] = (uint16_t)(bits >> 16);
+    }
+    cuda(b, b->driver->cuMemcpyHtoD(b->base, block, BLOCK), "copy");
+    for (size_t at = BLOCK; at + BLOCK <= b->bytes; at += BLOCK) {
+        cuda(b, b->driver->cuMemcpyDtoDAsync(b->base + at, b->base, BLOCK, b->rank.stream), "copy");
+    }
+    cuda(b, b->driver->cuStreamSynchronize(b->rank.stream), "copies");
+    free(block);
+}
+
+/* One sequence of n_rows rows behind n_past tokens, its pages in order. Returns what launchers read of it. */
+static ls_step put_step(bench *b, const op_attn *a, int n_past, int n_rows) {
+    const int n_pages = (n_past + n_rows + LS_PAGE_TOKENS - 1) / LS_PAGE_TOKENS;
+    const size_t rows = (size_t)n_rows * sizeof(int32_t);
+    static ls_step_seq seq;
+    seq = (ls_step_seq){.n_rows = n_rows, .n_past = n_past};
+    ls_step step = {.n_rows = n_rows, .n_pre = n_rows, .n_seqs = 1, .n_out = n_rows, .seq = &seq};
+    cuda_step head = {.n_rows = n_rows, .n_pre = n_rows, .n_seqs = 1, .n_out = n_rows, .epoch = 1};
+    size_t used = (sizeof head + 15) / 16 * 16;
+    int64_t *const row_array[] = {&head.token, &head.pos, &head.seq_of, &head.out_row};
+    for (int i = 0; i < 4; i++, used += (rows + 15) / 16 * 16) {
+        *row_array[i] = (int64_t)used;
+    }
+    head.seq = (int64_t)used;
+    head.page = head.seq + (int64_t)((sizeof(cuda_seq) + 15) / 16 * 16);
+    head.tile = head.page + ((int64_t)n_pages * 4 + 15) / 16 * 16;
+    const size_t bytes = (size_t)head.tile + (size_t)n_rows * sizeof(cuda_tile);
+    uint8_t *image = calloc(1, bytes);
+    if (image == NULL) {
+        printf("FATAL out of memory\n");
+        exit(2);
+    }
+    memcpy(image, &head, sizeof head);
+    for (int i = 0; i < n_rows; i++) {
+        ((int32_t *)(image + head.pos))[i] = n_past + i;
+        ((int32_t *)(image + head.out_row))[i] = i;
+    }
+    *(cuda_seq *)(image + head.seq) = (cuda_seq){0, n_rows, n_past, 0};
+    for (int i = 0; i < n_pages; i++) {
+        ((int32_t *)(image + head.page))[i] = i;
+    }
+    if (a != NULL) {
+        flash_tiles(a, &step, (cuda_tile *)(image + head.tile));
+    }
+    b->rank.step = take(b, bytes);
+    cuda(b, b->driver->cuMemcpyHtoD(b->rank.step, image, bytes), "copy");
+    free(image);
+    return step;
+}
+
+static void launch(bench *b, const ls_op *op, int n_ops, int first, const ls_step *step) {
+    ls_error err = {0};
+    int taken;
+    must(b, prefill_launch(&b->rank, op, n_ops, first, step, false, &taken, &err), &err);
+}
+
+static double stop_ms(bench *b, const char *what) {
+    float ms;
+    cuda(b, b->driver->cuEventRecord(b->stop, b->rank.stream), "event");
+    cuda(b, b->driver->cuEventSynchronize(b->stop), what);
+    cuda(b, b->driver->cuEventElapsedTime(&ms, b->start, b->stop), "event");
+    return ms;
+}
+
+/* Of one launch, the least of five runs of some 10 ms each. */
+static double time_ms(bench *b, const ls_op *op, int n_ops, int first, const ls_step *step) {
+    double least = 1e30, once;
+    launch(b, op, n_ops, first, step);
+    cuda(b, b->driver->cuEventRecord(b->start, b->rank.stream), "event");
+    launch(b, op, n_ops, first, step);
+    once = stop_ms(b, "a kernel");
+    const int times = once < 10 ? (int)(10 / once) + 1 : 1;
+    for (int run = 0; run < 5; run++) {
+        cuda(b, b->driver->cuEventRecord(b->start, b->rank.stream), "event");
+        for (int i = 0; i < times; i++) {
+            launch(b, op, n_ops, first, step);
+        }
+        const double ms = stop_ms(b, "a kernel") / times;
+        least = ms < least ? ms : least;
+    }
+    return least;
+}
+
+/* ---- Attention ---- */
+
+static void attention(bench *b, int n_tokens, int n_past, int n_kv, int d_head) {
+    enum { HEADS = 32 };
+    const int n_pages = (n_past + n_tokens) / LS_PAGE_TOKENS + 1;
+    const size_t cache = (size_t)n_pages * (size_t)n_kv * LS_PAGE_TOKENS * (size_t)d_head * 2;
+    const ls_op op = {.kind = OP_ATTN, .attn = {HEADS, n_kv, d_head, 0, 0.125F}};
+    ls_error err = {0};
+    b->used = 0;
+    b->rank.bind = (ls_bind){
+        .group = {0, 1}, .dtype = LS_BF16, .kv_dtype = LS_BF16, .d_model = 64, .m_max = n_tokens, .n_pages = n_pages};
+    b->rank.bind.buf[BUF_QKV] = device(take(b, (size_t)n_tokens * (size_t)(HEADS + 2 * n_kv) * (size_t)d_head * 2));
+    b->rank.bind.buf[BUF_ATT] = device(take(b, (size_t)n_tokens * HEADS * (size_t)d_head * 2));
+    b->rank.bind.k_cache = device(take(b, cache));
+    b->rank.bind.v_cache = device(take(b, cache));
+    must(b, prefill_prepare(&b->rank, &op, 1, &err), &err);
+    const ls_step step = put_step(b, &op.attn, n_past, n_tokens);
+    const double pairs = (double)n_tokens * n_past + (double)n_tokens * (n_tokens + 1) / 2;
+    const double tflop = 4 * pairs * d_head * HEADS / 1e12;
+    double ms[2] = {0};
+    const bool has_flash = b->rank.flash;
+    for (int i = 0; i < 2; i++) {
+        b->rank.flash = i == 0;
+        ms[i] = i == 0 && !has_flash ? 0 : time_ms(b, &op, 1, 0, &step);
+    }
+    const size_t list = (size_t)flash_tiles(&op.attn, &step, NULL) * sizeof(cuda_tile);
+    printf("attn %5d tokens behind %5d, d %3d, %2d KV heads: wgmma %8.3f ms %4.0f TFLOP/s, mma %8.3f ms %4.0f TFLOP/s, "
+           "%.2fx; besides q, k, v, out %zu and 0 bytes (scores would be %.0f MB)\n",
+           n_tokens, n_past, d_head, n_kv, ms[0], ms[0] > 0 ? tflop / ms[0] * 1e3 : 0, ms[1], tflop / ms[1] * 1e3,
+           ms[0] > 0 ? ms[1] / ms[0] : 0, list, pairs * 2 * HEADS * 4 / 1e6);
+    fflush(stdout);
+}
+
+static void all_attention(bench *b) {
+    for (int d = 64; d <= 128; d *= 2) {
+        for (int n = 1024; n <= 32768; n *= 2) {
+            attention(b, n, 0, 8, d);
+        }
+        attention(b, 4096, 0, 32, d);
+        attention(b, 2048, 30720, 8, d);
+        attention(b, 64, 8128, 8, d);
+    }
+    attention(b, 4096, 0, 8, 80);
+    attention(b, 4096, 0, 8, 96);
+    attention(b, 4096, 0, 8, 256);
+}
+
+/* ---- Matmuls ---- */
+
+typedef struct model {
+    const char *name;
+    int d, n_heads, n_kv, d_head, d_ffn, vocab;
+} model;
+
+enum { W_NORM, W_Q, W_K, W_V, W_OUT, W_GATE, W_UP, W_DOWN, W_HEAD, W_COUNT };
+
+static void add_weight(bench *b, ls_weight *w, ls_dtype format, int rows, int cols) {
+    w->format = format;
+    w->rows = rows;
+    w->cols = cols;
+    w->data = device(take(b, (size_t)rows * (size_t)cols * ls_dtype_bytes(format)));
+    w->scale = format == LS_INT8 ? device(take(b, (size_t)rows * LS_LEAVES * 4)) : NULL;
+}
+
+static const int row_counts[] = {17, 24, 32, 48, 64, 96, 128, 192, 256};
+
+static void matmuls(bench *b, const model *m, ls_dtype format) {
+    const int q = m->n_heads * m->d_head, kv = m->n_kv * m->d_head, m_max = 256;
+    const ls_op op[] = {
+        {.kind = OP_QKV, .qkv = {W_NORM, W_Q, W_K, W_V, -1, -1, -1, -1, -1, m->n_heads, m->n_kv, m->d_head, 1e-6F}},
+        {.kind = OP_OUT, .row = {W_OUT, q, 0, LS_LEAVES, 0}},
+        {.kind = OP_FFN_IN, .ffn_in = {W_NORM, W_GATE, W_UP, -1, -1, m->d_ffn, 1e-6F}},
+        {.kind = OP_FFN_OUT, .row = {W_DOWN, m->d_ffn, 0, LS_LEAVES, 1}},
+        {.kind = OP_HEAD, .head = {W_NORM, W_HEAD, 0, m->vocab, 1e-6F}}};
+    enum { N_OPS = sizeof op / sizeof *op };
+    const size_t floats[] = {(size_t)m->d, (size_t)m->d, (size_t)(q + 2 * kv), (size_t)q, (size_t)m->d_ffn};
+    const ls_buf buf[] = {BUF_H, BUF_X, BUF_QKV, BUF_ATT, BUF_ACT};
+    ls_weight weight[W_COUNT] = {{0}};
+    ls_error err = {0};
+    b->used = 0;
+    b->rank.bind = (ls_bind){.group = {0, 1},
+                             .dtype = LS_BF16,
+                             .kv_dtype = LS_BF16,
+                             .d_model = m->d,
+                             .m_max = m_max,
+                             .n_pages = 8,
+                             .weight = weight};
+    for (size_t i = 0; i < sizeof buf / sizeof *buf; i++) {
+        b->rank.bind.buf[buf[i]] = device(take(b, (size_t)m_max * floats[i] * 4));
+    }
+    b->rank.bind.buf[BUF_PART] = device(take(b, (size_t)2 * CUDA_NODES * (size_t)m_max * (size_t)m->d * 4));
+    b->rank.bind.buf[BUF_LOGITS] = device(take(b, (size_t)m_max * (size_t)m->vocab * 4));
+    b->rank.bind.k_cache = device(take(b, (size_t)8 * (size_t)kv * LS_PAGE_TOKENS * 2));
+    b->rank.bind.v_cache = device(take(b, (size_t)8 * (size_t)kv * LS_PAGE_TOKENS * 2));
+    b->rank.bind.rope = device(take(b, (size_t)m_max * (size_t)m->d_head * 4));
+    b->rank.bind.fault = device(take(b, (size_t)m_max * 4));
+    add_weight(b, &weight[W_NORM], LS_F32, 1, m->d);
+    add_weight(b, &weight[W_Q], format, q, m->d);
+    add_weight(b, &weight[W_K], format, kv, m->d);
+    add_weight(b, &weight[W_V], format, kv, m->d);
+    add_weight(b, &weight[W_OUT], format, m->d, q);
+    add_weight(b, &weight[W_GATE], format, m->d_ffn, m->d);
+    add_weight(b, &weight[W_UP], format, m->d_ffn, m->d);
+    add_weight(b, &weight[W_DOWN], format, m->d, m->d_ffn);
+    add_weight(b, &weight[W_HEAD], format, m->vocab, m->d);
+    b->rank.workspace_bytes = prefill_workspace(op, N_OPS, &b->rank.bind, 4096);
+    b->rank.workspace = take(b, b->rank.workspace_bytes);
+    must(b, decode_prepare(&b->rank, &err), &err);
+    must(b, prefill_prepare(&b->rank, op, N_OPS, &err), &err);
+    printf("%s %s, us by decode's kernels / otherwise (an engine changes behind %d rows)\n", m->name,
+           ls_dtype_name(format), b->rank.few_rows);
+    for (size_t r = 0; r < sizeof row_counts / sizeof *row_counts; r++) {
+        const ls_step step = put_step(b, NULL, 0, row_counts[r]);
+        double us[2][N_OPS], sum[2] = {0};
+        for (int side = 0; side < 2; side++) {
+            enum { TIMES = 20 };
+            b->rank.few_rows = side == 0 ? m_max : 0;
+            for (int i = 0; i < N_OPS; i++) {
+                us[side][i] = 0;
+            }
+            for (int t = 0; t < TIMES + 2; t++) { /* two to warm up */
+                for (int i = 0; i < N_OPS; i++) {
+                    cuda(b, b->driver->cuEventRecord(b->start, b->rank.stream), "event");
+                    launch(b, op, N_OPS, i, &step);
+                    const double ms = stop_ms(b, "a matmul");
+                    us[side][i] += t < 2 ? 0 : ms * 1e3 / TIMES;
+                }
+            }
+            for (int i = 0; i < N_OPS - 1; i++) {
+                sum[side] += us[side][i];
+            }
+        }
+        printf(
+            "  %3d rows: qkv %4.0f/%4.0f, out %4.0f/%4.0f, in %4.0f/%4.0f, down %4.0f/%4.0f, layer %5.0f/%5.0f; head "
+            "%5.0f/%5.0f\n",
+            row_counts[r], us[0][0], us[1][0], us[0][1], us[1][1], us[0][2], us[1][2], us[0][3], us[1][3], sum[0],
+            sum[1], us[0][4], us[1][4]);
+        fflush(stdout);
+    }
+}
+
+static void all_matmuls(bench *b) {
+    static const model models[] = {{"qwen3-4b", 2560, 32, 8, 128, 9728, 151936},
+                                   {"mistral-7b", 4096, 32, 8, 128, 14336, 32000}};
+    ls_error err = {0};
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        for (int int8 = 0; int8 < 2; int8++) {
+            if (cublaslt_open(&b->rank.cublaslt, &err) != LS_OK) {
+                printf("NOTE no cuBLASLt: %s\n", err.text);
+            }
+            matmuls(b, &models[i], int8 ? LS_INT8 : LS_BF16);
+            cublaslt_close(&b->rank.cublaslt);
+        }
+    }
+}
+
+int main(int argc, char **argv) {
+    bench *b = calloc(1, sizeof *b);
+    ls_error err = {0};
+    if (argc != 2 || (strcmp(argv[1], "attn") != 0 && strcmp(argv[1], "matmul") != 0) || b == NULL) {
+        printf("usage: prefill_bench attn|matmul\n");
+        return 2;
+    }
+    must(b, cuda_driver_open(&b->driver, &err), &err);
+    must(b, cuda_rank_open(&b->rank, b->driver, 0, false, &err), &err);
+    b->bytes = (size_t)3 << 30;
+    cuda(b, b->driver->cuMemAlloc(&b->base, b->bytes), "memory");
+    cuda(b, b->driver->cuEventCreate(&b->start, CU_EVENT_DEFAULT), "event");
+    cuda(b, b->driver->cuEventCreate(&b->stop, CU_EVENT_DEFAULT), "event");
+    fill(b);
+    if (strcmp(argv[1], "attn") == 0) {
+        all_attention(b);
+    } else {
+        all_matmuls(b);
+    }
+    cuda(b, b->driver->cuMemFree(b->base), "memory");
+    cuda_rank_close(&b->rank);
+    cuda_driver_close(&b->driver);
+    free(b);
+    return 0;
+}
