@@ -174,8 +174,9 @@ typedef struct ls_engine_params {
     const char *device;      /* "cpu", "cuda", "cuda:N" (the Nth GPU that the driver shows), or "auto", the default:
                                     * a GPU if there is one that the engine fits on, else the CPU */
     const char *kernels;     /* of a GPU: "auto" (default), or "generic": those for chips that are not known */
-    const char *graph_sizes; /* of a GPU: numbers of rows with commas between ("1,2,4,8,16", the default) for which
-                                    * decode steps are captured as graphs; "none" launches every kernel anew */
+    const char *graph_sizes; /* of a GPU: numbers of rows with commas between, out of the default
+                                    * ("1,2,4,8,16,24,32,48,64,96,128,192,256"), for which decode steps are captured as
+                                    * graphs, as far as max_num_seqs goes; "none" launches every kernel anew */
     double gpu_memory_utilization; /* share of a GPU's memory that the engine may fill with pages; default 0.9 */
     bool profile;                  /* time the kernels of every step, see ls_engine_get_profile; slows them down */
     int trace_events; /* kept for each thread (32 bytes each), see ls_engine_get_trace; default: no trace */

@@ -232,9 +232,9 @@ const option_def option_table[OPTION_COUNT] = {
          "Kernels of a GPU: auto takes those made for the chip; generic those for chips that are not known, "
          "which the driver compiles at start"},
     [OPT_GRAPH_SIZES] = {OPT_GRAPH_SIZES, COMMANDS_RUN, GROUP_ENGINE, OPTION_TEXT, "graph-sizes", NULL, 0, "SIZES",
-                         "1,2,4,8,16", 0, 0, NULL,
+                         "1,2,4,8,16,24,32,48,64,96,128,192,256", 0, 0, NULL,
                          "On a GPU, decode steps of up to so many rows are captured as graphs at the start: rising "
-                         "numbers out of 1,2,4,8,16, or none"},
+                         "numbers out of 1,2,4,8,16,24,32,48,64,96,128,192,256, or none"},
     [OPT_ASYNC_SCHEDULING] =
         {OPT_ASYNC_SCHEDULING, COMMANDS_RUN, GROUP_ENGINE, OPTION_CHOICE, "async-scheduling", NULL, 0, "MODE", "auto",
          0, 0, "auto|off",

@@ -19,7 +19,8 @@
 #include "backend/cuda/cuda.h"
 #include "engine/engine.h"
 
-enum { CUDA_GRAPHS = 5, CUDA_STEP_TIMEOUT_S = 60 };
+enum { CUDA_GRAPHS = 13, CUDA_STEP_TIMEOUT_S = 60 };
+#define CUDA_GRAPH_SIZES "1,2,4,8,16,24,32,48,64,96,128,192,256"
 
 enum { PROFILE_LINES = 48 };
 

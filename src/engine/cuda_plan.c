@@ -30,7 +30,7 @@ ls_status cuda_config_check(const engine_config *config, const ls_engine_params 
 
 /* Scratch that the kernels need for this configuration: the same memory serves all ops in turn. */
 static ls_status size_workspace(engine_config *config, const ls_program *program, ls_error *err) {
-    const int decode_rows = config->m_max < CUDA_MAX_DECODE ? config->m_max : CUDA_MAX_DECODE;
+    const int decode_rows = config->m_max < config->max_seqs ? config->m_max : config->max_seqs;
     rank_memory counted = {.weight = calloc((size_t)program->n_weights, sizeof(ls_weight))};
     ls_arena arena;
     size_t most = 0;
@@ -40,8 +40,9 @@ static ls_status size_workspace(engine_config *config, const ls_program *program
     arena_init_counting(&arena);
     ls_status st = rank_memory_place(&counted, config, program, &arena, err);
     for (int i = 0; i < program->n_ops && st == LS_OK; i++) {
-        size_t bytes =
-            program->op[i].kind == OP_ATTN ? decode_workspace(&program->op[i], decode_rows, config->max_len) : 0;
+        size_t bytes = program->op[i].kind == OP_ATTN
+                           ? decode_workspace(&program->op[i], decode_rows, config->max_len, config->n_pages)
+                           : 0;
         most = bytes > most ? bytes : most;
     }
     if (st == LS_OK) {
@@ -63,8 +64,9 @@ static ls_status fit_pages(engine_config *config, const ls_program *program, con
         return LS_OK;
     }
     whole.max_len = params->max_model_len_tokens > 0 ? params->max_model_len_tokens : spec->max_position_tokens;
-    whole.n_pages = 0;
+    whole.n_pages = INT32_MAX; /* for scratch: as many as may turn out to be there */
     TRY(size_workspace(&whole, program, err));
+    whole.n_pages = 0;
     TRY(memory_plan_make(&plan, &whole, &program, err));
     double share = params->gpu_memory_utilization > 0 ? params->gpu_memory_utilization : 0.9;
     int64_t budget = (int64_t)(share * (double)memory->total_bytes) - memory->used_bytes - later_bytes -

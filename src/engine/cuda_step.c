@@ -43,6 +43,11 @@ static void pack_draws(const ls_step *step, const step_output *output, uint8_t *
     }
 }
 
+/* Each row of its own sequence: decode, and prompts of which one token is left. */
+static bool is_decode_only(const ls_step *step) {
+    return step->n_seqs == step->n_rows && step->n_rows <= CUDA_MAX_WIDE;
+}
+
 /* What attention of prefill takes its work from. */
 static void pack_tiles(const ls_engine *engine, const ls_step *step, uint8_t *image, size_t *used) {
     const ls_program *program = engine->program[0];
@@ -76,7 +81,7 @@ static size_t pack_step(ls_engine *engine, const ls_step *step, const step_outpu
     memcpy(take(image, &used, n_out * sizeof(int32_t), &head->out_row), step->out_row, n_out * sizeof(int32_t));
     pack_sequences(step, image, &used);
     pack_draws(step, output, image, &used);
-    if (cuda->rank.flash) {
+    if (cuda->rank.flash && (output == NULL || !is_decode_only(step))) { /* verify may run any step by any kernels */
         pack_tiles(engine, step, image, &used);
     }
     return used;
@@ -99,6 +104,19 @@ static ls_status copy_in_step(ls_engine *engine, const step_batch *batch, const 
 
 /* ---- Launching ---- */
 
+/* Op `first` of the program for decode-only steps of at most `rows` rows; padding may not pass the buffers' ends. */
+static ls_status launch_decode(ls_engine *engine, int first, int rows, int *n_taken, ls_error *err) {
+    const engine_config *config = &engine->config;
+    const ls_program *program = engine->program[0];
+    cuda_rank *rank = &engine_cuda(engine)->rank;
+    if (rows <= CUDA_MAX_DECODE) {
+        return decode_launch(rank, program->op, program->n_ops, first, rows, n_taken, err);
+    }
+    const int n_rows = rows < config->m_max ? rows : config->m_max;
+    return prefill_launch_decode(rank, program->op, program->n_ops, first, n_rows,
+                                 n_rows < config->n_out_max ? n_rows : config->n_out_max, n_taken, err);
+}
+
 /* Every op of the program, by the launchers for decode steps of at most `rows` rows, or (rows = 0) those for any step. */
 static ls_status launch_ops(ls_engine *engine, const ls_step *step, int rows, ls_error *err) {
     cuda_engine *cuda = engine_cuda(engine);
@@ -107,7 +125,7 @@ static ls_status launch_ops(ls_engine *engine, const ls_step *step, int rows, ls
         const ls_op *op = &program->op[first];
         TRY(cuda_profile_mark(cuda, first, err));
         ls_status st =
-            rows > 0 ? decode_launch(&cuda->rank, program->op, program->n_ops, first, rows, &n_taken, err)
+            rows > 0 ? launch_decode(engine, first, rows, &n_taken, err)
                      : prefill_launch(&cuda->rank, program->op, program->n_ops, first, step, false, &n_taken, err);
         if (st < 0) {
             return error_prefix(err, st, "op %s, layer %d", op_kind_name(op->kind), op->layer);
@@ -122,8 +140,18 @@ static ls_status launch_ops(ls_engine *engine, const ls_step *step, int rows, ls
 
 /* ---- Graphs ---- */
 
+static const int graph_sizes[CUDA_GRAPHS] = {1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, CUDA_MAX_WIDE};
+
+static bool is_graph_size(long rows) {
+    bool found = false;
+    for (int i = 0; i < CUDA_GRAPHS; i++) {
+        found = found || graph_sizes[i] == rows;
+    }
+    return found;
+}
+
 ls_status cuda_graphs_read(cuda_engine *cuda, const char *sizes, int max_seqs, ls_error *err) {
-    const char *at = sizes != NULL ? sizes : "1,2,4,8,16";
+    const char *at = sizes != NULL ? sizes : CUDA_GRAPH_SIZES;
     if (strcmp(at, "none") == 0) {
         return LS_OK;
     }
@@ -132,11 +160,10 @@ ls_status cuda_graphs_read(cuda_engine *cuda, const char *sizes, int max_seqs, l
     do {
         char *end;
         long rows = strtol(at, &end, 10);
-        bool is_bucket = rows == 1 || rows == 2 || rows == 4 || rows == 8 || rows == 16;
-        if (end == at || !is_bucket || rows <= before || (*end != ',' && *end != '\0') ||
+        if (end == at || !is_graph_size(rows) || rows <= before || (*end != ',' && *end != '\0') ||
             (*end == ',' && end[1] == '\0')) {
-            return error_set(err, LS_EINVAL, "--graph-sizes %s: must be none, or rising numbers out of 1,2,4,8,16",
-                             sizes);
+            return error_set(err, LS_EINVAL,
+                             "--graph-sizes %s: must be none, or rising numbers out of " CUDA_GRAPH_SIZES, sizes);
         }
         if (!enough) { /* a larger one would never be used */
             cuda->graph_rows[cuda->n_graphs++] = (int)rows;
@@ -184,20 +211,21 @@ static int bucket_of(int n_rows) {
     return bucket;
 }
 
-/* Steps of a few rows, each of its own sequence (decode, and prompts of which one token is left), by their graph, or launch
- * by launch where there is none; others by the general kernels. */
+/* Decode-only steps by their graph, or launch by launch where there is none; others by the general kernels. Up to
+ * CUDA_MAX_DECODE rows have kernels, and bits, of their own: no larger graph serves them. */
 static ls_status launch_step(ls_engine *engine, const ls_step *step, ls_error *err) {
     cuda_engine *cuda = engine_cuda(engine);
-    if (step->n_seqs < step->n_rows || step->n_rows > CUDA_MAX_DECODE) {
+    if (!is_decode_only(step)) {
         return launch_ops(engine, step, 0, err);
     }
+    const bool is_wide = step->n_rows > CUDA_MAX_DECODE;
     for (int i = 0; i < cuda->n_graphs && cuda->profile == NULL; i++) {
-        if (cuda->graph_rows[i] >= step->n_rows) {
+        if (cuda->graph_rows[i] >= step->n_rows && (cuda->graph_rows[i] > CUDA_MAX_DECODE) == is_wide) {
             return cuda_check(&cuda->rank, cuda->driver->cuGraphLaunch(cuda->graph[i], cuda->rank.stream),
                               "starting a step's graph", err);
         }
     }
-    return launch_ops(engine, step, bucket_of(step->n_rows), err);
+    return launch_ops(engine, step, is_wide ? step->n_rows : bucket_of(step->n_rows), err);
 }
 
 /* ---- Results ---- */

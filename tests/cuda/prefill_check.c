@@ -4,6 +4,7 @@
  *
  *   prefill_check [quick] [time]
  *   prefill_check attn              attention in 16 bits alone, by both kernels
+ *   prefill_check wide              steps whose sequences have one row each
  *
  * Device memory is all 0xFF bytes (NaN, -1) where nothing was written, with zones between buffers that must stay so. Each
  * op runs twice and must give the same bits. One line for each failure; exits 1 if there was one.
@@ -432,10 +433,15 @@ static void make_gpu(world *w) {
         rank->bind.peer_part[r] = rank->bind.buf[BUF_PART];
     }
     upload_step(w);
-    rank->workspace_bytes = prefill_workspace(w->op, w->n_ops, &rank->bind, 4096);
+    const size_t of_prefill = prefill_workspace(w->op, w->n_ops, &rank->bind, 4096);
+    const size_t of_decode = decode_workspace(&w->op[3], w->m_max, w->n_positions, w->n_pages);
+    rank->workspace_bytes = of_prefill > of_decode ? of_prefill : of_decode;
     rank->workspace = device_take(w->gpu, rank->workspace_bytes);
+    rank->counters = device_take(w->gpu, CUDA_COUNTERS * sizeof(uint32_t));
+    must(w->gpu, w->gpu->driver->cuMemsetD8Async(rank->counters, 0, CUDA_COUNTERS * sizeof(uint32_t), rank->stream),
+         "memset");
     ls_error err = {0};
-    if ((w->use_lt && cublaslt_open(&rank->cublaslt, &err) != LS_OK) ||
+    if ((w->use_lt && cublaslt_open(&rank->cublaslt, &err) != LS_OK) || decode_prepare(rank, &err) != LS_OK ||
         prefill_prepare(rank, w->op, w->n_ops, &err) != LS_OK) {
         die(w->text, &err);
     }
@@ -700,7 +706,15 @@ static void check_op(tally *t, world *w, int index) {
 
 /* All ops one after another as the engine launches them, exchanges with the norms behind them. In steps of few rows, and by
  * cuBLASLt where K is long, `out` leaves several nodes of the leaf tree in BUF_PART: nothing else writes there. */
-static void check_running(tally *t, world *w) {
+static bool next_ops(world *w, bool decode_only, int first, int *taken, ls_error *err) {
+    return (decode_only
+                ? prefill_launch_decode(&w->gpu->rank, w->op, w->n_ops, first, w->m_max, w->n_out, taken, err)
+                : prefill_launch(&w->gpu->rank, w->op, w->n_ops, first, &w->step, false, taken, err)) == LS_OK &&
+           *taken >= 1;
+}
+
+/* decode_only: as the engine captures steps whose sequences have one row each, for a bucket that they do not fill. */
+static void check_running(tally *t, world *w, bool decode_only) {
     const ls_bind *bind = &w->gpu->rank.bind;
     const ls_op *out = &w->op[4];
     const size_t node = (size_t)w->m_max * (size_t)bind->d_model * sizeof(float);
@@ -711,7 +725,7 @@ static void check_running(tally *t, world *w) {
     view v[3];
     must(w->gpu, w->gpu->driver->cuMemsetD8Async(second, 0xff, node, w->gpu->rank.stream), "memset");
     for (int i = 0, taken = 0; i < w->n_ops; i += taken) {
-        if (prefill_launch(&w->gpu->rank, w->op, w->n_ops, i, &w->step, false, &taken, &err) != LS_OK || taken < 1) {
+        if (!next_ops(w, decode_only, i, &taken, &err)) {
             die(w->text, &err);
         }
     }
@@ -793,7 +807,10 @@ static void check_case(gpu *g, tally *t, const shape *s, const seqs *q, ls_dtype
         }
     }
     if (!way.only_attn) {
-        check_running(t, w);
+        check_running(t, w, false);
+        if (w->n_seqs == w->n_rows) {
+            check_running(t, w, true);
+        }
     }
     check_zones(t, w);
     t->cases++;
@@ -906,6 +923,18 @@ static void check_attention(gpu *g, tally *t) {
     }
 }
 
+static void check_wide(gpu *g, tally *t) {
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        for (ls_dtype dtype = LS_F32; dtype <= LS_F16; dtype++) {
+            for (int way = g->lt == NULL; way < 3; way++) {
+                check_case(g, t, &shapes[s], &single_rows, dtype, dtype, (how){.int8 = way == 2, .lt = way == 0});
+                check_case(g, t, &shapes[s], &single_rows, dtype, dtype,
+                           (how){.int8 = way == 2, .lt = way == 0, .few = true});
+            }
+        }
+    }
+}
+
 static void open_gpu(gpu *g) {
     const bool generic = getenv("LS_KERNELS") != NULL;
     ls_error err = {0};
@@ -920,9 +949,10 @@ static void open_gpu(gpu *g) {
 }
 
 int main(int argc, char **argv) {
-    bool quick = false, timing = false, attn = false;
+    bool quick = false, timing = false, attn = false, wide = false;
     for (int i = 1; i < argc; i++) {
         attn = attn || strcmp(argv[i], "attn") == 0;
+        wide = wide || strcmp(argv[i], "wide") == 0;
         quick = quick || strcmp(argv[i], "quick") == 0;
         timing = timing || strcmp(argv[i], "time") == 0;
     }
@@ -935,8 +965,13 @@ int main(int argc, char **argv) {
     int64_t start = clock_ns();
     if (attn) {
         check_attention(g, &t);
-    } else {
+    }
+    if (wide) {
+        check_wide(g, &t);
+    }
+    if (!attn && !wide) {
         check_all(g, &t, quick);
+        check_wide(g, &t);
     }
     printf("prefill_check: %s: %d cases, %d ops, %d failures; worst error f32 %.1e, bf16 %.1e, f16 %.1e; %.1f s\n",
            g->rank.facts.name, t.cases, t.ops, t.bad, t.worst[LS_F32], t.worst[LS_BF16], t.worst[LS_F16],

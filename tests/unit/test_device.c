@@ -253,9 +253,9 @@ static void sizes_of_graphs(void **state) {
     static const struct {
         const char *text;
         int max_seqs, n, last;
-    } good[] = {{NULL, 16, 5, 16},  {NULL, 3, 3, 4},   {NULL, 1, 1, 1},
-                {"none", 16, 0, 0}, {"16", 16, 1, 16}, {"2,8", 16, 2, 8}};
-    static const char *const bad[] = {"", "3", "1,", "2,1", "1,1", "1 2", "32", "1,2,none", "-1", "all"};
+    } good[] = {{NULL, 16, 5, 16}, {NULL, 3, 3, 4},   {NULL, 1, 1, 1},      {"none", 16, 0, 0},      {"16", 16, 1, 16},
+                {"2,8", 16, 2, 8}, {NULL, 17, 6, 24}, {NULL, 256, 13, 256}, {"16,64,256", 40, 2, 64}};
+    static const char *const bad[] = {"", "3", "1,", "2,1", "1,1", "1 2", "33", "512", "1,2,none", "-1", "all"};
     ls_error err = {0};
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
         cuda_engine cuda = {0};

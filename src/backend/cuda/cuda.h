@@ -5,7 +5,7 @@
  *   driver.[ch]     libcuda.so.1 by dlopen: a struct of function pointers                    knows nothing of models
  *   cuda_rank.c     context, stream, module, functions, pinned step buffers of one rank
  *   decode.c        launches the ops of a decode step, M <= 16 rows; kern/decode_*.cu
- *   prefill.c       launches the ops of any other step; kern/prefill_*.cu, matmuls by decode's kernels (few rows) or
+ *   prefill.c       launches the ops of any other step, decode-only steps of more rows among them; kern/prefill_*.cu, matmuls by decode's kernels (few rows) or
  *                   cuBLASLt (cublaslt.c), attention on Hopper by flash.c
  *   load.c          launches what converts weights, or makes them up; kern/load.cu
  *   measure.[ch]    what the device can do: reads, copies, launches, matmuls; nvml.[ch] its clocks and health
@@ -82,8 +82,8 @@ enum {
 /* Names of its kernels, for cuda_rank.c to look up; rank->decode_fn is in this order. */
 extern const char *const decode_kernel_names[];
 extern const int n_decode_kernels;
-/* Scratch that attention needs for m_max rows and max_len tokens. */
-size_t decode_workspace(const ls_op *attn, int m_max, int max_len);
+/* Scratch that attention needs for m_max rows of at most max_len tokens, which lie in n_pages pages. */
+size_t decode_workspace(const ls_op *attn, int m_max, int max_len, int n_pages);
 /* Sets function attributes (shared memory) once. */
 ls_status decode_prepare(cuda_rank *rank, ls_error *err);
 /* Launches ops from op[first] on for a step of at most `m_bucket` decode rows (1, 2, 4, 8 or 16; the step's own count is in
@@ -100,6 +100,9 @@ typedef struct decode_how {
 } decode_how;
 ls_status decode_launch_rows(cuda_rank *rank, const ls_op *op, int n_ops, int first, const decode_how *how,
                              ls_error *err);
+/* Attention of n_rows rows, each the last of its sequence. Where the op before it is qkv, its sums are in BUF_QKV, f32; with_bias:
+ * its biases are not in them yet. */
+ls_status decode_launch_attn(cuda_rank *rank, const ls_op *op, int first, bool with_bias, int n_rows, ls_error *err);
 /* The norm alone of an op that begins with one. */
 ls_status decode_launch_norm(cuda_rank *rank, const ls_op *op, int first, int n_rows, ls_error *err);
 /* How many nodes of the leaf tree decode's out and ffn_out leave. */
@@ -116,6 +119,10 @@ ls_status prefill_prepare(cuda_rank *rank, const ls_op *op, int n_ops, ls_error 
 /* The same for steps with any number of rows; `step` (host memory) says how many. `alone`: as in decode_how. */
 ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, bool alone,
                          int *n_taken, ls_error *err);
+/* The same for steps of at most n_rows (up to CUDA_MAX_WIDE) rows, each the last of its sequence, and n_out output rows: as
+ * decode_launch's, these launches read the step's own counts in device memory and can be captured. */
+ls_status prefill_launch_decode(cuda_rank *rank, const ls_op *op, int n_ops, int first, int n_rows, int n_out,
+                                int *n_taken, ls_error *err);
 
 /* ---- load.c: kern/load.cu ---- */
 

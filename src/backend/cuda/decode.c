@@ -326,23 +326,27 @@ static size_t partial_bytes(const op_attn *a) {
     return (size_t)at_most(a->n_heads_loc / a->n_kv_loc, DECODE_ATTN_HEADS) * (size_t)(a->d_head + 2) * sizeof(float);
 }
 
-size_t decode_workspace(const ls_op *attn, int m_max, int max_len) {
+/* A row of n tokens has at most n / DECODE_ATTN_TOKENS + 1 splits, and all rows' tokens lie in the pages there are. */
+size_t decode_workspace(const ls_op *attn, int m_max, int max_len, int n_pages) {
     const op_attn *a = &attn->attn;
-    const size_t rows = (size_t)at_most(m_max, CUDA_MAX_DECODE),
-                 splits = (size_t)at_most(ceil_div(max_len, DECODE_ATTN_TOKENS), DECODE_ATTN_SPLITS);
-    const size_t attention = rows * (size_t)attn_blocks(a) * splits * partial_bytes(a);
-    const size_t sample = (size_t)CUDA_MAX_DECODE * DECODE_SAMPLE_BLOCKS * sizeof(decode_sample_part);
+    const size_t rows = (size_t)at_most(m_max, CUDA_MAX_WIDE),
+                 splits = (size_t)at_most(max_len / DECODE_ATTN_TOKENS + 1, DECODE_ATTN_SPLITS),
+                 of_pages = rows + (size_t)n_pages * LS_PAGE_TOKENS / DECODE_ATTN_TOKENS;
+    const size_t items = (size_t)attn_blocks(a) * (rows * splits < of_pages ? rows * splits : of_pages);
+    const size_t attention = items * partial_bytes(a);
+    const size_t sample = rows * DECODE_SAMPLE_BLOCKS * sizeof(decode_sample_part);
     return attention > sample ? attention : sample;
 }
 
-/* before: the op before it, which is qkv or NULL. */
-static ls_status launch_attn(cuda_rank *rank, const ls_op *op, const ls_op *before, int m_bucket, ls_error *err) {
+/* before: the op before it, which is qkv or NULL. with_bias: its matmul left the bias to this. */
+static ls_status launch_attn(cuda_rank *rank, const ls_op *op, const ls_op *before, bool with_bias, int m_bucket,
+                             ls_error *err) {
     const op_attn *a = &op->attn;
     const ls_bind *bind = &rank->bind;
-    const int blocks = attn_blocks(a), rows = at_most(bind->m_max, CUDA_MAX_DECODE);
+    const int blocks = attn_blocks(a);
     const int64_t layer_elements = (int64_t)bind->n_pages * a->n_kv_loc * LS_PAGE_TOKENS * a->d_head;
     const size_t layer_bytes = (size_t)(op->layer * layer_elements) * ls_dtype_bytes(bind->kv_dtype);
-    if (blocks * CUDA_MAX_DECODE > CUDA_COUNTERS - SAMPLE_COUNTERS || a->d_head > LS_MAX_HEAD) {
+    if (blocks * m_bucket > CUDA_COUNTERS - SAMPLE_COUNTERS || a->d_head > LS_MAX_HEAD) {
         return error_set(err, LS_EUNSUPPORTED, "attn on the GPU: %d heads of %d elements are too many", a->n_heads_loc,
                          a->d_head);
     }
@@ -360,13 +364,14 @@ static ls_status launch_attn(cuda_rank *rank, const ls_op *op, const ls_op *befo
                              .d = a->d_head,
                              .dtype = bind->dtype,
                              .window = a->window_tokens,
-                             .max_splits =
-                                 (int)(rank->workspace_bytes / ((size_t)rows * (size_t)blocks * partial_bytes(a))),
                              .scale = a->scale};
     if (before != NULL) {
         args.q_norm = vector(rank, before->qkv.q_norm);
         args.k_norm = vector(rank, before->qkv.k_norm);
         args.eps = before->qkv.eps;
+        args.q_bias = with_bias ? vector(rank, before->qkv.q_bias) : NULL;
+        args.k_bias = with_bias ? vector(rank, before->qkv.k_bias) : NULL;
+        args.v_bias = with_bias ? vector(rank, before->qkv.v_bias) : NULL;
     }
     /* As many warps as there is room for; as many blocks as the chip holds at a time, or as there may be items. */
     const int element = (int)ls_dtype_bytes(bind->kv_dtype);
@@ -376,7 +381,7 @@ static ls_status launch_attn(cuda_rank *rank, const ls_op *op, const ls_op *befo
         2 * DECODE_ATTN_UNIT * args.row_bytes + DECODE_ATTN_HEADS * (a->d_head + DECODE_ATTN_UNIT) * (int)sizeof(float);
     const int warps = at_most(room / args.warp_bytes, a->d_head > 128 ? DECODE_ATTN_WIDE : DECODE_ATTN_WARPS);
     const int bytes = DECODE_ATTN_BYTES + warps * args.warp_bytes;
-    const int grid = at_most(m_bucket * blocks * args.max_splits,
+    const int grid = at_most(m_bucket * blocks * DECODE_ATTN_SPLITS,
                              rank->facts.sm_count * (rank->facts.shared_bytes_per_block / bytes));
     const int kernel = KERNEL_ATTN + ((int)bind->kv_dtype - LS_F32) * OF_ATTN + (a->d_head > 64) + (a->d_head > 128);
     return launch(rank, kernel, (unsigned)grid, 1, 1, (unsigned)(warps * WARP), (size_t)bytes, &args, err);
@@ -461,6 +466,11 @@ ls_status decode_launch_norm(cuda_rank *rank, const ls_op *op, int first, int n_
     return launch_exchange(rank, NULL, first, 0, &op[first], n_rows, err);
 }
 
+ls_status decode_launch_attn(cuda_rank *rank, const ls_op *op, int first, bool with_bias, int n_rows, ls_error *err) {
+    const bool raw = first > 0 && op[first - 1].kind == OP_QKV;
+    return launch_attn(rank, &op[first], raw ? &op[first - 1] : NULL, with_bias, n_rows, err);
+}
+
 ls_status decode_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, int m_bucket, int *n_taken,
                         ls_error *err) {
     const ls_op *this = &op[first], *before = first > 0 ? &op[first - 1] : NULL;
@@ -472,7 +482,7 @@ ls_status decode_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, 
     *n_taken = 1;
     switch (this->kind) {
     case OP_ATTN:
-        return launch_attn(rank, this, before != NULL && before->kind == OP_QKV ? before : NULL, m_bucket, err);
+        return launch_attn(rank, this, before != NULL && before->kind == OP_QKV ? before : NULL, false, m_bucket, err);
     case OP_SAMPLE:
         return launch_sample(rank, this, m_bucket, err);
     default:

@@ -77,19 +77,17 @@ static int n_tiles_of(const ls_step_seq *seq, int group) {
 }
 
 /* Keys that the tile's rows pass, but for what a page's border adds. */
-static int tile_keys(const op_attn *a, const ls_step *step, cuda_tile tile) {
-    const int group = a->n_heads_loc / a->n_kv_loc, rows = step->seq[tile.seq].n_rows;
-    const int first = tile.index * PREFILL_FLASH_PAIRS / group;
-    const int last = ((tile.index + 1) * PREFILL_FLASH_PAIRS - 1) / group;
-    const int end = step->seq[tile.seq].n_past + (last < rows ? last + 1 : rows);
-    const int lo = a->window_tokens > 0 ? step->seq[tile.seq].n_past + first - a->window_tokens + 1 : 0;
+static int tile_keys(const op_attn *a, const ls_step_seq *seq, int index) {
+    const int group = a->n_heads_loc / a->n_kv_loc;
+    const int first = index * PREFILL_FLASH_PAIRS / group, last = ((index + 1) * PREFILL_FLASH_PAIRS - 1) / group;
+    const int end = seq->n_past + (last < seq->n_rows ? last + 1 : seq->n_rows);
+    const int lo = a->window_tokens > 0 ? seq->n_past + first - a->window_tokens + 1 : 0;
     return end - (lo > 0 ? lo : 0);
 }
 
 /* By keys, then by place: one order for one step. */
-static bool comes_before(const op_attn *a, const ls_step *step, cuda_tile x, cuda_tile y) {
-    const int x_keys = tile_keys(a, step, x), y_keys = tile_keys(a, step, y);
-    return x_keys != y_keys ? x_keys > y_keys : x.seq != y.seq ? x.seq < y.seq : x.index > y.index;
+static bool comes_before(cuda_tile x, cuda_tile y) {
+    return x.keys != y.keys ? x.keys > y.keys : x.seq != y.seq ? x.seq < y.seq : x.index > y.index;
 }
 
 int flash_tiles(const op_attn *a, const ls_step *step, cuda_tile *out) {
@@ -98,7 +96,7 @@ int flash_tiles(const op_attn *a, const ls_step *step, cuda_tile *out) {
     for (int i = 0; i < step->n_seqs; i++) {
         for (int j = n_tiles_of(&step->seq[i], group) - 1; j >= 0; j--, n++) {
             if (out != NULL) {
-                out[n] = (cuda_tile){i, j};
+                out[n] = (cuda_tile){i, j, tile_keys(a, &step->seq[i], j)};
             }
         }
     }
@@ -107,7 +105,7 @@ int flash_tiles(const op_attn *a, const ls_step *step, cuda_tile *out) {
         for (int i = gaps[g]; i < n; i++) {
             cuda_tile tile = out[i];
             int j = i;
-            for (; j >= gaps[g] && comes_before(a, step, tile, out[j - gaps[g]]); j -= gaps[g]) {
+            for (; j >= gaps[g] && comes_before(tile, out[j - gaps[g]]); j -= gaps[g]) {
                 out[j] = out[j - gaps[g]];
             }
             out[j] = tile;

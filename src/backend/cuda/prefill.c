@@ -400,6 +400,18 @@ static parts cut_of(const cuda_rank *rank, const ls_weight *w, int64_t y_stride,
     return fits ? cut : whole;
 }
 
+/* Decode-only steps: the sums as decode's attention takes them, without biases. */
+static ls_status qkv_sums(cuda_rank *rank, const op_qkv *a, int n_rows, ls_error *err) {
+    const ls_bind *bind = &rank->bind;
+    const int64_t cols = qkv_cols(a), q_cols = (int64_t)a->n_heads_loc * a->d_head,
+                  kv_cols = (int64_t)a->n_kv_loc * a->d_head;
+    const prefill_leaves leaves = all_leaves(bind);
+    float *y = bind->buf[BUF_QKV];
+    TRY(matmul(rank, a->q, leaves, whole, bind->buf[BUF_X], n_rows, y, cols, err));
+    TRY(matmul(rank, a->k, leaves, whole, bind->buf[BUF_X], n_rows, y + q_cols, cols, err));
+    return matmul(rank, a->v, leaves, whole, bind->buf[BUF_X], n_rows, y + q_cols + kv_cols, cols, err);
+}
+
 static ls_status qkv(cuda_rank *rank, const op_qkv *a, int layer, const ls_step *step, ls_error *err) {
     const ls_bind *bind = &rank->bind;
     const int64_t cols = qkv_cols(a), q_cols = (int64_t)a->n_heads_loc * a->d_head,
@@ -550,8 +562,9 @@ static bool is_of_decode(const cuda_rank *rank, const ls_op *op, const ls_step *
     }
 }
 
-ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, bool alone,
-                         int *n_taken, ls_error *err) {
+/* decode_only: every row is the last of its sequence, and of `step` there is no more than how many. */
+static ls_status launch_op(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, bool alone,
+                           bool decode_only, int *n_taken, ls_error *err) {
     const ls_op *o = &op[first], *of_nodes = is_row(o) ? o : first > 0 && is_row(o - 1) ? o - 1 : NULL;
     const int n_nodes = of_nodes != NULL ? nodes_of(rank, of_nodes, step, alone) : 1;
     *n_taken = 1;
@@ -560,10 +573,10 @@ ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first,
         return LS_OK;
     }
     if (is_of_decode(rank, o, step)) {
-        float *y = (float *)(uintptr_t)scratch_of(rank);
+        float *y = decode_only ? rank->bind.buf[BUF_QKV] : (float *)(uintptr_t)scratch_of(rank);
         const decode_how how = {step->n_rows, step->n_out, n_nodes, alone, y};
         TRY(decode_launch_rows(rank, op, n_ops, first, &how, err));
-        if (o->kind != OP_QKV) {
+        if (o->kind != OP_QKV || decode_only) {
             return LS_OK;
         }
         op_qkv rest = o->qkv;
@@ -573,9 +586,10 @@ ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first,
     switch (o->kind) {
     case OP_QKV:
         TRY(norm(rank, op, first, step, alone, err));
-        return qkv(rank, &o->qkv, o->layer, step, err);
+        return decode_only ? qkv_sums(rank, &o->qkv, step->n_rows, err) : qkv(rank, &o->qkv, o->layer, step, err);
     case OP_ATTN:
-        return attn(rank, &o->attn, o->layer, step, err);
+        return decode_only ? decode_launch_attn(rank, op, first, !is_few(rank, step), step->n_rows, err)
+                           : attn(rank, &o->attn, o->layer, step, err);
     case OP_OUT:
     case OP_FFN_OUT:
         return row(rank, o, n_nodes, step, err);
@@ -594,4 +608,15 @@ ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first,
     default:
         return error_set(err, LS_EINTERNAL, "prefill: op %d is of no known kind", first);
     }
+}
+
+ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, bool alone,
+                         int *n_taken, ls_error *err) {
+    return launch_op(rank, op, n_ops, first, step, alone, false, n_taken, err);
+}
+
+ls_status prefill_launch_decode(cuda_rank *rank, const ls_op *op, int n_ops, int first, int n_rows, int n_out,
+                                int *n_taken, ls_error *err) {
+    const ls_step step = {.n_rows = n_rows, .n_dec = n_rows, .n_seqs = n_rows, .n_out = n_out};
+    return launch_op(rank, op, n_ops, first, &step, false, true, n_taken, err);
 }

@@ -325,7 +325,7 @@ static void timed_bind(timing *t) {
         (size_t)m->n_layers * CONTEXT_PAGES * (size_t)(m->kv * LS_PAGE_TOKENS * m->d_head) * ls_dtype_bytes(t->dtype);
     bind.k_cache = device_take(t->dev, cache);
     bind.v_cache = device_take(t->dev, cache);
-    device_rank(t->dev, &bind, decode_workspace(&t->op[3], CUDA_MAX_DECODE, CONTEXT_PAGES * LS_PAGE_TOKENS));
+    device_rank(t->dev, &bind, decode_workspace(&t->op[3], CUDA_MAX_DECODE, CONTEXT_PAGES * LS_PAGE_TOKENS, INT32_MAX));
 }
 
 /* m rows, each of its own sequence, with `context` tokens before it. */

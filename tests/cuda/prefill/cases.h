@@ -55,4 +55,7 @@ static const seqs few_lengths[] = {
     {.name = "64", .seq = {{0, 64}}},
 };
 
+static const seqs single_rows = {.name = "9, 600, 64, 127, 0, 1030 +1",
+                                 .seq = {{9, 1}, {600, 1}, {64, 1}, {127, 1}, {0, 1}, {1030, 1}}};
+
 #endif

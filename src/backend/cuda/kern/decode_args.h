@@ -87,12 +87,13 @@ typedef struct decode_attn_args {
     const float
         *qkv;  /* f32 [M][(H + 2 K) d]: as the projections gave it, or (raw = 0) q finished and k, v in the cache */
     void *att; /* act [M][H d] */
-    void *k_cache, *v_cache;      /* this layer's: [n_pages][K][P][d] */
-    const float *q_norm, *k_norm; /* [d] or NULL */
-    const float *rope;            /* [positions][d/2][2] */
-    float *partial;               /* [row][group][max_splits][heads (d + 2)] */
-    uint32_t *counter;            /* [row][group], zero */
-    int32_t raw, n_heads, n_kv, d, dtype, window, max_splits;
+    void *k_cache, *v_cache;               /* this layer's: [n_pages][K][P][d] */
+    const float *q_bias, *k_bias, *v_bias; /* [heads][d], or NULL: in qkv already, or there are none */
+    const float *q_norm, *k_norm;          /* [d] or NULL */
+    const float *rope;                     /* [positions][d/2][2] */
+    float *partial;                        /* [item][heads (d + 2)] */
+    uint32_t *counter;                     /* [row][group], zero */
+    int32_t raw, n_heads, n_kv, d, dtype, window;
     int32_t row_bytes;  /* of a row of K or V in shared memory: whole mma tiles of d, and 16 more */
     int32_t warp_bytes; /* of shared memory: a unit of K, one of V, o in f32, probabilities */
     float scale, eps;

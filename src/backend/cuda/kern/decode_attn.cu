@@ -35,6 +35,7 @@ enum { HEADS = DECODE_ATTN_HEADS, UNIT = DECODE_ATTN_UNIT, MAX_WARPS = DECODE_AT
 /* ---- Items ---- */
 
 struct item {
+    int index;    /* among the step's; those of a row and group follow one another */
     int m, group; /* row; which query heads */
     int kv_head, first_head, n_heads;
     int position, lo;
@@ -60,12 +61,12 @@ DEVICE int split_tokens(int n) {
     return max((int)DECODE_ATTN_TOKENS, ((n + most - 1) / most + UNIT - 1) / UNIT * UNIT);
 }
 
-/* Item `index` of the step's, by a whole warp; how many there are. */
-DEVICE int find_item(const decode_attn_args &a, int index, item *it) {
-    const int lane = threadIdx.x % 32, n_groups = a.n_kv * groups_of_kv(a);
-    const bool has_row = lane < a.step->n_rows;
-    const int position = has_row ? step_array<int32_t>(a.step, a.step->pos)[lane] : 0;
-    const int i_seq = has_row ? step_array<int32_t>(a.step, a.step->seq_of)[lane] : 0;
+/* The same, where it is one of rows [first_row, first_row + 32); there are `count` before these. How many there are then. */
+DEVICE int find_among(const decode_attn_args &a, int first_row, int n_rows, int count, int index, item *it) {
+    const int lane = threadIdx.x % 32, row = first_row + lane, n_groups = a.n_kv * groups_of_kv(a);
+    const bool has_row = row < n_rows;
+    const int position = has_row ? step_array<int32_t>(a.step, a.step->pos)[row] : 0;
+    const int i_seq = has_row ? step_array<int32_t>(a.step, a.step->seq_of)[row] : 0;
     const int page_first = has_row ? step_array<cuda_seq>(a.step, a.step->seq)[i_seq].page_first : 0;
     const int lo = a.window > 0 ? max(0, position - a.window + 1) : 0, base = lo / UNIT * UNIT;
     const int size = split_tokens(position + 1 - base);
@@ -76,8 +77,14 @@ DEVICE int find_item(const decode_attn_args &a, int index, item *it) {
         const int other = __shfl_up_sync(EVERY_LANE, before, lanes);
         before += lane >= lanes ? other : 0;
     }
-    const int m = min(__popc(__ballot_sync(EVERY_LANE, before <= index)), 31);
-    it->m = m;
+    before += count;
+    const int up_to = __shfl_sync(EVERY_LANE, before, 31);
+    if (index < count || index >= up_to) {
+        return up_to;
+    }
+    const int m = __popc(__ballot_sync(EVERY_LANE, before <= index));
+    it->index = index;
+    it->m = first_row + m;
     it->position = __shfl_sync(EVERY_LANE, position, m);
     it->lo = __shfl_sync(EVERY_LANE, lo, m);
     it->n_splits = __shfl_sync(EVERY_LANE, n_splits, m);
@@ -92,7 +99,17 @@ DEVICE int find_item(const decode_attn_args &a, int index, item *it) {
     it->first_head = it->kv_head * heads_per_kv + skipped;
     it->n_heads = min((int)HEADS, heads_per_kv - skipped);
     it->page = step_array<int32_t>(a.step, a.step->page) + __shfl_sync(EVERY_LANE, page_first, m);
-    return __shfl_sync(EVERY_LANE, before, 31);
+    return up_to;
+}
+
+/* Item `index` of the step's, by a whole warp, if there is one; how many there are. */
+DEVICE int find_item(const decode_attn_args &a, int index, item *it) {
+    const int n_rows = a.step->n_rows;
+    int count = 0;
+    for (int first_row = 0; first_row < n_rows; first_row += 32) {
+        count = find_among(a, first_row, n_rows, count, index, it);
+    }
+    return count;
 }
 
 /* ---- Shared memory ---- */
@@ -187,6 +204,8 @@ DEVICE void do_job(const decode_attn_args &a, const item &it, int job, const rot
     constexpr int PAIRS = rotation<WIDTH>::PAIRS;
     const int lane = threadIdx.x % 32, half = a.d / 2;
     const int head = job < HEADS ? it.first_head + job : a.n_heads + (job == JOB_K ? 0 : a.n_kv) + it.kv_head;
+    const float *bias = job < HEADS ? a.q_bias : job == JOB_K ? a.k_bias : a.v_bias;
+    const int64_t of_bias = (int64_t)(job < HEADS ? head : it.kv_head) * a.d;
     const float *y = a.qkv + ((int64_t)it.m * (a.n_heads + 2 * a.n_kv) + head) * a.d;
     const bool is_q = job < HEADS, wanted = is_q ? job < it.n_heads : it.has_own();
     const int64_t slot = (((int64_t)it.page[it.position / CUDA_PAGE_TOKENS] * a.n_kv + it.kv_head) * CUDA_PAGE_TOKENS +
@@ -200,6 +219,10 @@ DEVICE void do_job(const decode_attn_args &a, const item &it, int job, const rot
         const bool there = wanted && i < half, from_cache = !is_q && !a.raw;
         low[j] = !there ? 0.0F : from_cache ? load_as<KV>(cache, slot + i) : y[i];
         high[j] = !there ? 0.0F : from_cache ? load_as<KV>(cache, slot + i + half) : y[i + half];
+        if (bias != NULL && there) {
+            low[j] += bias[of_bias + i];
+            high[j] += bias[of_bias + i + half];
+        }
     }
     if (a.raw && job != JOB_V) {
         turn.apply(low, high, norm_of_job(a, job) != NULL, a.d, a.eps);
@@ -576,8 +599,7 @@ DEVICE int partial_stride(const decode_attn_args &a) {
 }
 
 DEVICE float *partial_of(const decode_attn_args &a, const item &it, int split) {
-    const int64_t group = (int64_t)it.m * a.n_kv * groups_of_kv(a) + it.group;
-    return a.partial + (group * a.max_splits + split) * partial_stride(a);
+    return a.partial + (int64_t)(it.index - it.split + split) * partial_stride(a);
 }
 
 /* The warps' results, in order, become the split's; where it is the only one, the row's. */

@@ -109,6 +109,9 @@ extern "C" __global__ void __launch_bounds__(PREFILL_ROW_THREADS) prefill_silu(c
 extern "C" __global__ void __launch_bounds__(PREFILL_ROW_THREADS) prefill_faults(const prefill_faults_args a) {
     const float *logits = a.logits + (int64_t)blockIdx.y * a.n;
     bool finite = true;
+    if ((int)blockIdx.y >= a.step->n_out) { // a captured step with fewer rows
+        return;
+    }
     for (int i = blockIdx.x * PREFILL_ROW_THREADS + threadIdx.x; i < a.n; i += gridDim.x * PREFILL_ROW_THREADS) {
         finite = finite && is_finite(logits[i]);
     }

@@ -11,7 +11,8 @@
 #include <stdint.h>
 
 enum {
-    CUDA_MAX_DECODE = 16,        /* rows of decode steps: two tiles of mma's N = 8 */
+    CUDA_MAX_DECODE = 16,        /* rows of steps that decode's kernels run alone: two tiles of mma's N = 8 */
+    CUDA_MAX_WIDE = 256,         /* rows of other decode-only steps that are captured as graphs */
     CUDA_PAGE_TOKENS = 64,       /* = LS_PAGE_TOKENS of ops.h; launchers assert it */
     CUDA_TOKEN_DRAWN = INT32_MIN /* = LS_TOKEN_DRAWN */
 };
@@ -25,6 +26,7 @@ typedef struct cuda_seq {
 /* Some query rows of a sequence, all that one block of prefill's attention takes: see prefill_tile.cuh. */
 typedef struct cuda_tile {
     int32_t seq, index;
+    int32_t keys; /* how much it is: what the list is ordered by */
 } cuda_tile;
 
 /* How a row is drawn on the device: greedy, or Gumbel-max over all of the vocabulary. Rows with filters, edits or log
