@@ -264,7 +264,7 @@ static void matmuls(bench *b, const model *m, ls_dtype format) {
         double us[2][N_OPS], sum[2] = {0};
         for (int side = 0; side < 2; side++) {
             enum { TIMES = 20 };
-            b->rank.few_rows = side == 0 ? m_max : 0;
+            b->rank.few_rows = b->rank.few_out = side == 0 ? m_max : 0;
             for (int i = 0; i < N_OPS; i++) {
                 us[side][i] = 0;
             }

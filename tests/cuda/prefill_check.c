@@ -446,7 +446,7 @@ static void make_gpu(world *w) {
         die(w->text, &err);
     }
     w->engines_few = rank->few_rows;
-    rank->few_rows = w->few ? MAX_ROWS : 0;
+    rank->few_rows = rank->few_out = w->few ? MAX_ROWS : 0;
 }
 
 static void make_world(world *w) {
@@ -737,7 +737,7 @@ static void check_running(tally *t, world *w, bool decode_only) {
         free(got);
     }
     from_device(w->gpu, &word, second, sizeof word);
-    const bool by_lt = w->use_lt && !w->few, is_long = w->gpu_weight[W_OUT].cols >= 4096;
+    const bool by_lt = w->use_lt && !w->few && !w->int8, is_long = w->gpu_weight[W_OUT].cols >= 4096;
     const bool wanted = w->few || (by_lt && is_long), unsure = w->few ? !small : by_lt && !is_long;
     if (!unsure && (word != UINT32_MAX) != wanted) {
         bad_line(t, w, 4, "part", wanted ? "there is one node where there should be more" : "a second node is written");
@@ -750,7 +750,7 @@ static void check_library(tally *t, world *w) {
     const ls_bind *bind = &w->gpu->rank.bind;
     const ls_weight *out = &w->gpu_weight[W_OUT];
     const cublaslt_shape wanted = {w->dtype, out->rows, out->cols, out->rows, 1, 0};
-    if (w->use_lt && w->n_rows > w->engines_few && out->rows % 8 == 0 && out->cols % 8 == 0 &&
+    if (w->use_lt && !w->int8 && w->n_rows > w->engines_few && out->rows % 8 == 0 && out->cols % 8 == 0 &&
         !cublaslt_matmul(w->gpu->rank.cublaslt, wanted, w->n_rows, address(bind->buf[BUF_ATT]), address(out->data),
                          address(bind->buf[BUF_PART]), w->gpu->rank.workspace, w->gpu->rank.stream)) {
         bad_line(t, w, 4, "cuBLASLt", "it has no algorithm");
@@ -759,7 +759,7 @@ static void check_library(tally *t, world *w) {
 
 /* The widths that short prompts are fast by. */
 static void check_limits(tally *t, const world *w) {
-    const int least = w->dtype == LS_F32 ? 1 : w->int8 ? 256 : 32;
+    const int least = w->dtype == LS_F32 ? 1 : !w->int8 ? 32 : w->use_lt ? 64 : 256;
     if (w->engines_few < least) {
         bad_line(t, w, 0, "few rows", "an engine would not run them by decode's kernels");
     }
@@ -777,10 +777,6 @@ static void check_zones(tally *t, const world *w) {
         }
     }
 }
-
-typedef struct how {
-    bool int8, lt, few, only_attn;
-} how;
 
 static void check_case(gpu *g, tally *t, const shape *s, const seqs *q, ls_dtype dtype, ls_dtype kv, how way) {
     world *w = calloc(1, sizeof *w);
@@ -898,7 +894,9 @@ static void check_all(gpu *g, tally *t, bool quick) {
                     ls_dtype kv = turn % 3 == 2 ? dtypes[(i + 1 + turn / 3 % 2) % 3] : dtypes[i];
                     if (!quick || turn % 5 == 0) {
                         check_case(g, t, &shapes[s], &lengths[l], dtypes[i], kv,
-                                   (how){.int8 = way == 2, .lt = way == 0, .few = turn % 4 == 3});
+                                   (how){.int8 = way == 2,
+                                         .lt = way == 0 || (way == 2 && g->lt != NULL && turn / 3 % 2 == 0),
+                                         .few = turn % 4 == 3});
                     }
                 }
             }
@@ -926,10 +924,11 @@ static void check_attention(gpu *g, tally *t) {
 static void check_wide(gpu *g, tally *t) {
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
         for (ls_dtype dtype = LS_F32; dtype <= LS_F16; dtype++) {
-            for (int way = g->lt == NULL; way < 3; way++) {
-                check_case(g, t, &shapes[s], &single_rows, dtype, dtype, (how){.int8 = way == 2, .lt = way == 0});
-                check_case(g, t, &shapes[s], &single_rows, dtype, dtype,
-                           (how){.int8 = way == 2, .lt = way == 0, .few = true});
+            for (int way = g->lt == NULL; way < 3 + (g->lt != NULL); way++) {
+                how by = {.int8 = way >= 2, .lt = way % 3 == 0};
+                check_case(g, t, &shapes[s], &single_rows, dtype, dtype, by);
+                by.few = true;
+                check_case(g, t, &shapes[s], &single_rows, dtype, dtype, by);
             }
         }
     }

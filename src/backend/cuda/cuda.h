@@ -61,8 +61,10 @@ typedef struct cuda_rank {
     CUdeviceptr workspace; /* attention's partial results, cuBLASLt's scratch: decode_workspace, prefill_workspace */
     size_t workspace_bytes;
     struct cublaslt *cublaslt; /* NULL: not there; prefill then runs its own matmul kernel */
-    int few_rows;              /* the largest steps that decode's matmuls are faster for: prefill_prepare */
-    bool flash;                /* flash.c serves: its maps of the K and of the V cache (CUtensorMap) */
+    int few_rows,
+        few_out;         /* the largest steps that decode's matmuls are faster for, layers and head: prefill_prepare */
+    CUdeviceptr widened; /* in workspace: a weight that is int8, in the run dtype; 0: no room for it */
+    bool flash;          /* flash.c serves: its maps of the K and of the V cache (CUtensorMap) */
     uint64_t flash_map[2][16];
     bool
         overlap; /* kernels that know how begin while the one before them ends (programmatic dependent launch); only with the

@@ -1,4 +1,6 @@
 /* Launches prefill and mixed steps, an op at a time. See cuda.h, and kern/prefill_*.cu for the kernels. */
+#include <string.h>
+
 #include "backend/cuda/cublaslt.h"
 #include "backend/cuda/cuda.h"
 #include "backend/cuda/flash.h"
@@ -10,8 +12,9 @@ _Static_assert((int)PREFILL_LEAVES == (int)LS_LEAVES && (int)PREFILL_LEAF_ALIGN 
 _Static_assert(LS_F32 == 1 && LS_BF16 == 2 && LS_F16 == 3 && LS_INT8 == 4, "kern/prefill.cuh has the same numbers");
 
 enum {
-    CHUNK_ROWS = 2048,       /* qkv and ffn_in pass their f32 sums through scratch, that many rows at a time */
-    MOST_ROWS_OF_PARTS = 128 /* see nodes_of */
+    CHUNK_ROWS = 2048,        /* qkv and ffn_in pass their f32 sums through scratch, that many rows at a time */
+    MOST_ROWS_OF_PARTS = 128, /* see nodes_of */
+    MOST_GRID_Y = 65535
 };
 
 /* ---- Kernels ---- */
@@ -20,6 +23,7 @@ enum {
     X(prefill_qkv)                                                                                                     \
     X(prefill_silu)                                                                                                    \
     X(prefill_faults)                                                                                                  \
+    X(prefill_widen)                                                                                                   \
     X(prefill_mm_bf16_32)                                                                                              \
     X(prefill_mm_bf16_128)                                                                                             \
     X(prefill_mm_f16_32)                                                                                               \
@@ -91,16 +95,22 @@ static unsigned attn_any_shared_bytes(int d_head) {
     return (unsigned)((PREFILL_ATTN_ANY_ROWS + 32) * attn_any_stride(d_head) + PREFILL_ATTN_ANY_ROWS * 33) * 4;
 }
 
-/* The most rows of a step for which decode's matmul kernels are faster than what there is otherwise. Time to first token of
- * Qwen3-4B on an H100 in ms, decode's kernels / cuBLASLt (int8: the kernel of prefill_matmul.cu):
+/* The most rows of a step for which decode's matmul kernels are faster than what there is otherwise: the one place that says
+ * so; `prefill_bench matmul` prints both sides. Time to first token of
+ * Qwen3-4B on an H100 in ms, decode's kernels / cuBLASLt (int8: the kernel of prefill_matmul.cu, which the
+ * head and shapes that cuBLASLt refuses still run; layers widen a weight and leave it to cuBLASLt, and 96 is reckoned from bf16's
+ * times plus 3 bytes of memory traffic a weight):
  *
  *   rows       4          8          10         26         32         48         64         128        512
  *   bf16                             4.3/4.9    4.8/5.1    4.9/5.1    8.1/5.2    8.3/5.3
  *   f32        12/14      18/15      23/16      57/16                            124/20     215/33
  *   w8a16                            3.2/       3.7/       3.8/       5.9/17     6.1/18     11/20      39/44
  */
-static int few_rows(const cuda_rank *rank, bool int8) {
+static int few_rows(const cuda_rank *rank, bool int8, bool is_widened) {
     const bool f32 = rank->bind.dtype == LS_F32;
+    if (is_widened) {
+        return 96;
+    }
     if (rank->cublaslt == NULL && !int8) {
         return f32 ? 16 : 64;
     }
@@ -139,9 +149,34 @@ static int64_t qkv_cols(const op_qkv *a) {
     return (int64_t)(a->n_heads_loc + 2 * a->n_kv_loc) * a->d_head;
 }
 
-/* cuBLASLt's scratch, then f32 sums. */
-size_t prefill_workspace(const ls_op *op, int n_ops, const ls_bind *bind, int max_len) {
-    (void)max_len;
+/* What an int8 weight of a layer takes in the run dtype, for cuBLASLt; 0 where prefill_matmul.cu's kernel multiplies it. */
+static int64_t widened_bytes(const ls_bind *bind, int i_weight) {
+    const ls_weight *w = &bind->weight[i_weight];
+    const bool can = w->format == LS_INT8 && bind->dtype != LS_F32 && w->cols % 16 == 0;
+    return can ? (int64_t)w->rows * w->cols * (int64_t)ls_dtype_bytes(bind->dtype) : 0;
+}
+
+/* Of the largest, since they pass one at a time. The head is left out: it is the largest by far and sees few rows. */
+static int64_t most_widened_bytes(const ls_op *op, int n_ops, const ls_bind *bind) {
+    int64_t most = 0;
+    for (int i = 0; i < n_ops; i++) {
+        int weight[] = {-1, -1, -1};
+        if (op[i].kind == OP_QKV) {
+            memcpy(weight, (int[]){op[i].qkv.q, op[i].qkv.k, op[i].qkv.v}, sizeof weight);
+        } else if (op[i].kind == OP_FFN_IN) {
+            memcpy(weight, (int[]){op[i].ffn_in.gate, op[i].ffn_in.up, -1}, sizeof weight);
+        } else if (op[i].kind == OP_OUT || op[i].kind == OP_FFN_OUT) {
+            weight[0] = op[i].row.weight;
+        }
+        for (int j = 0; j < 3 && weight[j] >= 0; j++) {
+            const int64_t bytes = widened_bytes(bind, weight[j]);
+            most = bytes > most ? bytes : most;
+        }
+    }
+    return most;
+}
+
+static int64_t scratch_of_sums(const ls_op *op, int n_ops, const ls_bind *bind) {
     int64_t floats = scratch_floats(1, bind->d_model); /* the trial runs of cublaslt_plan: a row of any width */
     for (int i = 0; i < n_ops; i++) {
         int64_t n = op[i].kind == OP_QKV      ? scratch_floats(chunk_rows(bind), qkv_cols(&op[i].qkv))
@@ -150,7 +185,14 @@ size_t prefill_workspace(const ls_op *op, int n_ops, const ls_bind *bind, int ma
                                               : 0;
         floats = n > floats ? n : floats;
     }
-    return CUBLASLT_WORKSPACE_BYTES + (size_t)floats * sizeof(float);
+    return floats;
+}
+
+/* cuBLASLt's scratch, then f32 sums, then a widened weight. */
+size_t prefill_workspace(const ls_op *op, int n_ops, const ls_bind *bind, int max_len) {
+    (void)max_len;
+    return CUBLASLT_WORKSPACE_BYTES + (size_t)scratch_of_sums(op, n_ops, bind) * sizeof(float) +
+           (size_t)most_widened_bytes(op, n_ops, bind);
 }
 
 static CUdeviceptr scratch_of(const cuda_rank *rank) {
@@ -182,8 +224,8 @@ typedef struct parts {
 
 static const parts whole = {1, 0};
 
-static cublaslt_shape shape_of(const ls_weight *w, int64_t y_stride, parts cut) {
-    return (cublaslt_shape){w->format, w->rows, w->cols, y_stride, cut.n, cut.stride};
+static cublaslt_shape shape_of(const ls_bind *bind, const ls_weight *w, int64_t y_stride, parts cut) {
+    return (cublaslt_shape){bind->dtype, w->rows, w->cols, y_stride, cut.n, cut.stride};
 }
 
 /* The most parts that are equal and not too short, of columns that are leaves [first, first + count) of k_total. */
@@ -218,11 +260,12 @@ static parts column_parts(const ls_bind *bind, int64_t y_stride) {
 static ls_status plan_matmul(cuda_rank *rank, int i_weight, int64_t y_stride, parts cut, CUdeviceptr y, ls_error *err) {
     const ls_bind *bind = &rank->bind;
     const ls_weight *w = &bind->weight[i_weight];
-    if (w->format != bind->dtype) {
+    const bool is_widened = rank->widened != 0 && widened_bytes(bind, i_weight) > 0;
+    if (w->format != bind->dtype && !is_widened) {
         return LS_OK;
     }
-    return cublaslt_plan(rank->cublaslt, shape_of(w, y_stride, cut), bind->m_max, address(w->data), y, rank->workspace,
-                         rank->stream, err);
+    return cublaslt_plan(rank->cublaslt, shape_of(bind, w, y_stride, cut), bind->m_max,
+                         is_widened ? rank->widened : address(w->data), y, rank->workspace, rank->stream, err);
 }
 
 static ls_status plan_column(cuda_rank *rank, int i_weight, int64_t y_stride, ls_error *err) {
@@ -249,6 +292,9 @@ static ls_status plan_op(cuda_rank *rank, const ls_op *op, ls_error *err) {
         TRY(plan_column(rank, op->ffn_in.gate, op->ffn_in.d_ffn_loc, err));
         return plan_column(rank, op->ffn_in.up, op->ffn_in.d_ffn_loc, err);
     case OP_HEAD:
+        if (rank->bind.weight[op->head.weight].format != rank->bind.dtype) {
+            return LS_OK;
+        }
         return plan_matmul(rank, op->head.weight, op->head.vocab_count, whole, scratch_of(rank), err);
     default:
         return LS_OK;
@@ -284,17 +330,54 @@ ls_status prefill_prepare(cuda_rank *rank, const ls_op *op, int n_ops, ls_error 
     TRY(allow_shared(rank, FN_prefill_attn_any, attn_any_shared_bytes(LS_MAX_HEAD), err));
     TRY(flash_prepare(rank, op, n_ops, rank->prefill_fn + FN_prefill_flash_bf16_64, err));
     bool int8 = false;
+    const bool is_widened = rank->cublaslt != NULL && most_widened_bytes(op, n_ops, &rank->bind) > 0;
+    rank->widened =
+        is_widened ? scratch_of(rank) + (CUdeviceptr)scratch_of_sums(op, n_ops, &rank->bind) * sizeof(float) : 0;
     for (int i = 0; i < n_ops; i++) {
         int8 = int8 || (op[i].kind == OP_QKV && rank->bind.weight[op[i].qkv.q].format == LS_INT8);
         if (rank->cublaslt != NULL) {
             TRY(plan_op(rank, &op[i], err));
         }
     }
-    rank->few_rows = few_rows(rank, int8);
+    rank->few_rows = few_rows(rank, int8, is_widened);
+    rank->few_out = few_rows(rank, int8, false);
     return LS_OK;
 }
 
 /* ---- Matmul ---- */
+
+/* An int8 weight of a layer by cuBLASLt: widened first. *done: false if that is not to be had. */
+static ls_status widen_and_multiply(cuda_rank *rank, int i_weight, prefill_leaves leaves, const void *x, int m,
+                                    float *y, int64_t y_stride, bool *done, ls_error *err) {
+    const ls_bind *bind = &rank->bind;
+    const ls_weight *w = &bind->weight[i_weight];
+    const cublaslt_shape shape = shape_of(bind, w, y_stride, whole);
+    *done = rank->widened != 0 && widened_bytes(bind, i_weight) > 0 && cublaslt_has(rank->cublaslt, shape, m) &&
+            (address(w->data) | address(x) | address(y)) % CUBLASLT_ALIGN == 0;
+    if (!*done) {
+        return LS_OK;
+    }
+    prefill_widen_args args = {.w = w->data,
+                               .scale = w->scale,
+                               .out = (uint16_t *)(uintptr_t)rank->widened,
+                               .cols = w->cols,
+                               .dtype = bind->dtype,
+                               .leaves = leaves};
+    for (int row = 0; row < w->rows; row += MOST_GRID_Y) {
+        const int n = w->rows - row < MOST_GRID_Y ? w->rows - row : MOST_GRID_Y;
+        TRY(launch(rank, FN_prefill_widen, divide_up(w->cols, 16 * PREFILL_ROW_THREADS), (unsigned)n,
+                   PREFILL_ROW_THREADS, 0, &args, err));
+        args.w += (int64_t)n * w->cols;
+        args.scale += (int64_t)n * leaves.count;
+        args.out += (int64_t)n * w->cols;
+    }
+    *done =
+        cublaslt_matmul(rank->cublaslt, shape, m, address(x), rank->widened, address(y), rank->workspace, rank->stream);
+    if (*done) {
+        cuda_note_launch(rank, "cuBLASLt");
+    }
+    return LS_OK;
+}
 
 /* y[m][n] = x[m] . w[n], in f32; the leaves matter to int8 alone. */
 static ls_status matmul(cuda_rank *rank, int i_weight, prefill_leaves leaves, parts cut, const void *x, int m, float *y,
@@ -303,10 +386,17 @@ static ls_status matmul(cuda_rank *rank, int i_weight, prefill_leaves leaves, pa
     const ls_weight *w = &bind->weight[i_weight];
     const bool int8 = w->format == LS_INT8, f32 = bind->dtype == LS_F32;
     if (w->rows == 0 || (!int8 && rank->cublaslt != NULL &&
-                         cublaslt_matmul(rank->cublaslt, shape_of(w, y_stride, cut), m, address(x), address(w->data),
-                                         address(y), rank->workspace, rank->stream))) {
+                         cublaslt_matmul(rank->cublaslt, shape_of(bind, w, y_stride, cut), m, address(x),
+                                         address(w->data), address(y), rank->workspace, rank->stream))) {
         cuda_note_launch(rank, "cuBLASLt");
         return LS_OK;
+    }
+    if (int8) {
+        bool done;
+        TRY(widen_and_multiply(rank, i_weight, leaves, x, m, y, y_stride, &done, err));
+        if (done) {
+            return LS_OK;
+        }
     }
     for (int i = 1; i < cut.n; i++) { /* the whole sum is part 0's */
         TRY(cuda_check(rank,
@@ -396,7 +486,8 @@ static ls_status norm(cuda_rank *rank, const ls_op *op, int first, const ls_step
 static parts cut_of(const cuda_rank *rank, const ls_weight *w, int64_t y_stride, int n_rows) {
     const parts cut = column_parts(&rank->bind, y_stride);
     const bool fits = cut.n > 1 && n_rows * y_stride <= cut.stride && rank->cublaslt != NULL &&
-                      w->format == rank->bind.dtype && cublaslt_has(rank->cublaslt, shape_of(w, y_stride, cut), n_rows);
+                      w->format == rank->bind.dtype &&
+                      cublaslt_has(rank->cublaslt, shape_of(&rank->bind, w, y_stride, cut), n_rows);
     return fits ? cut : whole;
 }
 
@@ -492,7 +583,7 @@ static int nodes_of(const cuda_rank *rank, const ls_op *op, const ls_step *step,
     const parts cut = row_parts(bind, &op->row);
     const bool fits = cut.n > 1 && w->format == bind->dtype && rank->cublaslt != NULL &&
                       (bind->dtype == LS_F32 || step->n_rows <= MOST_ROWS_OF_PARTS) &&
-                      cublaslt_has(rank->cublaslt, shape_of(w, bind->d_model, cut), step->n_rows);
+                      cublaslt_has(rank->cublaslt, shape_of(bind, w, bind->d_model, cut), step->n_rows);
     return fits ? cut.n : 1;
 }
 
@@ -556,7 +647,7 @@ static bool is_of_decode(const cuda_rank *rank, const ls_op *op, const ls_step *
     case OP_FFN_OUT:
         return is_few(rank, step);
     case OP_HEAD:
-        return step->n_out <= rank->few_rows;
+        return step->n_out <= rank->few_out;
     default:
         return false;
     }

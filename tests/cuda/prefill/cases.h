@@ -21,6 +21,10 @@ typedef struct seqs {
     bool fault; /* the second sequence's first row is an input row with an infinity */
 } seqs;
 
+typedef struct how {
+    bool int8, lt, few, only_attn;
+} how;
+
 static const shape shapes[] = {
     {"odd D 97 d 16", 97, 6, 2, 16, 0, 75, 101, true, true, 1, 0},
     {"d 64 window 40", 256, 8, 2, 64, 40, 320, 500, false, false, 1, 0},

@@ -166,7 +166,7 @@ static const struct {
     void (*run)(void **args);
 } kernels[] = {
     KERNEL(prefill_qkv, prefill_qkv_args)
-    KERNEL(prefill_silu, prefill_silu_args) KERNEL(prefill_faults, prefill_faults_args)
+    KERNEL(prefill_silu, prefill_silu_args) KERNEL(prefill_widen, prefill_widen_args) KERNEL(prefill_faults, prefill_faults_args)
     MATMUL(prefill_mm_bf16_32) MATMUL(prefill_mm_bf16_128) MATMUL(prefill_mm_f16_32) MATMUL(prefill_mm_f16_128)
     MATMUL(prefill_mm_bf16_int8_32) MATMUL(prefill_mm_bf16_int8_64) MATMUL(prefill_mm_f16_int8_32)
     MATMUL(prefill_mm_f16_int8_64) MATMUL(prefill_mm_f32) MATMUL(prefill_mm_f32_int8)

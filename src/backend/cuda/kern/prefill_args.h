@@ -47,6 +47,16 @@ typedef struct prefill_matmul_args {
     prefill_leaves leaves;
 } prefill_matmul_args;
 
+/* out[rows][cols] = q times its row's and leaf's scale, rounded to dtype: bf16 or f16. cols is a multiple of 16, w and out
+ * begin on 16-byte borders. */
+typedef struct prefill_widen_args {
+    const int8_t *w;    /* [rows][cols] */
+    const float *scale; /* [rows][leaves.count] */
+    uint16_t *out;
+    int32_t cols, dtype;
+    prefill_leaves leaves;
+} prefill_widen_args;
+
 /* y holds q, k and v of rows [row_first, row_first + n_rows) of the step. */
 typedef struct prefill_qkv_args {
     const cuda_step *step;

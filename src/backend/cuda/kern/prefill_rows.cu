@@ -105,6 +105,32 @@ extern "C" __global__ void __launch_bounds__(PREFILL_ROW_THREADS) prefill_silu(c
     }
 }
 
+// An int8 weight in the run dtype. A thread takes 16 elements, which lie in one leaf. Grid: blocks along a row, rows.
+extern "C" __global__ void __launch_bounds__(PREFILL_ROW_THREADS) prefill_widen(const prefill_widen_args a) {
+    const int first = (blockIdx.x * PREFILL_ROW_THREADS + threadIdx.x) * 16;
+    const int64_t at = (int64_t)blockIdx.y * a.cols + first;
+    if (first >= a.cols) {
+        return;
+    }
+    int leaf = 0;
+    while (leaf < a.leaves.count - 1 && first >= leaf_end(a.leaves, leaf)) {
+        leaf++;
+    }
+    const float scale = a.scale[(int64_t)blockIdx.y * a.leaves.count + leaf];
+    const uint4 q = *(const uint4 *)(a.w + at);
+    const uint32_t word[4] = {q.x, q.y, q.z, q.w};
+    uint32_t pair[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const int two = (int)(word[i / 2] >> i % 2 * 16);
+        const float low = (float)(int8_t)two * scale, high = (float)(int8_t)(two >> 8) * scale;
+        pair[i] = a.dtype == BF16 ? bf16::pack(low, high) : f16::pack(low, high);
+    }
+    uint4 *out = (uint4 *)(a.out + at);
+    out[0] = make_uint4(pair[0], pair[1], pair[2], pair[3]);
+    out[1] = make_uint4(pair[4], pair[5], pair[6], pair[7]);
+}
+
 // Notes rows whose logits are not all finite. Grid: blocks along a row, output rows.
 extern "C" __global__ void __launch_bounds__(PREFILL_ROW_THREADS) prefill_faults(const prefill_faults_args a) {
     const float *logits = a.logits + (int64_t)blockIdx.y * a.n;
