@@ -4,6 +4,7 @@
  *   prefill_bench attn     attention by both kernels, causal, bf16, 32 query heads: TFLOP/s, and memory besides q, k, v, out
  *   prefill_bench matmul   a layer's matmuls by decode's kernels and by what there is otherwise, 17 to 256 rows: the
  *                          crossovers that prefill.c's few_rows states
+ *   prefill_bench gemm     cuBLASLt's choices for the shapes of two models, and 8192^3 for comparison: TFLOP/s of each
  *
  * Whole layers are timed, weights larger than L2, so that no matmul finds its weights there.
  */
@@ -304,11 +305,60 @@ static void all_matmuls(bench *b) {
     }
 }
 
+/* ---- cuBLASLt's choices ---- */
+
+/* TFLOP/s of the heuristic's choices, in its order; an engine takes the first. */
+static void gemm(bench *b, const char *name, int m, int n, int k) {
+    enum { CHOICES = 6, TIMES = 10 };
+    const cublaslt_shape shape = {LS_BF16, n, k, n, 1, 0};
+    ls_error err = {0};
+    b->used = 0;
+    const CUdeviceptr x = take(b, (size_t)m * (size_t)k * 2), w = take(b, (size_t)n * (size_t)k * 2),
+                      y = take(b, (size_t)m * (size_t)n * 4), workspace = take(b, CUBLASLT_WORKSPACE_BYTES);
+    printf("gemm %-10s %4d x %5d x %5d:", name, m, n, k);
+    for (int i = 0; i < CHOICES; i++) {
+        cublaslt *lt;
+        double least = 1e30;
+        must(b, cublaslt_open(&lt, &err), &err);
+        cublaslt_pass_over(lt, i);
+        must(b, cublaslt_plan(lt, shape, m, w, y, workspace, b->rank.stream, &err), &err);
+        for (int run = 0; run < 4; run++) { /* the first warms up */
+            bool done = true;
+            cuda(b, b->driver->cuEventRecord(b->start, b->rank.stream), "event");
+            for (int t = 0; t < TIMES; t++) {
+                done = cublaslt_matmul(lt, shape, m, x, w, y, workspace, b->rank.stream) && done;
+            }
+            const double ms = stop_ms(b, "a matmul") / TIMES;
+            least = run > 0 && done && ms < least ? ms : least;
+        }
+        printf(" %4.0f", 2.0 * m * n * k / least / 1e9);
+        fflush(stdout);
+        cublaslt_close(&lt);
+    }
+    printf("\n");
+}
+
+static void all_gemms(bench *b) {
+    gemm(b, "8192^3", 8192, 8192, 8192);
+    for (int m = 512; m <= 2048; m *= 4) {
+        gemm(b, "qwen q", m, 4096, 2560);
+        gemm(b, "qwen k, v", m, 1024, 2560);
+        gemm(b, "qwen out", m, 2560, 4096);
+        gemm(b, "qwen in", m, 9728, 2560);
+        gemm(b, "qwen down", m, 2560, 9728);
+        gemm(b, "mistral q", m, 4096, 4096);
+        gemm(b, "mistral in", m, 14336, 4096);
+        gemm(b, "mistral dn", m, 4096, 14336);
+    }
+}
+
 int main(int argc, char **argv) {
     bench *b = calloc(1, sizeof *b);
     ls_error err = {0};
-    if (argc != 2 || (strcmp(argv[1], "attn") != 0 && strcmp(argv[1], "matmul") != 0) || b == NULL) {
-        printf("usage: prefill_bench attn|matmul\n");
+    const char *what = argc == 2 ? argv[1] : "";
+    const bool attn = strcmp(what, "attn") == 0, gemms = strcmp(what, "gemm") == 0;
+    if (b == NULL || (!attn && !gemms && strcmp(what, "matmul") != 0)) {
+        printf("usage: prefill_bench attn|matmul|gemm\n");
         return 2;
     }
     must(b, cuda_driver_open(&b->driver, &err), &err);
@@ -318,8 +368,10 @@ int main(int argc, char **argv) {
     cuda(b, b->driver->cuEventCreate(&b->start, CU_EVENT_DEFAULT), "event");
     cuda(b, b->driver->cuEventCreate(&b->stop, CU_EVENT_DEFAULT), "event");
     fill(b);
-    if (strcmp(argv[1], "attn") == 0) {
+    if (attn) {
         all_attention(b);
+    } else if (gemms) {
+        all_gemms(b);
     } else {
         all_matmuls(b);
     }

@@ -39,6 +39,7 @@ struct cublaslt {
     cublasLtHandle_t handle;
     cublasLtMatmulDesc_t matmul;
     cublasLtMatmulPreference_t preference;
+    int passed; /* see cublaslt_pass_over */
     int n_shapes;
     lt_shape shape[MAX_SHAPES];
 #define X(name) __typeof__(&(name)) name;
@@ -221,7 +222,9 @@ static bool choose(const cublaslt *lt, lt_shape *shape, int bucket) {
                                            lt->preference, MAX_CHOICES, choice, &n) != CUBLAS_STATUS_SUCCESS) {
         return false;
     }
-    for (int i = 0; i < n; i++) {
+    int left = lt->passed;
+    bool found = false;
+    for (int i = 0; i < n && left >= 0; i++) {
         int32_t splits = 0;
         size_t written;
         if (choice[i].state == CUBLAS_STATUS_SUCCESS &&
@@ -229,10 +232,15 @@ static bool choose(const cublaslt *lt, lt_shape *shape, int bucket) {
                                                      sizeof splits, &written) == CUBLAS_STATUS_SUCCESS &&
             splits <= 1) {
             shape->algo[bucket] = choice[i].algo;
-            return true;
+            found = true;
+            left--;
         }
     }
-    return false;
+    return found;
+}
+
+void cublaslt_pass_over(cublaslt *lt, int passed) {
+    lt->passed = passed;
 }
 
 /* The parts are a batch: part i of w's and x's columns. */

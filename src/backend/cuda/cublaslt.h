@@ -37,6 +37,9 @@ void cublaslt_close(cublaslt **lt); /* accepts NULL inside; sets it to NULL */
 ls_status cublaslt_plan(cublaslt *lt, cublaslt_shape shape, int m_max, CUdeviceptr w, CUdeviceptr y,
                         CUdeviceptr workspace, CUstream stream, ls_error *err);
 
+/* What cublaslt_plan takes from then on: the heuristic's best but `passed` of those without split-K, or its last. For benches. */
+void cublaslt_pass_over(cublaslt *lt, int passed);
+
 /* Whether there is an algorithm for m rows. */
 bool cublaslt_has(cublaslt *lt, cublaslt_shape shape, int m);
 
