@@ -308,8 +308,10 @@ static void all_matmuls(bench *b) {
 /* ---- cuBLASLt's choices ---- */
 
 /* TFLOP/s of the heuristic's choices, in its order; an engine takes the first. */
-static void gemm(bench *b, const char *name, int m, int n, int k) {
-    enum { CHOICES = 6, TIMES = 10 };
+enum { CHOICES = 6 };
+
+static void gemm(bench *b, cublaslt *const lts[CHOICES], const char *name, int m, int n, int k) {
+    enum { TIMES = 10 };
     const cublaslt_shape shape = {LS_BF16, n, k, n, 1, 0};
     ls_error err = {0};
     b->used = 0;
@@ -317,10 +319,8 @@ static void gemm(bench *b, const char *name, int m, int n, int k) {
                       y = take(b, (size_t)m * (size_t)n * 4), workspace = take(b, CUBLASLT_WORKSPACE_BYTES);
     printf("gemm %-10s %4d x %5d x %5d:", name, m, n, k);
     for (int i = 0; i < CHOICES; i++) {
-        cublaslt *lt;
+        cublaslt *lt = lts[i];
         double least = 1e30;
-        must(b, cublaslt_open(&lt, &err), &err);
-        cublaslt_pass_over(lt, i);
         must(b, cublaslt_plan(lt, shape, m, w, y, workspace, b->rank.stream, &err), &err);
         for (int run = 0; run < 4; run++) { /* the first warms up */
             bool done = true;
@@ -333,22 +333,30 @@ static void gemm(bench *b, const char *name, int m, int n, int k) {
         }
         printf(" %4.0f", 2.0 * m * n * k / least / 1e9);
         fflush(stdout);
-        cublaslt_close(&lt);
     }
     printf("\n");
 }
 
 static void all_gemms(bench *b) {
-    gemm(b, "8192^3", 8192, 8192, 8192);
+    cublaslt *lts[CHOICES];
+    ls_error err = {0};
+    for (int i = 0; i < CHOICES; i++) {
+        must(b, cublaslt_open(&lts[i], &err), &err);
+        cublaslt_pass_over(lts[i], i);
+    }
+    gemm(b, lts, "8192^3", 8192, 8192, 8192);
     for (int m = 512; m <= 2048; m *= 4) {
-        gemm(b, "qwen q", m, 4096, 2560);
-        gemm(b, "qwen k, v", m, 1024, 2560);
-        gemm(b, "qwen out", m, 2560, 4096);
-        gemm(b, "qwen in", m, 9728, 2560);
-        gemm(b, "qwen down", m, 2560, 9728);
-        gemm(b, "mistral q", m, 4096, 4096);
-        gemm(b, "mistral in", m, 14336, 4096);
-        gemm(b, "mistral dn", m, 4096, 14336);
+        gemm(b, lts, "qwen q", m, 4096, 2560);
+        gemm(b, lts, "qwen k, v", m, 1024, 2560);
+        gemm(b, lts, "qwen out", m, 2560, 4096);
+        gemm(b, lts, "qwen in", m, 9728, 2560);
+        gemm(b, lts, "qwen down", m, 2560, 9728);
+        gemm(b, lts, "mistral q", m, 4096, 4096);
+        gemm(b, lts, "mistral in", m, 14336, 4096);
+        gemm(b, lts, "mistral dn", m, 4096, 14336);
+    }
+    for (int i = 0; i < CHOICES; i++) {
+        cublaslt_close(&lts[i]);
     }
 }
 
