@@ -14,6 +14,7 @@
 #ifdef LS_CUDA
 #include <dlfcn.h>
 
+#include "backend/cuda/flash.h"
 #include "backend/cuda/images.h"
 #include "engine/cuda_engine.h"
 #endif
@@ -269,6 +270,56 @@ static void sizes_of_graphs(void **state) {
         assert_non_null(strstr(err.text, "--graph-sizes"));
     }
 }
+
+/* Every (sequence, tile of 128 pairs) once, the most keys first, no more than there are rows. */
+static void work_of_attention(void **state) {
+    (void)state;
+    static const struct { int n_heads, n_kv, window; } heads[] = {{8, 8, 0}, {8, 2, 0}, {14, 2, 100}, {128, 1, 0}};
+    ls_step_seq seq[] = {{.n_rows = 1, .n_past = 9000}, {.n_rows = 700}, {.n_rows = 1}, {.n_rows = 33, .n_past = 640}};
+    const ls_step step = {.n_seqs = 4, .n_rows = 735, .seq = seq};
+    for (size_t h = 0; h < sizeof heads / sizeof *heads; h++) {
+        const op_attn a = {heads[h].n_heads, heads[h].n_kv, 64, heads[h].window, 1};
+        const int group = a.n_heads_loc / a.n_kv_loc;
+        cuda_tile tile[735];
+        int wanted = 0, n = flash_tiles(&a, &step, tile);
+        bool seen[4][735] = {{false}};
+        for (int i = 0; i < 4; i++) {
+            wanted += (seq[i].n_rows * group + 127) / 128;
+        }
+        assert_int_equal(n, wanted);
+        assert_int_equal(flash_tiles(&a, &step, NULL), wanted);
+        assert_true(n <= step.n_rows);
+        for (int i = 0; i < n; i++) {
+            assert_true(tile[i].index * 128 < seq[tile[i].seq].n_rows * group);
+            assert_false(seen[tile[i].seq][tile[i].index]);
+            seen[tile[i].seq][tile[i].index] = true;
+            assert_true(tile[i].keys > 0 && (i == 0 || tile[i].keys <= tile[i - 1].keys));
+        }
+        assert_int_equal(tile[0].seq, heads[h].window > 0 ? tile[0].seq : 0); /* 9001 keys */
+        assert_int_equal(tile[0].keys, heads[h].window > 0 ? tile[0].keys : 9001);
+    }
+}
+
+static void who_runs_attention(void **state) {
+    (void)state;
+    const cuda_rank hopper = {
+        .overlap = true, .facts = {.cc_major = 9}, .bind = {.dtype = LS_BF16, .kv_dtype = LS_BF16}};
+    const op_attn usual = {32, 8, 128, 0, 1}, odd_head = {32, 8, 40, 0, 1}, large_group = {129, 1, 64, 0, 1};
+    assert_true(flash_serves(&hopper, &usual));
+    assert_false(flash_serves(&hopper, &odd_head));
+    assert_false(flash_serves(&hopper, &large_group));
+    cuda_rank other = hopper;
+    other.facts.cc_major = 10;
+    assert_false(flash_serves(&other, &usual));
+    other = hopper;
+    other.overlap = false; /* kernels that the driver compiled */
+    assert_false(flash_serves(&other, &usual));
+    other = hopper;
+    other.bind.kv_dtype = LS_F16;
+    assert_false(flash_serves(&other, &usual));
+    other.bind.dtype = other.bind.kv_dtype = LS_F32;
+    assert_false(flash_serves(&other, &usual));
+}
 #endif
 
 int main(void) {
@@ -277,6 +328,7 @@ int main(void) {
         cmocka_unit_test(plans_of_devices),  cmocka_unit_test(no_gpu_is_told),
 #ifdef LS_CUDA
         cmocka_unit_test(kernels_for_chips), cmocka_unit_test(sizes_of_graphs),
+        cmocka_unit_test(work_of_attention), cmocka_unit_test(who_runs_attention),
         cmocka_unit_test(plans_for_gpus),
 #endif
     };
