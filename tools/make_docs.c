@@ -85,6 +85,7 @@ static const entry exit_codes[] = {
     {"0", "All went well."},
     {"1", "It failed; standard error says why, in one sentence."},
     {"2", "The command line or a setting is wrong; the message names it."},
+    {"3", "A rank, a host or a device failed while it ran; starting it again may help."},
     {"130", "Ctrl-C ended it."},
 };
 
