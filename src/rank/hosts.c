@@ -278,17 +278,25 @@ ls_status hosts_transfer(ls_hosts *hosts, host_transfer *transfer, int n, int64_
         }
         hosts->link->rest(hosts->link, CHANNEL_DATA, pending, n_pending, SLICE_MS * MS);
     }
+    for (int i = 0; i < n; i++) {
+        hosts->link->drop(hosts->link, &transfer[i]);
+    }
     return hosts_why(hosts, err);
 }
 
 /* ---- Joining and leaving ---- */
 
+static ls_status check_count(int n_hosts, ls_error *err) {
+    return n_hosts == 2 || n_hosts == 4 || n_hosts == HOSTS_MAX
+               ? LS_OK
+               : error_set(err, LS_EINVAL,
+                           "%d processes: ranks are spread over 2, 4 or 8 (WORLD_SIZE, or the launcher's -n or -np)",
+                           n_hosts);
+}
+
 static ls_status check_params(const ls_hosts_params *p, ls_error *err) {
-    bool counts = p->n_hosts == 2 || p->n_hosts == 4 || p->n_hosts == HOSTS_MAX;
-    if (p->address != NULL && !counts) {
-        return error_set(err, LS_EINVAL,
-                         "%d processes: ranks are spread over 2, 4 or 8 (WORLD_SIZE, or the launcher's -n or -np)",
-                         p->n_hosts);
+    if (p->address != NULL) {
+        TRY(check_count(p->n_hosts, err));
     }
     if (p->address != NULL && (p->host < 0 || p->host >= p->n_hosts)) {
         return error_set(err, LS_EINVAL, "host %d of %d: hosts are counted from 0", p->host, p->n_hosts);
@@ -305,7 +313,8 @@ static ls_status open_link(ls_hosts *hosts, const ls_hosts_params *p, ls_error *
     if (p->address != NULL) {
         return link_tcp_open(&hosts->link, p->host, p->n_hosts, p->address, until, err);
     }
-    return link_mpi_open(&hosts->link, until, err);
+    TRY(link_mpi_open(&hosts->link, until, err));
+    return check_count(hosts->link->count, err);
 }
 
 static void prepare_peers(ls_hosts *hosts) {

@@ -33,6 +33,8 @@ struct host_link {
     ls_status (*advance)(host_link *link, host_channel channel, host_transfer *transfer, ls_error *err);
     /* Sleeps until one of these may be advanced, at most so long. */
     void (*rest)(host_link *link, host_channel channel, host_transfer *const *pending, int n, int64_t timeout_ns);
+    /* Gives up a transfer of the data channel: its memory is left alone from then on. The link may be dead after that. */
+    void (*drop)(host_link *link, host_transfer *transfer);
     /* in_order: all processes do it, and nothing is on its way. */
     void (*close)(host_link *link, bool in_order);
 };

@@ -82,6 +82,10 @@ static void tcp_rest(host_link *base, host_channel channel, host_transfer *const
     poll(wait, (nfds_t)n, (int)(timeout_ns / MS));
 }
 
+static void tcp_drop(host_link *base, host_transfer *t) {
+    (void)base, (void)t; /* only tcp_advance touches it */
+}
+
 static void tcp_close(host_link *base, bool in_order) {
     link_tcp *link = (link_tcp *)base;
     (void)in_order;
@@ -418,8 +422,8 @@ ls_status link_tcp_open(host_link **out, int self, int count, const char *addres
     if (link == NULL) {
         return error_set(err, LS_ENOMEM, "hosts: out of memory");
     }
-    link->base =
-        (host_link){.self = self, .count = count, .advance = tcp_advance, .rest = tcp_rest, .close = tcp_close};
+    link->base = (host_link){
+        .self = self, .count = count, .advance = tcp_advance, .rest = tcp_rest, .drop = tcp_drop, .close = tcp_close};
     memset(link->fd, -1, sizeof link->fd);
     link->listener = -1;
     ls_status st = meet(link, address, until_ns, err);
