@@ -304,7 +304,7 @@ datadir ?= $(PREFIX)/share
 # What is installed, as MODE|FILE|FOLDER/NAME; uninstall reads the same list.
 to = $(foreach f,$(3),$(1)|$f|$(2)/$(notdir $f))
 INSTALLED = $(call to,755,$(bindir),$(APP)) $(call to,755,$(libdir),$(SHARED)) $(call to,644,$(libdir),$(LIB)) \
-	$(call to,644,$(libdir)/pkgconfig,$(BUILD)/lockstep.pc) $(call to,644,$(includedir),include/lockstep.h) \
+	$(call to,644,$(libdir)/pkgconfig,$(BUILD)/lockstep.pc) $(call to,644,$(includedir),$(wildcard include/*.h)) \
 	$(foreach f,$(MADE_DOCS),644|$f|$(datadir)/$(f:$(BUILD)/share/%=%)) \
 	$(call to,644,$(datadir)/lockstep/demo,$(wildcard demo/*)) \
 	$(call to,644,$(datadir)/doc/lockstep,README.md LICENSE) $(call to,644,$(datadir)/doc/lockstep/docs,$(wildcard docs/*.md)) \

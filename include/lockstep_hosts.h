@@ -38,6 +38,8 @@ LS_API ls_status ls_hosts_join(const ls_hosts_params *params, ls_hosts **out, ls
  * NULL inside; sets it to NULL. */
 LS_API void ls_hosts_leave(ls_hosts **hosts, const ls_error *why);
 LS_API int ls_hosts_self(const ls_hosts *hosts); /* this process's number; 0 for NULL */
+/* What this process is doing, for messages: "host 1 (name, address), in step 12". From any thread. */
+LS_API void ls_hosts_describe(const ls_hosts *hosts, char *out, size_t out_bytes);
 
 /* On hosts other than 0: runs the steps of host 0's engine until that is closed. */
 LS_API ls_status ls_engine_follow(ls_engine *engine, ls_error *err);

@@ -2,6 +2,9 @@
 #ifndef LS_CLI_CLI_H
 #define LS_CLI_CLI_H
 
+#include <pthread.h>
+#include <stdatomic.h>
+
 #include "base/options.h"
 
 /* Exit codes. */
@@ -28,6 +31,14 @@ int cli_fail(const ls_error *error, bool verbose);
 /* For ls_model_params.log_fn: one line on stderr. */
 void cli_log(void *user, ls_log_level level, const char *text);
 
+/* The processes that share a command's ranks. Zeroed: this one is alone. Stays where it is between joining and leaving. */
+typedef struct cli_hosts {
+    ls_hosts *group;
+    _Atomic(ls_hosts *) named; /* the same, for the thread that waits for SIGTERM */
+    pthread_t watch;
+    bool watched;
+} cli_hosts;
+
 /* open.c: an argument, or what is in the file it names with @. *out is malloc'ed; NULL for an option that was not given. */
 ls_status cli_read_argument(const option_value *value, char **out, ls_error *err);
 /* The folder of --model: found beside the binary if the name is "demo", in the cache or on the hub if it is a name
@@ -46,12 +57,12 @@ ls_status cli_open(const ls_options *options, ls_hosts *hosts, ls_model **model,
 /* ls_engine_open with progress on stderr, unless --timeline none asks for silence. */
 ls_status cli_open_engine(const ls_options *options, ls_model *model, const ls_engine_params *params, ls_engine **out,
                           ls_error *err);
-/* hosts.c: meets the other processes if a launcher started several; *out stays NULL if not. Where ls_hosts_self(*out) > 0 the
+/* hosts.c: meets the other processes if a launcher started several; out->group stays NULL if not. Where its number is not 0 the
  * command is host 0's, and cli_follow all that is left to do: params.hosts says whom. Then both leave, after their engine
  * is closed, with the error that ended them. */
-ls_status cli_hosts_join(const ls_options *options, ls_hosts **out, ls_error *err);
+ls_status cli_hosts_join(const ls_options *options, cli_hosts *out, ls_error *err);
 ls_status cli_follow(const ls_options *options, ls_engine_params params, ls_error *err);
-void cli_hosts_leave(ls_hosts **hosts, ls_status st, const ls_error *why);
+void cli_hosts_leave(cli_hosts *hosts, ls_status st, const ls_error *why);
 /* The engine's parameters as the options give them. */
 ls_engine_params cli_engine_params(const ls_options *options, ls_hosts *hosts);
 

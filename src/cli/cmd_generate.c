@@ -191,8 +191,8 @@ static ls_status read_options(generate *g, int argc, char **argv, ls_error *err)
 static ls_status generate_all(generate *g, int argc, char **argv, ls_error *err) {
     TRY(read_options(g, argc, argv, err));
     TRY(cli_hosts_join(&g->options, &g->hosts, err));
-    ls_engine_params params = cli_engine_params(&g->options, g->hosts);
-    if (ls_hosts_self(g->hosts) > 0) {
+    ls_engine_params params = cli_engine_params(&g->options, g->hosts.group);
+    if (ls_hosts_self(g->hosts.group) > 0) {
         return cli_follow(&g->options, params, err);
     }
     TRY(prompts_read(&g->prompts, &g->options, err));
@@ -200,7 +200,8 @@ static ls_status generate_all(generate *g, int argc, char **argv, ls_error *err)
     if (g->options.value[OPT_TRACE].set) {
         TRY(trace_file_open(&g->trace, g->options.value[OPT_TRACE].text, err));
     }
-    TRY(g->hosts != NULL ? cli_open_model(&g->options, &g->model, err) : cli_open_to_run(&g->options, &g->model, err));
+    TRY(g->hosts.group != NULL ? cli_open_model(&g->options, &g->model, err)
+                               : cli_open_to_run(&g->options, &g->model, err));
     params.trace_events = g->trace != NULL ? TRACE_FILE_EVENTS : 0;
     TRY(cli_open_engine(&g->options, g->model, &params, &g->engine, err));
     ls_model_info info = LS_MODEL_INFO_INIT;

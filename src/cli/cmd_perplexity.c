@@ -29,9 +29,9 @@ typedef struct perplexity {
     ls_text *text;
     ls_model *model;
     ls_engine *engine;
-    ls_hosts *hosts; /* NULL: this is the only process */
-    int32_t *token;  /* [n_tokens] */
-    window *window;  /* [n_windows] */
+    cli_hosts hosts;
+    int32_t *token; /* [n_tokens] */
+    window *window; /* [n_windows] */
     size_t n_tokens, n_windows, n_scored;
     double nll; /* of windows that are done */
 } perplexity;
@@ -180,15 +180,15 @@ static ls_status perplexity_all(perplexity *p, int argc, char **argv, ls_error *
     p->options.n_list[OPT_PROMPT] = 0; /* not this command's, were it in the environment */
     p->options.value[OPT_REPEAT_PROMPT].set = false;
     TRY(cli_hosts_join(&p->options, &p->hosts, err));
-    if (ls_hosts_self(p->hosts) > 0) {
-        return cli_follow(&p->options, cli_engine_params(&p->options, p->hosts), err);
+    if (ls_hosts_self(p->hosts.group) > 0) {
+        return cli_follow(&p->options, cli_engine_params(&p->options, p->hosts.group), err);
     }
     TRY(prompts_read(&p->prompts, &p->options, err));
     char folder[4096], cache[4096];
     TRY(cli_find_text(&p->options, folder, sizeof folder, err));
     TRY(ls_text_open(folder, options_cache_folder(&p->options, cache, sizeof cache), &p->text, err));
     TRY(read_tokens(p, err));
-    TRY(cli_open(&p->options, p->hosts, &p->model, &p->engine, err));
+    TRY(cli_open(&p->options, p->hosts.group, &p->model, &p->engine, err));
     size_t length = (size_t)ls_engine_max_tokens(p->engine);
     TRY(cut_windows(p, length, err));
     int64_t start = clock_ns();

@@ -19,7 +19,7 @@ typedef struct generate {
     ls_options options;
     prompt_list prompts;
     sampling_options sampling;
-    ls_hosts *hosts; /* NULL: this is the only process */
+    cli_hosts hosts;
     ls_model *model;
     ls_engine *engine;
     trace_file *trace;

@@ -96,6 +96,12 @@ static const char *phase_text(char *out, size_t n, uint32_t phase, int64_t numbe
     return out;
 }
 
+void ls_hosts_describe(const ls_hosts *hosts, char *out, size_t out_bytes) {
+    char what[48];
+    snprintf(out, out_bytes, "%s, %s", hosts->link->label[hosts->link->self],
+             phase_text(what, sizeof what, atomic_load(&hosts->phase), atomic_load(&hosts->number)));
+}
+
 static void lose_peer(ls_hosts *hosts, int host, const char *what) {
     const host_peer *peer = &hosts->peer[host];
     ls_error why = {0};
