@@ -23,6 +23,9 @@ static void *watch_for_term(void *arg) {
     const sigset_t set = only_term();
     char what[256] = "joining the other hosts";
     int signal_number;
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, NULL); /* the others are the main thread's */
     sigwait(&set, &signal_number);
     ls_hosts *group = atomic_load(&hosts->named);
     if (group != NULL) {

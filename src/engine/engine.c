@@ -354,7 +354,7 @@ static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, i
     engine->plan_us = (planned - start) / 1000;
     engine->shard_us = (clock_ns() - planned) / 1000;
     engine->is_open = true;
-    hosts_set_phase(engine->hosts, PHASE_IDLE, 0);
+    hosts_set_phase(engine->hosts, PHASE_IDLE, 1);
     return LS_OK;
 }
 

@@ -279,7 +279,7 @@ ls_status host_step_gather(ls_engine *engine, const step_batch *batch, ls_error 
         }
     }
     TRY(hosts_transfer(engine->hosts, engine->host_steps->result, engine->host_steps->n_results, STEP_TIMEOUT_NS, err));
-    hosts_set_phase(engine->hosts, PHASE_IDLE, 0);
+    hosts_set_phase(engine->hosts, PHASE_IDLE, engine->host_steps->n_steps + 1);
     return LS_OK;
 }
 

@@ -90,8 +90,8 @@ static void lose(ls_hosts *hosts, const ls_error *why) {
 /* "loading the weights", "in step 12": what a host was doing. */
 static const char *phase_text(char *out, size_t n, uint32_t phase, int64_t number) {
     static const char *const text[PHASES] = {"opening the model", "comparing options and files", "loading weights",
-                                             "waiting for a step", "in step"};
-    snprintf(out, n, phase == PHASE_STEP ? "%s %lld" : "%s", phase < PHASES ? text[phase] : "doing something unknown",
+                                             "waiting for step", "in step"};
+    snprintf(out, n, phase >= PHASE_IDLE ? "%s %lld" : "%s", phase < PHASES ? text[phase] : "doing something unknown",
              (long long)number);
     return out;
 }

@@ -23,7 +23,7 @@ typedef enum host_phase {
 
 int hosts_count(const ls_hosts *hosts); /* 1 for NULL */
 const char *hosts_label(const ls_hosts *hosts, int host);
-/* number: of the step, counted from 1; else 0. */
+/* number: of the step, or the one that is waited for, counted from 1; else 0. */
 void hosts_set_phase(ls_hosts *hosts, host_phase phase, int64_t number);
 
 /* Moves all of them, those of one host and direction in their order. From one thread at a time. timeout_ns: the longest it

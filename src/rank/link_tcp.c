@@ -21,7 +21,7 @@
 #include "base/clock.h"
 #include "rank/link.h"
 
-static const int64_t MS = 1000000;
+static const int64_t MS = 1000000, SECOND = 1000000000;
 
 enum { NAME_BYTES = 40, ADDRESS_BYTES = 46, PORT_BYTES = 8 };
 static const char MAGIC[16] = "lockstep hosts 1";
@@ -325,7 +325,8 @@ static ls_status connect_both(link_tcp *link, int host, const char *address, con
     snprintf(who, sizeof who, "host %d", host);
     for (int channel = 0; channel < CHANNELS; channel++) {
         hello h;
-        TRY(connect_to(&link->fd[host][channel], address, port, who, until_ns, err));
+        const int64_t soon = clock_ns() + SECOND; /* it was there for the first channel */
+        TRY(connect_to(&link->fd[host][channel], address, port, who, channel == 0 ? until_ns : soon, err));
         if (host == 0 && channel == 0 && link->base.self + 1 < link->base.count) {
             host_place *self = &link->list.place[link->base.self];
             char ours[PORT_BYTES];
@@ -365,9 +366,15 @@ static ls_status gather(link_tcp *link, const char *name, const char *port, int6
 
 /* What the others do: to host 0 first, then to those before them, and wait for those behind. */
 static ls_status go_there(link_tcp *link, const char *name, const char *port, int64_t until_ns, ls_error *err) {
-    TRY(connect_both(link, 0, name, port, until_ns, err));
-    if (!move(link->fd[0][CHANNEL_DATA], false, &link->list, sizeof link->list, until_ns)) {
-        return error_set(err, LS_EABORTED, "joining: host 0 at %s port %s left, or waits for others still", name, port);
+    ls_status st = connect_both(link, 0, name, port, until_ns, err);
+    if (st != LS_OK && link->fd[0][CHANNEL_DATA] < 0) {
+        return st;
+    }
+    if (!move(link->fd[0][CHANNEL_DATA], false, &link->list, sizeof link->list,
+              st == LS_OK ? until_ns : clock_ns() + SECOND)) {
+        return st != LS_OK ? st
+                           : error_set(err, LS_EABORTED,
+                                       "joining: host 0 at %s port %s left, or waits for others still", name, port);
     }
     link->list.refusal[sizeof link->list.refusal - 1] = '\0';
     if (link->list.refusal[0] != '\0') {
