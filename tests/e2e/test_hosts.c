@@ -533,7 +533,7 @@ static void an_end_at_any_moment_leaves_nothing(void **state) {
     enum { AT_ONCE = 10 };
     const int n_moments = sanitized() ? 12 : 100;
     const double longest_s = sanitized() ? 1.5 : 0.3;
-    const char *const args[] = {DEMO, LONG, "-tp", "2", "--join-timeout", "1", "--host-timeout", "3", NULL};
+    const char *const args[] = {DEMO, LONG, "-tp", "2", "--join-timeout", "0.6", "--host-timeout", "3", NULL};
     group g[AT_ONCE];
     int n_shared = count_files("/dev/shm"), n_said = 0;
     for (int moment = 0; moment < n_moments; moment += AT_ONCE) {
