@@ -27,8 +27,9 @@ typedef struct host_peer {
     host_transfer receive, send;
     bool sending;
     bool left, gone; /* it said so; nothing more can be told to it, or heard */
-    uint32_t phase;  /* as it said last */
-    int64_t number, heard_ns;
+    int64_t heard_ns;
+    atomic_uint phase; /* as it said last; read by whoever waits for it, too */
+    atomic_llong number;
 } host_peer;
 
 struct ls_hosts {
@@ -107,7 +108,7 @@ static void lose_peer(ls_hosts *hosts, int host, const char *what) {
     ls_error why = {0};
     char theirs[48], ours[48];
     error_set(&why, LS_EABORTED, "%s %s; it was %s, and this host %s", hosts->link->label[host], what,
-              phase_text(theirs, sizeof theirs, peer->phase, peer->number),
+              phase_text(theirs, sizeof theirs, atomic_load(&peer->phase), atomic_load(&peer->number)),
               phase_text(ours, sizeof ours, atomic_load(&hosts->phase), atomic_load(&hosts->number)));
     lose(hosts, &why);
 }
@@ -124,8 +125,8 @@ static void take_note(ls_hosts *hosts, int host) {
         error_set(&why, LS_EABORTED, "%s: %s", hosts->link->label[host], peer->in.text);
         lose(hosts, &why);
     } else {
-        peer->phase = peer->in.phase;
-        peer->number = peer->in.number;
+        atomic_store(&peer->phase, peer->in.phase);
+        atomic_store(&peer->number, peer->in.number);
     }
     peer->receive.done = 0;
 }

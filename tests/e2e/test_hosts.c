@@ -11,6 +11,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/socket.h>
@@ -512,6 +513,77 @@ static void strangers_are_ignored(void **state) {
     clear(&g);
 }
 
+/* ---- The library, each host a thread ---- */
+
+typedef struct library_host {
+    int self;
+    char address[48];
+    ls_model *model;
+    ls_status st;
+    ls_error err;
+} library_host;
+
+static void join_and_open(library_host *h, ls_hosts **hosts, ls_engine **engine) {
+    ls_hosts_params where = LS_HOSTS_PARAMS_INIT;
+    ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+    where.n_hosts = 2;
+    where.host = h->self;
+    where.address = h->address;
+    params.tensor_parallel_size = 2;
+    params.threads = 1;
+    params.max_model_len_tokens = 256;
+    params.device = "cpu";
+    ASSERT_OK(ls_hosts_join(&where, hosts, &h->err), &h->err);
+    assert_int_equal(ls_hosts_self(*hosts), h->self);
+    params.hosts = *hosts;
+    ASSERT_OK(ls_engine_open(h->model, &params, engine, &h->err), &h->err);
+}
+
+/* Gives up before the first step, after one that is not its business. */
+static void *library_follower(void *arg) {
+    library_host *h = arg;
+    ls_hosts *hosts = NULL;
+    ls_engine *engine = NULL;
+    ls_error why = {.status = LS_EIO, .text = "the disk of host 1 is full"};
+    join_and_open(h, &hosts, &engine);
+    h->st = ls_engine_step(engine, &h->err);
+    ls_engine_close(&engine);
+    ls_hosts_leave(&hosts, &why);
+    return NULL;
+}
+
+static void requests_fail_with_the_reason(void **state) {
+    (void)state;
+    library_host h[2] = {{.self = 0, .model = demo_model()}, {.self = 1, .model = demo_model()}};
+    pthread_t thread;
+    ls_hosts *hosts = NULL;
+    ls_engine *engine = NULL;
+    ls_request *request = NULL;
+    ls_request_params p = LS_REQUEST_PARAMS_INIT;
+    ls_result result = LS_RESULT_INIT;
+    ls_error err = {0};
+    for (int i = 0; i < 2; i++) {
+        snprintf(h[i].address, sizeof h[i].address, "127.0.0.1:%d", net.port);
+    }
+    assert_int_equal(pthread_create(&thread, NULL, library_follower, &h[1]), 0);
+    join_and_open(&h[0], &hosts, &engine);
+    ASSERT_FAILS(ls_engine_follow(engine, &err), &err, LS_EINVAL, "host 0 steps");
+    p.prompt = "Once";
+    p.prompt_bytes = 4;
+    ASSERT_OK(ls_request_submit(engine, &p, &request, &err), &err);
+    ASSERT_FAILS(ls_engine_step(engine, &err), &err, LS_EABORTED, "host 1 (", "the disk of host 1 is full");
+    ASSERT_OK(ls_request_get_result(request, &result, &err), &err);
+    assert_int_equal(result.finish, LS_FINISH_ERROR);
+    assert_int_equal(result.status, LS_EABORTED);
+    assert_non_null(strstr(result.error, "the disk of host 1 is full"));
+    pthread_join(thread, NULL);
+    assert_int_equal(h[1].st, LS_EINVAL); /* host 0 steps */
+    ls_engine_close(&engine);
+    ls_hosts_leave(&hosts, &err);
+    ls_model_close(&h[0].model);
+    ls_model_close(&h[1].model);
+}
+
 /* ---- Any moment of the start ---- */
 
 static int count_files(const char *folder) {
@@ -726,6 +798,7 @@ int main(void) {
         cmocka_unit_test(wrong_numbers_are_named),
         cmocka_unit_test(wrong_settings_are_refused),
         cmocka_unit_test(strangers_are_ignored),
+        cmocka_unit_test(requests_fail_with_the_reason),
         cmocka_unit_test(an_end_at_any_moment_leaves_nothing),
         cmocka_unit_test(the_same_bits_under_mpirun),
         cmocka_unit_test(mpi_that_is_alone_says_so),
