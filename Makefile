@@ -231,7 +231,8 @@ gpu-check gpu-sanitize: $(APP) $(CANARY) $(GPU_BIN) $(GPU_CHECKS)
 
 # What needs no library: the kernels and what lies below them. test_ops takes minutes in qemu, so some ops stand for all.
 ARM_CC := aarch64-linux-gnu-gcc
-ARM_SRC := $(filter-out src/base/json.c,$(wildcard src/base/*.c)) $(wildcard src/backend/cpu/*.c src/rank/*.c)
+ARM_SRC := $(filter-out src/base/json.c,$(wildcard src/base/*.c)) $(wildcard src/backend/cpu/*.c) \
+	$(filter-out %/hosts.c %/exchange_hosts.c %/link_tcp.c %/link_mpi.c,$(wildcard src/rank/*.c))
 ARM_OBJ := $(call obj,$(filter-out $(TMPL),$(ARM_SRC))) $(ISA_OBJ) $(call obj,$(filter tests/kern/%,$(TEST_HELPERS)))
 ARM_OPS := qkv attn out
 check-aarch64:

@@ -353,8 +353,8 @@ static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, i
     engine->open_ns = start;
     engine->plan_us = (planned - start) / 1000;
     engine->shard_us = (clock_ns() - planned) / 1000;
+    TRY(hosts_loaded(engine, err));
     engine->is_open = true;
-    hosts_set_phase(engine->hosts, PHASE_IDLE, 1);
     return LS_OK;
 }
 

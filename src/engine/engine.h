@@ -250,6 +250,7 @@ ls_status host_device_check(device_choice *choice, const ls_engine_params *param
 void host_ranks_bind(ls_engine *engine);
 ls_status host_exchange_create(ls_engine *engine, ls_error *err);
 void host_steps_free(ls_engine *engine);
+ls_status hosts_loaded(ls_engine *engine, ls_error *err);
 ls_status host_step_send(ls_engine *engine, const step_batch *batch, ls_error *err);
 ls_status host_step_gather(ls_engine *engine, const step_batch *batch, ls_error *err);
 void hosts_end_steps(ls_engine *engine);

@@ -96,6 +96,25 @@ void host_steps_free(ls_engine *engine) {
     }
 }
 
+/* Host 0 waits for all, however long they load. */
+ls_status hosts_loaded(ls_engine *engine, ls_error *err) {
+    host_transfer transfer[HOSTS_MAX];
+    char done[HOSTS_MAX] = {0};
+    int n = 0;
+    if (engine->hosts == NULL) {
+        return LS_OK;
+    }
+    if (engine->config.host > 0) {
+        transfer[n++] = (host_transfer){.host = 0, .sends = true, .data = done, .bytes = 1};
+    }
+    for (int host = 1; host < engine->config.n_hosts && engine->config.host == 0; host++) {
+        transfer[n++] = (host_transfer){.host = host, .data = &done[host], .bytes = 1};
+    }
+    TRY(hosts_transfer(engine->hosts, transfer, n, 0, err));
+    hosts_set_phase(engine->hosts, PHASE_IDLE, 1);
+    return LS_OK;
+}
+
 /* ---- The message ---- */
 
 static ls_status reserve(struct host_steps *steps, size_t bytes, ls_error *err) {
