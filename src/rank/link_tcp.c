@@ -286,7 +286,8 @@ static ls_status missing(const link_tcp *link, ls_error *err) {
             used += (size_t)snprintf(who + used, sizeof who - used, "%s%d", used > 0 ? ", " : "", host);
         }
     }
-    return error_set(err, LS_EABORTED, "joining: host %s did not come in time (--join-timeout)", who);
+    return error_set(err, LS_EABORTED,
+                     "joining: host %s did not come in time (--join-timeout); --hosts off runs a process alone", who);
 }
 
 /* Until all hosts behind this one have come, both channels of each. */
