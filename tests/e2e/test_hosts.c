@@ -39,6 +39,10 @@ static bool make_namespaces(void) {
         snprintf(net.name[i], sizeof net.name[i], "ls%d%c", pid, 'a' + i);
     }
     const char *a = net.name[0], *b = net.name[1];
+    /* Those of a test that crashed. */
+    shell(out, sizeof out,
+          "ip netns list | sed -n 's/^ls\\([0-9]*\\)\\([ab]\\).*/\\1 \\2/p' | while read pid side; do "
+          "[ -d /proc/$pid ] || ip netns del ls$pid$side; done");
     code = shell(out, sizeof out,
                  "ip netns add %s && ip netns add %s && ip -n %s link add veth0 type veth peer name veth0 netns %s && "
                  "ip -n %s addr add 10.77.0.1/24 dev veth0 && ip -n %s addr add 10.77.0.2/24 dev veth0 && "
