@@ -233,7 +233,8 @@ gpu-check gpu-sanitize: $(APP) $(CANARY) $(GPU_BIN) $(GPU_CHECKS)
 
 # What needs no library: the kernels and what lies below them. test_ops takes minutes in qemu, so some ops stand for all.
 ARM_CC := aarch64-linux-gnu-gcc
-ARM_SRC := $(filter-out src/base/json.c,$(wildcard src/base/*.c)) $(wildcard src/backend/cpu/*.c src/rank/*.c)
+ARM_SRC := $(filter-out src/base/json.c,$(wildcard src/base/*.c)) $(wildcard src/backend/cpu/*.c) \
+	$(filter-out %/hosts.c %/exchange_hosts.c %/link_tcp.c %/link_mpi.c,$(wildcard src/rank/*.c))
 ARM_OBJ := $(call obj,$(filter-out $(TMPL),$(ARM_SRC))) $(ISA_OBJ) $(call obj,$(filter tests/kern/%,$(TEST_HELPERS)))
 ARM_OPS := qkv attn out
 check-aarch64:
@@ -306,7 +307,7 @@ datadir ?= $(PREFIX)/share
 # What is installed, as MODE|FILE|FOLDER/NAME; uninstall reads the same list.
 to = $(foreach f,$(3),$(1)|$f|$(2)/$(notdir $f))
 INSTALLED = $(call to,755,$(bindir),$(APP)) $(call to,755,$(libdir),$(SHARED)) $(call to,644,$(libdir),$(LIB)) \
-	$(call to,644,$(libdir)/pkgconfig,$(BUILD)/lockstep.pc) $(call to,644,$(includedir),include/lockstep.h) \
+	$(call to,644,$(libdir)/pkgconfig,$(BUILD)/lockstep.pc) $(call to,644,$(includedir),$(wildcard include/*.h)) \
 	$(foreach f,$(MADE_DOCS),644|$f|$(datadir)/$(f:$(BUILD)/share/%=%)) \
 	$(call to,644,$(datadir)/lockstep/demo,$(wildcard demo/*)) \
 	$(call to,644,$(datadir)/doc/lockstep,README.md LICENSE) $(call to,644,$(datadir)/doc/lockstep/docs,$(wildcard docs/*.md)) \

@@ -16,6 +16,8 @@ libssl-dev        SHA-256 of what was downloaded
 libedit-dev       the line of lockstep chat
 libhwloc-dev      cores, caches and NUMA nodes
 libcmocka-dev     tests
+openmpi-bin       tests of several hosts: mpirun and the library
+iproute2          tests of several hosts: network namespaces
 python3           tests/run and tools/lint.py
 clang             fuzzing
 libclang-rt-dev   clang's sanitizers and fuzzer

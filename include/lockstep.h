@@ -186,6 +186,7 @@ typedef struct ls_engine_params {
                                    * wherever that changes nothing but the time; "off" waits for each. Not with profile
                                    * or trace_events */
     int64_t device_memory_bytes;  /* of plans alone: of a GPU that need not be there; default: ask the driver */
+    struct ls_hosts *hosts;       /* the processes that share the ranks (lockstep_hosts.h); outlives the engine */
 } ls_engine_params;
 #define LS_ENGINE_PARAMS_INIT LS_SIZED(ls_engine_params)
 
@@ -789,6 +790,8 @@ typedef void (*ls_trace_fn)(void *user, const ls_trace_event *event);
  * thread in the order of their ends. *n_lost: older ones that were overwritten. Waits for the step that runs;
  * `fn` must not call into the engine. LS_EINVAL if it was opened without trace_events. */
 LS_API ls_status ls_engine_get_trace(ls_engine *engine, ls_trace_fn fn, void *user, int64_t *n_lost, ls_error *err);
+
+#include "lockstep_hosts.h"
 
 #ifdef __cplusplus
 }

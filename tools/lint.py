@@ -149,7 +149,7 @@ def rule_device_code(root):
 
 def rule_prototypes(root):
     """Each prototype of a contract has a comment, before it in its block (lines between empty ones) or beside it."""
-    for path in ("include/lockstep.h", "src/backend/ops.h"):
+    for path in ("include/lockstep.h", "include/lockstep_hosts.h", "src/backend/ops.h"):
         if not os.path.exists(os.path.join(root, path)):
             continue
         text = read(root, path)

@@ -69,6 +69,12 @@ static const entry variables[] = {
     {"SSL_CERT_FILE", "Certificates to trust instead of the system's."},
     {"XDG_CACHE_HOME", "Folder of caches: parsed tokenizers and the history of chat are kept in its folder lockstep "
                        "(default: ~/.cache)."},
+    {"RANK, WORLD_SIZE",
+     "Number of this process among those on several hosts, and how many they are, as torchrun sets "
+     "them. Else Open MPI's OMPI_COMM_WORLD_RANK and OMPI_COMM_WORLD_SIZE, PMI_RANK and PMI_SIZE, or "
+     "srun's SLURM_PROCID and SLURM_STEP_NUM_TASKS. See --hosts."},
+    {"MASTER_ADDR, MASTER_PORT",
+     "Where the first of these processes is to be found by TCP; without them MPI finds it."},
     {"HOME", "The home folder that the defaults above begin with."},
     {"NO_COLOR", "Anything but empty: chat writes no colours on a terminal."},
     {"TERM", "Kind of terminal; chat writes no colours on one that is dumb."},
@@ -85,6 +91,7 @@ static const entry exit_codes[] = {
     {"0", "All went well."},
     {"1", "It failed; standard error says why, in one sentence."},
     {"2", "The command line or a setting is wrong; the message names it."},
+    {"3", "A rank, a host or a device failed while it ran; starting it again may help."},
     {"130", "Ctrl-C ended it."},
 };
 

@@ -223,7 +223,7 @@ typedef struct op_row {
 } op_row;
 
 /* exchange: h[m] = (init ? 0 : h[m]) + (tree over ranks of part[m] + bias). The ranks' nodes are the upper levels of the
- * leaf tree, so the sum is the whole tree's. Before it runs, every rank's part of this slot must be visible to all
+ * leaf tree (those of the ranks of one host may have been summed up before), so the sum is the whole tree's. Before it runs, every rank's part of this slot must be visible to all
  * (rank/exchange.h). Notes faults of h. */
 typedef struct op_exchange {
     bool init;
@@ -311,7 +311,8 @@ typedef struct ls_bind {
     const float *rope;       /* f32 [positions][d/2][2]: cos, sin */
     void *k_cache, *v_cache; /* KV dtype [L][n_pages][K_loc][P][d] */
     int n_pages;
-    const float *peer_part[LS_MAX_RANKS]; /* every rank's BUF_PART */
+    const float *peer_part[LS_MAX_RANKS]; /* every rank's BUF_PART, or each host's sum of them */
+    int n_parts;                          /* how many these are */
     atomic_int *fault; /* [M_max] this rank's: 0, or 1 + index of the op that first showed inf or NaN */
     const void *isa;   /* CPU: const cpu_isa * (backend/cpu/cpu.h) */
 } ls_bind;

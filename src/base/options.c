@@ -244,6 +244,16 @@ const option_def option_table[OPTION_COUNT] = {
                      "device=cpu,dtype=f32,cpu-isa=ref", 0, 0, NULL,
                      "The engine to compare with: options as name=value with commas between them; what is not named is "
                      "as given for the first"},
+    [OPT_HOSTS] = {OPT_HOSTS, COMMANDS_SAMPLE | COMMAND_PERPLEXITY, GROUP_ENGINE, OPTION_CHOICE, "hosts", NULL, 0,
+                   "MODE", "auto", 0, 0, "auto|off",
+                   "auto: where mpirun, srun or torchrun started several processes, one on each host, the ranks are "
+                   "spread over them; off: this process is alone"},
+    [OPT_JOIN_TIMEOUT] = {OPT_JOIN_TIMEOUT, COMMANDS_SAMPLE | COMMAND_PERPLEXITY, GROUP_ENGINE, OPTION_REAL,
+                          "join-timeout", NULL, 0, "SECONDS", "60", 0.1, 86400, NULL,
+                          "How long processes on several hosts wait for each other at the start"},
+    [OPT_HOST_TIMEOUT] = {OPT_HOST_TIMEOUT, COMMANDS_SAMPLE | COMMAND_PERPLEXITY, GROUP_ENGINE, OPTION_REAL,
+                          "host-timeout", NULL, 0, "SECONDS", "5", 0.5, 86400, NULL,
+                          "A host that gives no sign of life for so long is lost, and all end"},
     [OPT_TIMELINE] = {OPT_TIMELINE, COMMAND_GENERATE, GROUP_OUTPUT, OPTION_CHOICE, "timeline", NULL, 0, "FORM", "text",
                       0, 0, "text|json|none",
                       "Form of the timeline on standard error; with none nothing shows how loading goes either"},
@@ -406,6 +416,55 @@ const char *options_cache_folder(const ls_options *options, char *scratch, size_
     return n > 0 && (size_t)n < scratch_bytes ? scratch : NULL;
 }
 
+/* ---- Launchers' variables ---- */
+
+/* The value of a variable that is there and not empty. */
+static const char *variable(const char *name) {
+    const char *value = getenv(name);
+    return value != NULL && value[0] != '\0' ? value : NULL;
+}
+
+static ls_status read_count(const char *name, int *out, ls_error *err) {
+    char *end;
+    const char *text = variable(name);
+    long value = text != NULL ? strtol(text, &end, 10) : -1;
+    if (text == NULL || *end != '\0' || value < 0 || value > 1000000) {
+        return error_set(err, LS_EINVAL, "%s is %s: expected a number; --hosts off runs this process alone", name,
+                         text != NULL ? text : "unset");
+    }
+    *out = (int)value;
+    return LS_OK;
+}
+
+ls_status options_launch_read(options_launch *out, ls_error *err) {
+    static const struct {
+        const char *launcher, *process, *count;
+    } known[] = {{"torchrun (RANK, WORLD_SIZE)", "RANK", "WORLD_SIZE"},
+                 {"mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"},
+                 {"mpirun", "PMI_RANK", "PMI_SIZE"},
+                 {"srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"}};
+    const char *address = variable("MASTER_ADDR"), *port = variable("MASTER_PORT");
+    *out = (options_launch){.n_processes = 1};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (variable(known[i].process) == NULL || variable(known[i].count) == NULL) {
+            continue;
+        }
+        out->launcher = known[i].launcher;
+        TRY(read_count(known[i].process, &out->process, err));
+        TRY(read_count(known[i].count, &out->n_processes, err));
+        if (i == 0 && out->n_processes > 1 && (address == NULL || port == NULL)) {
+            return error_set(err, LS_EINVAL,
+                             "RANK and WORLD_SIZE are set, but not MASTER_ADDR and MASTER_PORT, where process 0 is to "
+                             "be found; --hosts off runs this process alone");
+        }
+        if (address != NULL && port != NULL) {
+            snprintf(out->address, sizeof out->address, "%s:%s", address, port);
+        }
+        return LS_OK;
+    }
+    return LS_OK;
+}
+
 /* ---- The hub's variables ---- */
 
 static bool is_true(const char *text) {
@@ -416,12 +475,6 @@ static bool is_true(const char *text) {
         }
     }
     return false;
-}
-
-/* The value of a variable that is there and not empty. */
-static const char *variable(const char *name) {
-    const char *value = getenv(name);
-    return value != NULL && value[0] != '\0' ? value : NULL;
 }
 
 /* <folder><tail>, with "~/" as the home folder. */

@@ -100,6 +100,9 @@ typedef enum option_id {
     OPT_GRAPH_SIZES,
     OPT_ASYNC_SCHEDULING,
     OPT_AGAINST,
+    OPT_HOSTS,
+    OPT_JOIN_TIMEOUT,
+    OPT_HOST_TIMEOUT,
     OPT_TIMELINE,
     OPT_PROFILE,
     OPT_TRACE,
@@ -154,6 +157,16 @@ bool options_color(void);
 /* --cache-folder, else $XDG_CACHE_HOME/lockstep, else ~/.cache/lockstep (in scratch); NULL if that says none: an empty
  * value, or no home. */
 const char *options_cache_folder(const ls_options *options, char *scratch, size_t scratch_bytes);
+
+/* What the variables of a launcher say about this process: torchrun's RANK and WORLD_SIZE, OMPI_COMM_WORLD_* (Open MPI),
+ * PMI_* (MPICH and others), SLURM_PROCID and SLURM_STEP_NUM_TASKS (srun), the first that are there. LS_EINVAL if they make no
+ * sense. */
+typedef struct options_launch {
+    int process, n_processes; /* 0 of 1: alone */
+    const char *launcher;     /* "torchrun", "srun", ... */
+    char address[300];        /* MASTER_ADDR:MASTER_PORT; empty where MPI is to find the others */
+} options_launch;
+ls_status options_launch_read(options_launch *out, ls_error *err);
 
 /* Fills cache_folder, endpoint, token, ca_file and offline from the variables that huggingface_hub reads: HF_HUB_CACHE,
  * HF_HOME, XDG_CACHE_HOME; HF_ENDPOINT; HF_TOKEN, else the file HF_TOKEN_PATH or $HF_HOME/token, none of them with

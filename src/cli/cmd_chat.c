@@ -30,6 +30,7 @@ typedef struct chat {
     ls_text *text;
     ls_model *model;
     ls_engine *engine;
+    cli_hosts hosts;
     ls_request *previous; /* whose KV cache the next turn begins with, or NULL */
     chat_line *line;
     chat_answer answer;
@@ -366,12 +367,18 @@ static const char *history_path(const ls_options *options, char *path, size_t pa
     return path;
 }
 
-static ls_status open_engine(chat *c, ls_error *err) {
-    TRY(cli_open_to_run(&c->options, &c->model, err));
-    ls_engine_params params = cli_engine_params(&c->options);
+static ls_engine_params engine_params(const chat *c) {
+    ls_engine_params params = cli_engine_params(&c->options, c->hosts.group);
     if (!options_given(&c->options, OPT_MAX_NUM_SEQS)) {
         params.max_num_seqs = 1; /* one conversation: its KV cache is all that is planned */
     }
+    return params;
+}
+
+static ls_status open_engine(chat *c, ls_error *err) {
+    TRY(c->hosts.group != NULL ? cli_open_model(&c->options, &c->model, err)
+                               : cli_open_to_run(&c->options, &c->model, err));
+    const ls_engine_params params = engine_params(c);
     return cli_open_engine(&c->options, c->model, &params, &c->engine, err);
 }
 
@@ -385,6 +392,10 @@ static ls_status chat_all(chat *c, int argc, char **argv, ls_error *err) {
     }
     if (v[OPT_MAX_TOKENS].integer == 0) {
         return error_set(err, LS_EINVAL, "--max-tokens 0: an answer needs at least one");
+    }
+    TRY(cli_hosts_join(&c->options, &c->hosts, err));
+    if (ls_hosts_self(c->hosts.group) > 0) {
+        return cli_follow(&c->options, engine_params(c), err);
     }
     c->terminal = isatty(STDIN_FILENO) == 1 && isatty(STDOUT_FILENO) == 1;
     c->color = c->terminal && options_color();
@@ -417,6 +428,7 @@ int cmd_chat(int argc, char **argv) {
     ls_request_free(&c.previous);
     ls_engine_close(&c.engine);
     ls_model_close(&c.model);
+    cli_hosts_leave(&c.hosts, st, &error);
     ls_text_close(&c.text);
     json_decref(c.messages);
     free(c.variables);

@@ -663,7 +663,7 @@ static ls_status print_json(const doctor *d, ls_error *err) {
 static ls_status doctor_all(doctor *d, int argc, char **argv, ls_error *err) {
     TRY(options_init(&d->options, err));
     TRY(args_parse(&d->options, COMMAND_DOCTOR, argc, argv, err));
-    ls_engine_params params = cli_engine_params(&d->options);
+    ls_engine_params params = cli_engine_params(&d->options, NULL);
     d->info = (ls_machine_info)LS_MACHINE_INFO_INIT;
     d->speed = (ls_machine_speed)LS_MACHINE_SPEED_INIT;
     TRY(ls_machine_get_info(&d->info, err));

@@ -185,19 +185,23 @@ static ls_status read_options(generate *g, int argc, char **argv, ls_error *err)
         return error_set(err, LS_EINVAL, "--%s needs --json, where log probabilities are written",
                          v[OPT_LOGPROBS].set ? "logprobs" : "prompt-logprobs");
     }
-    TRY(sampling_options_read(&g->sampling, &g->options, err));
-    TRY(prompts_read(&g->prompts, &g->options, err));
-    g->stream = g->prompts.n == 1 && choices(g) == 1 && !g->json;
-    return LS_OK;
+    return sampling_options_read(&g->sampling, &g->options, err);
 }
 
 static ls_status generate_all(generate *g, int argc, char **argv, ls_error *err) {
     TRY(read_options(g, argc, argv, err));
+    TRY(cli_hosts_join(&g->options, &g->hosts, err));
+    ls_engine_params params = cli_engine_params(&g->options, g->hosts.group);
+    if (ls_hosts_self(g->hosts.group) > 0) {
+        return cli_follow(&g->options, params, err);
+    }
+    TRY(prompts_read(&g->prompts, &g->options, err));
+    g->stream = g->prompts.n == 1 && choices(g) == 1 && !g->json;
     if (g->options.value[OPT_TRACE].set) {
         TRY(trace_file_open(&g->trace, g->options.value[OPT_TRACE].text, err));
     }
-    TRY(cli_open_to_run(&g->options, &g->model, err));
-    ls_engine_params params = cli_engine_params(&g->options);
+    TRY(g->hosts.group != NULL ? cli_open_model(&g->options, &g->model, err)
+                               : cli_open_to_run(&g->options, &g->model, err));
     params.trace_events = g->trace != NULL ? TRACE_FILE_EVENTS : 0;
     TRY(cli_open_engine(&g->options, g->model, &params, &g->engine, err));
     ls_model_info info = LS_MODEL_INFO_INIT;
@@ -221,6 +225,7 @@ int cmd_generate(int argc, char **argv) {
     free(g.answer);
     ls_engine_close(&g.engine);
     ls_model_close(&g.model);
+    cli_hosts_leave(&g.hosts, st, &error);
     trace_file_close(&g.trace);
     prompts_deinit(&g.prompts);
     sampling_options_deinit(&g.sampling);

@@ -29,6 +29,7 @@ typedef struct perplexity {
     ls_text *text;
     ls_model *model;
     ls_engine *engine;
+    cli_hosts hosts;
     int32_t *token; /* [n_tokens] */
     window *window; /* [n_windows] */
     size_t n_tokens, n_windows, n_scored;
@@ -178,12 +179,16 @@ static ls_status perplexity_all(perplexity *p, int argc, char **argv, ls_error *
     }
     p->options.n_list[OPT_PROMPT] = 0; /* not this command's, were it in the environment */
     p->options.value[OPT_REPEAT_PROMPT].set = false;
+    TRY(cli_hosts_join(&p->options, &p->hosts, err));
+    if (ls_hosts_self(p->hosts.group) > 0) {
+        return cli_follow(&p->options, cli_engine_params(&p->options, p->hosts.group), err);
+    }
     TRY(prompts_read(&p->prompts, &p->options, err));
     char folder[4096], cache[4096];
     TRY(cli_find_text(&p->options, folder, sizeof folder, err));
     TRY(ls_text_open(folder, options_cache_folder(&p->options, cache, sizeof cache), &p->text, err));
     TRY(read_tokens(p, err));
-    TRY(cli_open(&p->options, &p->model, &p->engine, err));
+    TRY(cli_open(&p->options, p->hosts.group, &p->model, &p->engine, err));
     size_t length = (size_t)ls_engine_max_tokens(p->engine);
     TRY(cut_windows(p, length, err));
     int64_t start = clock_ns();
@@ -198,6 +203,7 @@ int cmd_perplexity(int argc, char **argv) {
     int code = st < 0 ? cli_fail(&error, p.options.value[OPT_VERBOSE].integer != 0) : EXIT_GOOD;
     ls_engine_close(&p.engine); /* with the requests of windows that are left */
     ls_model_close(&p.model);
+    cli_hosts_leave(&p.hosts, st, &error);
     ls_text_close(&p.text);
     free(p.window);
     free(p.token);

@@ -361,7 +361,7 @@ static ls_status plan_all(plan_run *run, int argc, char **argv, ls_error *err) {
     TRY(cli_open_model(&run->options, &run->model, err));
     ls_model_info info = LS_MODEL_INFO_INIT;
     TRY(ls_model_get_info(run->model, &info, err));
-    run->params = cli_engine_params(&run->options);
+    run->params = cli_engine_params(&run->options, NULL);
     choose_device(run);
     run->report = (ls_plan_report)LS_PLAN_REPORT_INIT;
     TRY(ls_plan_make(run->model, &run->params, &run->report, err));

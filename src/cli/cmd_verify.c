@@ -191,7 +191,8 @@ static ls_status verify_all(verify_run *run, int argc, char **argv, ls_error *er
     }
     TRY(read_against(run, err));
     TRY(cli_open_to_run(&run->options, &run->model, err));
-    ls_engine_params tested = cli_engine_params(&run->options), reference = cli_engine_params(&run->against);
+    ls_engine_params tested = cli_engine_params(&run->options, NULL),
+                     reference = cli_engine_params(&run->against, NULL);
     ls_verify_params params = LS_VERIFY_PARAMS_INIT;
     params.tested = &tested;
     params.reference = &reference;

@@ -19,6 +19,7 @@ typedef struct generate {
     ls_options options;
     prompt_list prompts;
     sampling_options sampling;
+    cli_hosts hosts;
     ls_model *model;
     ls_engine *engine;
     trace_file *trace;

@@ -33,7 +33,7 @@ int cli_fail(const ls_error *error, bool verbose) {
     if (verbose) {
         fprintf(stderr, "lockstep: %s at %s\n", ls_status_name(error->status), error->trace);
     }
-    return error->status == LS_EINVAL ? EXIT_USAGE : EXIT_FAILED;
+    return error->status == LS_EINVAL ? EXIT_USAGE : error->status == LS_EABORTED ? EXIT_LOST : EXIT_FAILED;
 }
 
 static int run_command(int argc, char **argv) {

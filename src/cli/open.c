@@ -131,7 +131,7 @@ static ls_quantization quantization_of(const char *text) {
     return LS_QUANTIZATION_NONE;
 }
 
-ls_engine_params cli_engine_params(const ls_options *options) {
+ls_engine_params cli_engine_params(const ls_options *options, ls_hosts *hosts) {
     const option_value *v = options->value;
     ls_engine_params params = LS_ENGINE_PARAMS_INIT;
     params.tensor_parallel_size = (int)v[OPT_TENSOR_PARALLEL_SIZE].integer;
@@ -150,6 +150,7 @@ ls_engine_params cli_engine_params(const ls_options *options) {
     params.gpu_memory_utilization = v[OPT_GPU_MEMORY_UTILIZATION].real;
     params.profile = v[OPT_PROFILE].integer != 0;
     params.cpu_isa = strcmp(v[OPT_CPU_ISA].text, "auto") == 0 ? NULL : v[OPT_CPU_ISA].text;
+    params.hosts = hosts;
     return params;
 }
 
@@ -167,8 +168,8 @@ ls_status cli_open_engine(const ls_options *options, ls_model *model, const ls_e
     return st;
 }
 
-ls_status cli_open(const ls_options *options, ls_model **model, ls_engine **engine, ls_error *err) {
-    TRY(cli_open_to_run(options, model, err));
-    ls_engine_params params = cli_engine_params(options);
+ls_status cli_open(const ls_options *options, ls_hosts *hosts, ls_model **model, ls_engine **engine, ls_error *err) {
+    TRY(hosts != NULL ? cli_open_model(options, model, err) : cli_open_to_run(options, model, err));
+    ls_engine_params params = cli_engine_params(options, hosts);
     return cli_open_engine(options, *model, &params, engine, err);
 }

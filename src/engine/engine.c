@@ -85,7 +85,15 @@ ls_status engine_config_resolve(engine_config *config, const ls_spec *spec, cons
     TRY(check_params(p, err));
     config->n_ranks = or_default(p->tensor_parallel_size, 1);
     TRY(shard_check(config->n_ranks, spec->n_heads, spec->n_kv_heads, err));
-    int cores = core_count() / config->n_ranks;
+    config->n_hosts = hosts_count(p->hosts);
+    config->host = ls_hosts_self(p->hosts);
+    if (config->n_ranks % config->n_hosts != 0) {
+        return error_set(err, LS_EINVAL, "--tensor-parallel-size %d: %d hosts share the ranks, each the same number",
+                         config->n_ranks, config->n_hosts);
+    }
+    config->rank_count = config->n_ranks / config->n_hosts;
+    config->rank_first = config->host * config->rank_count;
+    int cores = core_count() / config->rank_count;
     config->n_threads = or_default(p->threads, cores > 0 ? cores : 1);
     config->dtype = p->dtype != LS_AUTO ? p->dtype : spec->dtype;
     config->quantization = p->quantization;
@@ -144,14 +152,14 @@ size_t memory_tags_sum(const size_t by_tag[MEM_TAGS]) {
 }
 
 /* cos and sin of every position, as transformers' RotaryEmbedding: angles in f32, then times the attention factor. */
-static void fill_rope(void *arg, int rank, const ls_team *team) {
+static void fill_rope(void *arg, int local, const ls_team *team) {
     const ls_engine *engine = arg;
     const ls_spec *spec = &engine->model->spec;
     int half = spec->d_head / 2;
     float inv_freq[LS_MAX_HEAD / 2];
     float factor;
     int64_t first, last;
-    team_range(team, rank == 0 ? engine->config.max_len : 0, 16, &first, &last);
+    team_range(team, local == 0 ? engine->config.max_len : 0, 16, &first, &last);
     rope_frequencies(&spec->rope, spec->d_head, spec->max_position_tokens, inv_freq, &factor);
     for (int64_t pos = first; pos < last; pos++) {
         for (int i = 0; i < half; i++) {
@@ -166,7 +174,7 @@ static void fill_rope(void *arg, int rank, const ls_team *team) {
 ls_status cpu_reserve(ls_engine *engine, const ls_memory_plan *plan, ls_error *err) {
     TRY(compare_with_machine(plan, err));
     TRY(arena_init(&engine->host_arena, memory_tags_sum(plan->host), err));
-    for (int r = 0; r < engine->config.n_ranks; r++) {
+    for (int r = first_rank(engine); r < end_rank(engine); r++) {
         TRY(arena_init(&engine->rank_arena[r], memory_tags_sum(plan->rank[r]), err));
     }
     return LS_OK;
@@ -179,7 +187,7 @@ static ls_status place_memory(ls_engine *engine, ls_error *err) {
     TRY(engine->backend->reserve(engine, &plan, err));
     TRY(host_memory_place(&engine->host, engine->batch, &engine->pages, &engine->running, config, engine->program[0],
                           &engine->host_arena, err));
-    for (int r = 0; r < config->n_ranks; r++) {
+    for (int r = first_rank(engine); r < end_rank(engine); r++) {
         rank_memory *rank = &engine->rank[r];
         rank->weight = calloc((size_t)engine->program[r]->n_weights, sizeof *rank->weight);
         if (rank->weight == NULL) {
@@ -198,11 +206,13 @@ static ls_status place_memory(ls_engine *engine, ls_error *err) {
         rank->bind.rope = engine->host.rope;
         rank->bind.fault = engine->host.fault[r];
     }
-    for (int r = 0; r < config->n_ranks; r++) {
+    for (int r = first_rank(engine); r < end_rank(engine); r++) {
+        engine->rank[r].bind.n_parts = config->n_ranks;
         for (int peer = 0; peer < config->n_ranks; peer++) {
             engine->rank[r].bind.peer_part[peer] = engine->rank[peer].bind.buf[BUF_PART];
         }
     }
+    host_ranks_bind(engine);
     return LS_OK;
 }
 
@@ -216,10 +226,11 @@ typedef struct load_job {
     ls_error error;
 } load_job;
 
-static void load_rank(void *arg, int rank, const ls_team *team) {
+static void load_rank(void *arg, int local, const ls_team *team) {
     load_job *job = arg;
+    const int rank = first_rank(job->engine) + local;
     const ls_program *program = job->engine->program[rank];
-    for (int i = 0; i < program->n_weights && !atomic_load(&job->failed); i++) {
+    for (int i = 0; i < program->n_weights && !atomic_load(&job->failed) && !hosts_lost(job->engine->hosts); i++) {
         const ls_weight *weight = &job->engine->rank[rank].weight[i];
         ls_error error = {0};
         int64_t first, last;
@@ -245,7 +256,7 @@ ls_status cpu_load(ls_engine *engine, ls_error *err) {
                     .lock = PTHREAD_MUTEX_INITIALIZER};
     rank_group_run(engine->group, load_rank, &job);
     if (!atomic_load(&job.failed)) {
-        return LS_OK;
+        return hosts_lost(engine->hosts) ? hosts_why(engine->hosts, err) : LS_OK;
     }
     if (err != NULL) {
         *err = job.error;
@@ -298,7 +309,7 @@ static ls_status load_weights(ls_engine *engine, const ls_engine_params *params,
     const ls_model *model = engine->model;
     const weight_source source = {model->checkpoint, model->dummy_seed, model->spec.dtype};
     int64_t total = 0;
-    for (int r = 0; r < engine->config.n_ranks; r++) {
+    for (int r = first_rank(engine); r < end_rank(engine); r++) {
         int64_t bytes;
         TRY(load_total_bytes(engine->program[r], &source, &bytes, err));
         total += bytes;
@@ -318,8 +329,9 @@ static ls_status plan(ls_engine *engine, const ls_engine_params *params, int ord
     TRY(engine->backend->open(engine, params, ordinal, err));
     TRY(place_memory(engine, err));
     plan_cache_init(&engine->plans, &cpu_ref_ops, (const ls_program *const *)engine->program);
-    TRY(rank_group_create(&engine->group, config->n_ranks, config->n_threads, err));
-    TRY(exchange_threads_create(&engine->exchange, engine->group, err));
+    TRY(rank_group_create(&engine->group, config->rank_count, config->n_threads, err));
+    TRY(engine->hosts != NULL ? host_exchange_create(engine, err)
+                              : exchange_threads_create(&engine->exchange, engine->group, err));
     rank_group_run(engine->group, fill_rope, engine);
     const size_t piece_bytes = longest_piece(engine->model->tokenizer);
     TRY(text_buffer_reserve(&engine->piece, piece_bytes, err));
@@ -333,6 +345,7 @@ static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, i
     range_end();
     TRY(st);
     int64_t planned = clock_ns();
+    TRY(hosts_compare(engine, err));
     range_begin("load");
     st = load_weights(engine, params, err);
     range_end();
@@ -340,6 +353,8 @@ static ls_status open_steps(ls_engine *engine, const ls_engine_params *params, i
     engine->open_ns = start;
     engine->plan_us = (planned - start) / 1000;
     engine->shard_us = (clock_ns() - planned) / 1000;
+    TRY(hosts_loaded(engine, err));
+    engine->is_open = true;
     return LS_OK;
 }
 
@@ -352,6 +367,7 @@ ls_status engine_open_on(const ls_backend *backend, ls_model *model, const ls_en
     }
     engine->model = model;
     engine->backend = backend;
+    engine->hosts = params->hosts;
     engine->waiting_end = &engine->waiting;
     if (driver_init(engine, err) != LS_OK) {
         free(engine);
@@ -423,6 +439,7 @@ ls_status ls_engine_open(ls_model *model, const ls_engine_params *params, ls_eng
     device_choice choice;
     memcpy(&known, params, params->struct_size);
     TRY(device_choice_read(&choice, known.device, err));
+    TRY(host_device_check(&choice, &known, err));
     ls_error why = {0};
     ls_status st = choice.may_be_cuda ? open_on_gpu(model, &known, &choice, out, &why) : LS_IDLE;
     if (st != LS_IDLE) {
@@ -442,6 +459,7 @@ void ls_engine_close(ls_engine **out) {
         return;
     }
     ls_engine_stop(engine);
+    hosts_end_steps(engine);
     for (ls_request *request = engine->requests; request != NULL;) {
         ls_request *next = request->next_of_engine;
         request_destroy(request);
@@ -461,6 +479,7 @@ void ls_engine_close(ls_engine **out) {
     }
     arena_deinit(&engine->host_arena);
     driver_deinit(engine);
+    host_steps_free(engine);
     free(engine);
     *out = NULL;
 }

@@ -32,6 +32,7 @@ struct ls_model {
     ls_tokenizer *tokenizer;   /* NULL: dummy model without a folder */
     ls_checkpoint *checkpoint; /* NULL: dummy weights */
     uint64_t dummy_seed;
+    char *folder;             /* NULL: shapes that are built in */
     struct cuda_start *start; /* opens a GPU while the rest of the model is read; or NULL */
     ls_log log;
     int64_t open_ns, load_us; /* when opening began, and how long it took */
@@ -126,9 +127,12 @@ struct ls_engine {
     const ls_model *model;
     engine_config config;
     const ls_backend *backend;
-    void *device;         /* the back end's own, or NULL */
-    char device_name[96]; /* of the GPU; empty on the CPU */
-    char no_gpu[512];     /* why "auto" came to be the CPU, or empty */
+    ls_hosts *hosts;               /* the other processes that have ranks, or NULL: host_step.c */
+    struct host_steps *host_steps; /* what host_step.c keeps, or NULL */
+    bool is_open;                  /* all of ls_engine_open was done */
+    void *device;                  /* the back end's own, or NULL */
+    char device_name[96];          /* of the GPU; empty on the CPU */
+    char no_gpu[512];              /* why "auto" came to be the CPU, or empty */
     const cpu_isa *isa;
     rank_group *group;
     ls_exchange *exchange;
@@ -239,6 +243,27 @@ ls_status request_read_prompt(const ls_model *model, const ls_request_params *p,
 bool wants_logprobs(const ls_request *request, int index); /* of token `index` */
 ls_status logprobs_reserve(ls_request *request, ls_error *err);
 void logprobs_store(ls_request *request, const sampler_row *row, int index, int32_t token);
+
+/* host_step.c: ranks on several hosts. Nothing of it does anything on one. Host 0 sends a step before it runs its own ranks,
+ * and gathers what theirs have for it after that; the others do the same in ls_engine_follow. */
+ls_status host_device_check(device_choice *choice, const ls_engine_params *params, ls_error *err);
+void host_ranks_bind(ls_engine *engine);
+ls_status host_exchange_create(ls_engine *engine, ls_error *err);
+void host_steps_free(ls_engine *engine);
+ls_status hosts_loaded(ls_engine *engine, ls_error *err);
+ls_status host_step_send(ls_engine *engine, const step_batch *batch, ls_error *err);
+ls_status host_step_gather(ls_engine *engine, const step_batch *batch, ls_error *err);
+void hosts_end_steps(ls_engine *engine);
+/* host_compare.c: whether all processes run the same model in the same way; the one that does not is named. */
+ls_status hosts_compare(ls_engine *engine, ls_error *err);
+
+/* The ranks of this process. */
+static inline int first_rank(const ls_engine *engine) {
+    return engine->config.rank_first;
+}
+static inline int end_rank(const ls_engine *engine) {
+    return engine->config.rank_first + engine->config.rank_count;
+}
 
 /* timeline.c */
 void stats_add_step(ls_engine *engine, const step_batch *batch, int64_t step_ns);

@@ -144,6 +144,28 @@ static ls_status place_batch(step_batch *batch, const engine_config *config, ls_
     return LS_OK;
 }
 
+/* Whether the host's node is the one of its one rank. */
+static bool node_is_part(const engine_config *config, int host) {
+    return host == config->host && config->rank_count == 1;
+}
+
+/* What there is for ranks of other hosts. */
+static ls_status place_for_hosts(host_memory *out, const engine_config *config, const ls_spec *spec, ls_arena *arena,
+                                 ls_error *err) {
+    const size_t node = 2 * (size_t)config->m_max * (size_t)spec->d_model, n_out = (size_t)config->n_out_max;
+    for (int host = 0; host < config->n_hosts; host++) {
+        if (!node_is_part(config, host)) {
+            TRY(arena_take(arena, MEM_EXCHANGE, node * sizeof(float), &out->node[host], err));
+        }
+    }
+    for (int r = config->rank_count; r < config->n_ranks && config->host == 0; r++) {
+        const size_t v_loc = (size_t)shard_leaves(spec->n_vocab, (ls_group){r, config->n_ranks}).count;
+        TRY(arena_take(arena, MEM_LOGITS, n_out * v_loc * sizeof(float), &out->far_logits[r], err));
+        TRY(arena_take(arena, MEM_LOGITS, n_out * sizeof(ls_sample_part), &out->far_offers[r], err));
+    }
+    return LS_OK;
+}
+
 ls_status host_memory_place(host_memory *out, struct step_batch *batch, page_pool *pages, void *running,
                             const engine_config *config, const ls_program *program, ls_arena *arena, ls_error *err) {
     const ls_spec *spec = program->spec;
@@ -161,6 +183,9 @@ ls_status host_memory_place(host_memory *out, struct step_batch *batch, page_poo
     }
     if (config->trace_events > 0) {
         TRY(trace_place(&out->trace, 1, config->trace_events, arena, MEM_TRACE, err));
+    }
+    if (config->n_hosts > 1) {
+        TRY(place_for_hosts(out, config, spec, arena, err));
     }
     TRY(page_pool_init(pages, config->n_pages, arena, MEM_SCHEDULER, err));
     TRY(arena_take(arena, MEM_SCHEDULER, n_seqs * sizeof(ls_request *), running, err));
@@ -180,7 +205,7 @@ ls_status memory_plan_make(ls_memory_plan *out, const engine_config *config, con
     TRY(host_memory_place(&host, batch, &pages, &running, config, program[0], &arena, err));
     memcpy(plan.host, arena.by_tag, sizeof plan.host);
     plan.total = arena.used;
-    for (int r = 0; r < config->n_ranks; r++) {
+    for (int r = config->rank_first; r < config->rank_first + config->rank_count; r++) {
         rank_memory rank = {0};
         arena_init_counting(&arena);
         TRY(rank_memory_place(&rank, config, program[r], &arena, err));

@@ -38,6 +38,8 @@ const char *memory_tag_name(memory_tag tag);
 /* An engine's parameters with every default resolved. */
 typedef struct engine_config {
     int n_ranks, n_threads;
+    int n_hosts, host;          /* processes that share the ranks, and which one this is */
+    int rank_first, rank_count; /* the ranks of this process: all of them on one host */
     ls_dtype dtype, kv_dtype;
     ls_quantization quantization;
     int max_len; /* tokens of one sequence */
@@ -70,7 +72,12 @@ struct step_batch;
 typedef struct host_memory {
     float *rope; /* [max_len][d/2][2] */
     atomic_int *fault[LS_MAX_RANKS];
-    float *row;              /* [V] one row of logits, gathered */
+    float *row; /* [V] one row of logits, gathered */
+    /* With several hosts: each one's node of the leaf tree, [2][m_max][D], NULL where that is a rank's BUF_PART; and on host
+     * 0 what the other hosts' ranks have for it: rank_memory's logits and offers. */
+    float *node[LS_MAX_RANKS];
+    float *far_logits[LS_MAX_RANKS];
+    ls_sample_part *far_offers[LS_MAX_RANKS];
     ls_candidate *candidate; /* [V] sampler scratch */
     /* With ranks on devices, rank 0's: */
     float *logits; /* [n_out_max][V] rows that were asked for */

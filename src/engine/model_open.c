@@ -80,6 +80,8 @@ ls_status ls_model_open(const ls_model_params *params, ls_model **out, ls_error 
     model->dummy_seed = params->dummy_seed;
     TRY_GOTO(start_device(model, params->device, err), fail);
     if (folder_exists(params->model)) {
+        model->folder = strdup(params->model);
+        TRY_GOTO(model->folder != NULL ? LS_OK : error_set(err, LS_ENOMEM, "model: out of memory"), fail);
         TRY_GOTO(open_folder(model, params, err), fail);
     } else if (params->load_format == LS_LOAD_DUMMY) {
         TRY_GOTO(spec_by_name(&model->spec, params->model, err), fail);
@@ -111,6 +113,7 @@ void ls_model_close(ls_model **model) {
 #endif
     tokenizer_close(&(*model)->tokenizer);
     checkpoint_close(&(*model)->checkpoint);
+    free((*model)->folder);
     free(*model);
     *model = NULL;
 }

@@ -29,13 +29,14 @@ typedef struct step_job {
     const ls_step *step;
     const ls_plan *plan;
     atomic_bool aborted;
-    int64_t exchange_ns; /* of thread 0 of rank 0 */
+    int64_t exchange_ns; /* of thread 0 of the first rank here */
 } step_job;
 
-static void run_rank(void *arg, int rank, const ls_team *team) {
+static void run_rank(void *arg, int local, const ls_team *team) {
     step_job *job = arg;
     ls_engine *engine = job->engine;
-    int64_t *exchange_ns = rank == 0 && team->thread == 0 ? &job->exchange_ns : NULL;
+    const int rank = first_rank(engine) + local;
+    int64_t *exchange_ns = local == 0 && team->thread == 0 ? &job->exchange_ns : NULL;
     if (!plan_run(job->plan, &engine->rank[rank].bind, job->step, engine->exchange, team, exchange_ns,
                   trace_rank_row(engine, rank, team->thread))) {
         atomic_store(&job->aborted, true);
@@ -45,9 +46,16 @@ static void run_rank(void *arg, int rank, const ls_team *team) {
 ls_status cpu_submit(ls_engine *engine, step_batch *batch, ls_error *err) {
     step_job job = {.engine = engine, .step = &batch->step};
     TRY(plan_get_or_build(&engine->plans, (plan_key){PLAN_WALK, 0}, &job.plan, err));
+    TRY(host_step_send(engine, batch, err));
     rank_group_run(engine->group, run_rank, &job);
     batch->exchange_ns = job.exchange_ns;
-    return atomic_load(&job.aborted) ? error_set(err, LS_EABORTED, "step aborted: another rank failed") : LS_OK;
+    if (hosts_lost(engine->hosts)) {
+        return hosts_why(engine->hosts, err);
+    }
+    if (atomic_load(&job.aborted)) {
+        return error_set(err, LS_EABORTED, "step aborted: another rank failed");
+    }
+    return host_step_gather(engine, batch, err);
 }
 
 ls_status cpu_collect(ls_engine *engine, step_batch *batch, ls_error *err) {
@@ -313,6 +321,9 @@ ls_status engine_check_alive(const ls_engine *engine, ls_error *err) {
 
 ls_status engine_step(ls_engine *engine, ls_error *err) {
     TRY(engine_check_alive(engine, err));
+    if (engine->config.host > 0) {
+        return error_set(err, LS_EINVAL, "host 0 steps; the others call ls_engine_follow");
+    }
     int64_t begin = trace_now(engine);
     step_batch *now = engine->ahead != NULL ? engine->ahead : &engine->batch[0];
     step_batch *next = &engine->batch[now == &engine->batch[0]];

@@ -90,7 +90,7 @@ ls_status ls_engine_get_trace(ls_engine *engine, ls_trace_fn fn, void *user, int
     give_stage(&reader, "shard", engine->open_ns + engine->plan_us * 1000, engine->shard_us);
     give_row(&reader, engine->host.trace, NULL, -1, -1);
     const int n_rows = engine->config.on_device ? 1 : engine->config.n_threads;
-    for (int rank = 0; rank < engine->config.n_ranks; rank++) {
+    for (int rank = first_rank(engine); rank < end_rank(engine); rank++) {
         for (int thread = 0; thread < n_rows; thread++) {
             give_row(&reader, &engine->rank[rank].trace[thread], engine->program[rank], rank, thread);
         }

@@ -394,6 +394,7 @@ static void make_cpu(world *w) {
     for (int r = 0; r < s->n_ranks; r++) {
         w->cpu.peer_part[r] = w->cpu.buf[BUF_PART];
     }
+    w->cpu.n_parts = s->n_ranks;
     for (int i = 0; i < w->n_seqs; i++) { /* what earlier steps left in the cache */
         for (int pos = 0; pos < w->seq[i].n_past; pos++) {
             for (int h = 0; h < s->n_kv; h++) {
@@ -432,6 +433,7 @@ static void make_gpu(world *w) {
     for (int r = 0; r < s->n_ranks; r++) {
         rank->bind.peer_part[r] = rank->bind.buf[BUF_PART];
     }
+    rank->bind.n_parts = s->n_ranks;
     upload_step(w);
     const size_t of_prefill = prefill_workspace(w->op, w->n_ops, &rank->bind, 4096);
     const size_t of_decode = decode_workspace(&w->op[3], w->m_max, w->n_positions, w->n_pages);

@@ -10,7 +10,7 @@
 
 #include "e2e.h"
 
-enum { MAX_ARGS = 32, MAX_LINES = 16 };
+enum { MAX_ARGS = 48, MAX_LINES = 16 };
 
 typedef struct cli_run {
     const char *args[MAX_ARGS]; /* behind the program's name */

@@ -44,6 +44,7 @@ static void files_lie_where_they_should(void **state) {
     (void)state;
     static const char *const paths[] = {"bin/lockstep",
                                         "include/lockstep.h",
+                                        "include/lockstep_hosts.h",
                                         "lib64/liblockstep.a",
                                         "lib64/liblockstep.so",
                                         "lib64/liblockstep.so.0",
@@ -75,7 +76,7 @@ static void library_exports_its_interface(void **state) {
     (void)state;
     skip_if_sanitized();
     char declared[8192], exported[8192];
-    SHELL(declared, "sed -n 's/^LS_API .*[ *]\\(ls_[a-z0-9_]*\\)(.*/\\1/p' include/lockstep.h | LC_ALL=C sort");
+    SHELL(declared, "sed -n 's/^LS_API .*[ *]\\(ls_[a-z0-9_]*\\)(.*/\\1/p' include/*.h | LC_ALL=C sort");
     SHELL(exported, "nm -D --defined-only $TREE/usr/lib64/liblockstep.so | cut -d ' ' -f 3 | LC_ALL=C sort");
     assert_non_null(strstr(declared, "ls_engine_step\n"));
     assert_string_equal(exported, declared);

@@ -561,6 +561,7 @@ kern_memory *memory_create(const kern_problem *p, const kern_run *run) {
         for (int other = 0; other < run->n_ranks; other++) {
             bind->peer_part[other] = m->rank[other].bind.buf[BUF_PART];
         }
+        bind->n_parts = run->n_ranks;
         for (int i = 0; i < m->step.n_rows; i++) {
             bool failed = run->failed_row != NULL && *run->failed_row == m->row[i];
             atomic_init(&bind->fault[i], failed ? 1 + KERN_FAILED_BEFORE : 0);

@@ -413,6 +413,70 @@ static void hub_variables(void **state) {
     assert_non_null(strstr(err.text, "HF_HUB_CACHE"));
 }
 
+/* ---- Launchers ---- */
+
+static const char *const launch_names[] = {
+    "RANK",         "WORLD_SIZE",           "OMPI_COMM_WORLD_RANK", "PMI_RANK",    "OMPI_COMM_WORLD_SIZE", "PMI_SIZE",
+    "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS",         "MASTER_ADDR", "MASTER_PORT"};
+
+/* text: "NAME=value NAME=value". */
+static ls_status read_launch(const char *text, options_launch *out, ls_error *err) {
+    char copy[256], *next = copy;
+    for (size_t i = 0; i < sizeof launch_names / sizeof *launch_names; i++) {
+        unsetenv(launch_names[i]);
+    }
+    snprintf(copy, sizeof copy, "%s", text);
+    for (char *word = strsep(&next, " "); word != NULL; word = strsep(&next, " ")) {
+        char *value = strchr(word, '=');
+        if (value != NULL) {
+            *value = '\0';
+            setenv(word, value + 1, 1);
+        }
+    }
+    *err = (ls_error){0};
+    ls_status st = options_launch_read(out, err);
+    for (size_t i = 0; i < sizeof launch_names / sizeof *launch_names; i++) {
+        unsetenv(launch_names[i]);
+    }
+    return st;
+}
+
+static void launchers_are_understood(void **state) {
+    (void)state;
+    static const struct {
+        const char *text;
+        int process, n_processes;
+        const char *address;
+    } good[] = {
+        {"", 0, 1, ""},
+        {"RANK=1", 0, 1, ""},
+        {"MASTER_ADDR=a MASTER_PORT=1", 0, 1, ""},
+        {"RANK=0 WORLD_SIZE=1", 0, 1, ""},
+        {"RANK=3 WORLD_SIZE=4 MASTER_ADDR=a MASTER_PORT=29500", 3, 4, "a:29500"},
+        {"OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2", 1, 2, ""},
+        {"OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=7", 1, 2, "a:7"},
+        {"PMI_RANK=1 PMI_SIZE=8", 1, 8, ""},
+        {"SLURM_PROCID=5 SLURM_STEP_NUM_TASKS=8", 5, 8, ""},
+        {"SLURM_PROCID=0 SLURM_NTASKS=8", 0, 1, ""}, /* a batch script is alone */
+        {"RANK=1 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1 SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=4", 1, 2, "a:1"},
+    };
+    static const char *const bad[] = {"RANK=0 WORLD_SIZE=2", "RANK=x WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1",
+                                      "PMI_RANK=-1 PMI_SIZE=2", "PMI_RANK=0 PMI_SIZE=2x",
+                                      "RANK=0 WORLD_SIZE=9999999999 MASTER_ADDR=a MASTER_PORT=1"};
+    options_launch launch;
+    ls_error err;
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        assert_int_equal(read_launch(good[i].text, &launch, &err), LS_OK);
+        assert_int_equal(launch.process, good[i].process);
+        assert_int_equal(launch.n_processes, good[i].n_processes);
+        assert_string_equal(launch.address, good[i].address);
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        assert_int_equal(read_launch(bad[i], &launch, &err), LS_EINVAL);
+        assert_non_null(strstr(err.text, "--hosts off"));
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(table_is_well_formed),
@@ -426,6 +490,7 @@ int main(void) {
         cmocka_unit_test(texts_flags_and_lists),
         cmocka_unit_test(flags_by_variable),
         cmocka_unit_test(the_command_line_wins),
+        cmocka_unit_test(launchers_are_understood),
     };
     return cmocka_run_group_tests(tests, clear_environment, NULL);
 }

@@ -43,7 +43,7 @@ void ref_embed(const ls_op *op, int index, const ls_bind *bind, const ls_step *s
 void ref_exchange(const ls_op *op, int index, const ls_bind *bind, const ls_step *step, const ls_team *team) {
     const op_exchange *a = &op->exchange;
     const int64_t d = bind->d_model;
-    const int n_ranks = bind->group.size;
+    const int n_parts = bind->n_parts;
     const float *bias = a->bias < 0 ? NULL : bind->weight[a->bias].data;
     float *h = bind->buf[BUF_H];
     int64_t first, last;
@@ -52,15 +52,15 @@ void ref_exchange(const ls_op *op, int index, const ls_bind *bind, const ls_step
         const int64_t row = i / d;
         end = (row + 1) * d < last ? (row + 1) * d : last;
         const float *part[LS_MAX_RANKS];
-        for (int r = 0; r < n_ranks; r++) {
+        for (int r = 0; r < n_parts; r++) {
             part[r] = bind->peer_part[r] + (int64_t)a->slot * bind->m_max * d;
         }
         for (int64_t j = i; j < end; j++) {
             float node[LS_MAX_RANKS];
-            for (int r = 0; r < n_ranks; r++) {
+            for (int r = 0; r < n_parts; r++) {
                 node[r] = part[r][j];
             }
-            float sum = leaf_tree(node, n_ranks);
+            float sum = leaf_tree(node, n_parts);
             if (bias != NULL) {
                 sum += bias[j - row * d];
             }

@@ -385,6 +385,7 @@ static void build_buffers(check *c) {
     cpu->buf[BUF_SLICE] = take(sizeof(ls_sample_part));
     cpu->peer_part[0] = cpu->buf[BUF_PART];
     gpu->peer_part[0] = gpu->buf[BUF_PART];
+    cpu->n_parts = gpu->n_parts = 1;
     cpu->fault = take(ROWS * sizeof(atomic_int));
     gpu->fault = device_take(c->gpu_device, ROWS * sizeof(int32_t));
     const int n_rope = (c->longest + 1) * m->d_head;

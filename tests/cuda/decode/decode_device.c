@@ -319,6 +319,7 @@ static void timed_bind(timing *t) {
         }
     }
     bind.peer_part[0] = bind.buf[BUF_PART];
+    bind.n_parts = 1;
     bind.fault = device_take(t->dev, CUDA_MAX_DECODE * sizeof(int32_t));
     bind.rope = device_take(t->dev, (size_t)CONTEXT_PAGES * LS_PAGE_TOKENS * (size_t)m->d_head * sizeof(float));
     const size_t cache =
