@@ -70,7 +70,7 @@ CFLAGS ?= -O2 -g
 NVCC := $(if $(filter 0,$(CUDA)),,$(firstword $(wildcard $(CUDA_HOME:%=%/bin/nvcc)) $(shell command -v nvcc 2>/dev/null) \
 	$(wildcard /usr/local/cuda/bin/nvcc)))
 ARCHS ?= sm_80 sm_89 sm_90a sm_100a sm_120 compute_80
-PKGS := jansson libpcre2-8 libutf8proc libcurl libcrypto libedit hwloc
+PKGS := jansson libpcre2-8 libutf8proc libcurl libcrypto libssl libedit libevent libevent_openssl hwloc
 WARN := -Wall -Wextra -Wpedantic -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wno-format-truncation
 WARN += $(if $(findstring clang,$(CC)),-Wno-unknown-warning-option) $(if $(filter 1,$(WERROR)),-Werror)
 # After CFLAGS, because results are the same bits on every path only while the compiler leaves the sums alone.
@@ -98,8 +98,10 @@ ISA_FLAGS_avx512 := $(ISA_FLAGS_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq
 ISA_OBJ := $(if $(wildcard $(TMPL)),$(ISAS:%=$(BUILD)/src/backend/cpu/isa_%.o))
 
 SRC := $(sort $(filter-out $(TMPL) $(if $(NVCC),,src/backend/cuda/%.c src/engine/cuda_%.c),$(shell find src -name '*.c')))
-LIB_OBJ := $(call obj,$(filter-out src/cli/%,$(SRC))) $(ISA_OBJ)
-CLI_OBJ := $(call obj,$(filter src/cli/%,$(SRC)))
+# The command line and the server use the library; they are no part of it.
+LIB_OBJ := $(call obj,$(filter-out src/cli/% src/server/%,$(SRC))) $(ISA_OBJ)
+SERVER_OBJ := $(call obj,$(filter src/server/%,$(SRC)))
+CLI_OBJ := $(call obj,$(filter src/cli/%,$(SRC))) $(SERVER_OBJ)
 LIB := $(BUILD)/liblockstep.a
 APP := $(BUILD)/lockstep
 
@@ -313,7 +315,7 @@ SO_LINKS = $(SONAME) liblockstep.so
 OWN_FOLDERS = lockstep/demo lockstep doc/lockstep/examples doc/lockstep/docs doc/lockstep
 
 # The libraries behind ours are named, not required: the header needs none of theirs, and what they in turn ask of a static
-# program (libcurl: kerberos, ldap, ...) is not needed where they are shared. libedit is the command line's alone.
+# program (libcurl: kerberos, ldap, ...) is not needed where they are shared. libedit, libevent and libssl are the program's alone.
 define PC_FILE
 prefix=$(PREFIX)
 libdir=$(patsubst $(PREFIX)/%,$${prefix}/%,$(libdir))
@@ -323,7 +325,7 @@ Name: lockstep
 Description: Tensor-parallel inference for open-weight language models
 Version: $(VERSION)
 Libs: -L$${libdir} -llockstep
-Libs.private: $(strip $(shell pkg-config --libs $(filter-out libedit,$(PKGS))) -lm -ldl -pthread)
+Libs.private: $(strip $(shell pkg-config --libs $(filter-out libedit libssl libevent%,$(PKGS))) -lm -ldl -pthread)
 Cflags: -I$${includedir}
 endef
 $(BUILD)/lockstep.pc: export PC = $(PC_FILE)

@@ -218,14 +218,18 @@ LS_API ls_status ls_engine_poll(ls_engine *engine, int64_t timeout_us, ls_reques
 /* A file descriptor that is readable while ls_engine_poll would give something: for event loops. Do not read or close it. */
 LS_API int ls_engine_poll_fd(ls_engine *engine);
 
+/* LS_OK while the engine lives; after a step that its ranks could not finish, that step's status and words. Any thread. */
+LS_API ls_status ls_engine_check(ls_engine *engine, ls_error *err);
+
 /* What an engine does at this moment and has done so far. */
 typedef struct ls_engine_stats {
     size_t struct_size;
     int n_running, n_waiting; /* requests */
     int n_pages, n_free_pages;
     int64_t steps, preemptions;
-    int64_t prompt_tokens, generated_tokens; /* computed, also again after a preemption; given to requests */
-    int64_t finished, failed, cancelled;     /* requests */
+    int64_t prompt_tokens, generated_tokens;        /* computed, also again after a preemption; given to requests */
+    int64_t finished, failed, cancelled;            /* requests */
+    int64_t prefix_query_tokens, prefix_hit_tokens; /* of prompts: looked up in the KV cache's pages; found there */
 } ls_engine_stats;
 #define LS_ENGINE_STATS_INIT LS_SIZED(ls_engine_stats)
 LS_API ls_status ls_engine_get_stats(ls_engine *engine, ls_engine_stats *out, ls_error *err);
@@ -305,8 +309,11 @@ LS_API ls_status ls_request_submit(ls_engine *engine, const ls_request_params *p
 /* Ends a request where it stands, with LS_FINISH_CANCELLED; what it has come to stays readable. Takes effect before the
  * next step. Nothing happens to a finished one. */
 LS_API void ls_request_cancel(ls_request *request);
-/* Cancels it if it still runs, and gives back its pages. Accepts NULL inside; sets it to NULL. */
+/* Cancels it if it still runs, and gives back its pages. Accepts NULL inside; sets it to NULL. Waits for the step that is
+ * under way if the request is not finished. */
 LS_API void ls_request_free(ls_request **request);
+/* The ls_request_params.user that it was submitted with. */
+LS_API void *ls_request_user(const ls_request *request);
 
 typedef enum ls_finish {
     LS_FINISH_NONE = 0,
@@ -380,6 +387,10 @@ LS_API ls_status ls_text_encode(const ls_text *text, const char *bytes, size_t n
 /* The text of ids, NUL-terminated; ids outside the vocabulary give none. *out is the caller's, to be freed with ls_free. */
 LS_API ls_status ls_text_decode(const ls_text *text, const int32_t *ids, size_t n_ids, bool skip_special, char **out,
                                 size_t *out_bytes, ls_error *err);
+
+/* The bytes that an id stands for in the middle of a text, maybe a part of a character; borrowed from the text, not
+ * NUL-terminated. False, with outputs untouched, if the id is not in the vocabulary: models have more logits than tokens. */
+LS_API bool ls_text_token_bytes(const ls_text *text, int32_t id, const char **bytes, size_t *n_bytes);
 
 typedef struct ls_chat_params {
     size_t struct_size;
@@ -510,7 +521,7 @@ typedef struct ls_timeline {
 } ls_timeline;
 #define LS_TIMELINE_INIT LS_SIZED(ls_timeline)
 
-/* Measures the read bandwidth the first time it is called (0.1 to 2 s), between steps. */
+/* Measures the read bandwidth the first time it is called (0.1 to 2 s), between steps; later calls wait for nothing. */
 LS_API ls_status ls_engine_get_timeline(ls_engine *engine, ls_timeline *out, ls_error *err);
 
 /* All launches of one kind that the engine has made so far. */

@@ -33,6 +33,7 @@ static const example examples[] = {
     {COMMAND_GENERATE, "lockstep generate -m Qwen/Qwen3-4B --load-format dummy -p \"measure me\" --max-model-len 2048",
      "the speed of a model that is not here: its shapes with made-up weights"},
     {COMMAND_CHAT, "lockstep chat Qwen/Qwen3-4B --system \"Answer in one sentence.\"", "a conversation"},
+    {COMMAND_SERVE, "lockstep serve Qwen/Qwen3-4B --port 8000", "an OpenAI-compatible server on this machine"},
     {COMMAND_TOKENIZE, "lockstep tokenize -m demo -p \"Hello, world\"", "ids, and the bytes that each stands for"},
     {COMMAND_TEMPLATE, "lockstep template -m demo --messages '[{\"role\": \"user\", \"content\": \"Hi\"}]'",
      "the prompt that a chat becomes"},

@@ -11,7 +11,7 @@
 
 /* Sets of commands: all that take a model, all that open an engine, those and the plan of one, all that draw tokens. */
 #define COMMANDS_SAMPLE (COMMAND_GENERATE | COMMAND_CHAT)
-#define COMMANDS_RUN (COMMANDS_SAMPLE | COMMAND_PERPLEXITY | COMMAND_VERIFY)
+#define COMMANDS_RUN (COMMANDS_SAMPLE | COMMAND_SERVE | COMMAND_PERPLEXITY | COMMAND_VERIFY)
 #define COMMANDS_PLAN (COMMANDS_RUN | COMMAND_PLAN)
 #define COMMANDS_ALL (COMMANDS_PLAN | COMMAND_TOKENIZE | COMMAND_TEMPLATE | COMMAND_PULL | COMMAND_DOCTOR)
 
@@ -26,6 +26,17 @@ const command_def command_table[COMMAND_COUNT] = {
      "conversation. /reset forgets the conversation, /save FILE writes it as JSON, /help lists the commands.\n\n"
      "Thinking (<think>...</think>) is dimmed, and left out of later turns by the model's chat template. When standard "
      "input is no terminal, each line of it is a message."},
+    {COMMAND_SERVE, "serve", "MODEL", "serve a model over HTTP, as OpenAI's API has it",
+     "Endpoints: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics, "
+     "/version; "
+     "docs/server.md says what each takes. The address goes to standard error as soon as it listens; until the model "
+     "is "
+     "loaded, /health tells how far that is and requests are refused with 503.\n\n"
+     "SIGTERM or Ctrl-C ends it: running requests are finished, new ones refused, for at most --shutdown-timeout "
+     "seconds; "
+     "Ctrl-C once more ends it at once. Exit code 0 if every answer was given, 1 if some were cut off, 70 if the "
+     "engine "
+     "failed (a supervisor should start it again)."},
     {COMMAND_TOKENIZE, "tokenize", NULL, "show the tokens of a text", NULL},
     {COMMAND_TEMPLATE, "template", NULL, "show what a chat template makes of messages", NULL},
     {COMMAND_PLAN, "plan", "MODEL", "show the memory of every rank before anything is loaded",
@@ -81,7 +92,7 @@ const command_def command_table[COMMAND_COUNT] = {
 };
 
 const char *option_group_name(option_group group) {
-    static const char *const names[GROUP_COUNT] = {"Model", "Input", "Sampling", "Engine", "Output"};
+    static const char *const names[GROUP_COUNT] = {"Model", "Input", "Sampling", "Engine", "Server", "Output"};
     return (unsigned)group < GROUP_COUNT ? names[group] : "unknown";
 }
 
@@ -96,9 +107,7 @@ const option_def option_table[OPTION_COUNT] = {
          "auto|safetensors|dummy",
          "auto and safetensors read the checkpoint; dummy makes up weights in the model's shapes and reads "
          "none: the shapes of known names, such as Qwen/Qwen3-4B, are built in"},
-    [OPT_CACHE_FOLDER] = {OPT_CACHE_FOLDER,
-                          COMMAND_GENERATE | COMMAND_CHAT | COMMAND_PERPLEXITY | COMMAND_VERIFY | COMMAND_TOKENIZE |
-                              COMMAND_TEMPLATE | COMMAND_DOCTOR,
+    [OPT_CACHE_FOLDER] = {OPT_CACHE_FOLDER, COMMANDS_RUN | COMMAND_TOKENIZE | COMMAND_TEMPLATE | COMMAND_DOCTOR,
                           GROUP_MODEL, OPTION_TEXT, "cache-folder", NULL, 0, "FOLDER", NULL, 0, 0, NULL,
                           "Where parsed tokenizers are kept for faster starts, empty for nowhere (default: "
                           "$XDG_CACHE_HOME/lockstep, else ~/.cache/lockstep)"},
@@ -116,8 +125,8 @@ const option_def option_table[OPTION_COUNT] = {
                       NULL, "The conversation: an array of messages, or @FILE that holds one"},
     [OPT_TOOLS] = {OPT_TOOLS, COMMAND_TEMPLATE, GROUP_INPUT, OPTION_TEXT, "tools", NULL, 0, "JSON", NULL, 0, 0, NULL,
                    "Tools the model may call: an array, or @FILE"},
-    [OPT_CHAT_TEMPLATE_KWARGS] = {OPT_CHAT_TEMPLATE_KWARGS, COMMAND_TEMPLATE | COMMAND_CHAT, GROUP_INPUT, OPTION_TEXT,
-                                  "chat-template-kwargs", NULL, 0, "JSON", NULL, 0, 0, NULL,
+    [OPT_CHAT_TEMPLATE_KWARGS] = {OPT_CHAT_TEMPLATE_KWARGS, COMMAND_TEMPLATE | COMMAND_CHAT | COMMAND_SERVE,
+                                  GROUP_INPUT, OPTION_TEXT, "chat-template-kwargs", NULL, 0, "JSON", NULL, 0, 0, NULL,
                                   "What else the template may read: an object such as {\"enable_thinking\": false}"},
     [OPT_CHAT_TEMPLATE_NAME] = {OPT_CHAT_TEMPLATE_NAME, COMMAND_TEMPLATE | COMMAND_CHAT, GROUP_INPUT, OPTION_TEXT,
                                 "chat-template-name", NULL, 0, "NAME", NULL, 0, 0, NULL,
@@ -222,9 +231,8 @@ const option_def option_table[OPTION_COUNT] = {
         {OPT_DEVICE_MEMORY_BYTES, COMMAND_PLAN, GROUP_ENGINE, OPTION_INT, "device-memory-bytes", "device-memory",
          0, "BYTES", NULL, 1, 1e15, NULL,
          "Memory of one device, such as 80G: say what fits (default: this machine's, divided by the ranks)"},
-    [OPT_CPU_ISA] = {OPT_CPU_ISA,
-                     COMMAND_GENERATE | COMMAND_CHAT | COMMAND_PERPLEXITY | COMMAND_VERIFY | COMMAND_DOCTOR,
-                     GROUP_ENGINE, OPTION_CHOICE, "cpu-isa", NULL, 0, "ISA", "auto", 0, 0, "auto|ref|avx2|avx512",
+    [OPT_CPU_ISA] = {OPT_CPU_ISA, COMMANDS_RUN | COMMAND_DOCTOR, GROUP_ENGINE, OPTION_CHOICE, "cpu-isa", NULL, 0, "ISA",
+                     "auto", 0, 0, "auto|ref|avx2|avx512",
                      "Instruction set of the CPU's kernels; auto is the best this machine has; all give the same bits"},
     [OPT_KERNELS] =
         {OPT_KERNELS, COMMANDS_RUN, GROUP_ENGINE, OPTION_CHOICE, "kernels", NULL, 0, "SET", "auto", 0, 0,
@@ -244,6 +252,50 @@ const option_def option_table[OPTION_COUNT] = {
                      "device=cpu,dtype=f32,cpu-isa=ref", 0, 0, NULL,
                      "The engine to compare with: options as name=value with commas between them; what is not named is "
                      "as given for the first"},
+    [OPT_HOST] = {OPT_HOST, COMMAND_SERVE, GROUP_SERVER, OPTION_TEXT, "host", NULL, 0, "ADDRESS", "127.0.0.1", 0, 0,
+                  NULL, "Address to listen on; 0.0.0.0 or :: for all, which wants --api-key"},
+    [OPT_PORT] = {OPT_PORT, COMMAND_SERVE, GROUP_SERVER, OPTION_INT, "port", NULL, 0, "PORT", "8000", 0, 65535, NULL,
+                  "Port to listen on; 0 takes any that is free and tells it"},
+    [OPT_SERVED_MODEL_NAME] = {OPT_SERVED_MODEL_NAME, COMMAND_SERVE, GROUP_SERVER, OPTION_LIST, "served-model-name",
+                               NULL, 0, "NAME", NULL, 0, 0, NULL,
+                               "What requests call the model; several times for several names, the first of which "
+                               "answers carry (default: as --model has it)"},
+    [OPT_API_KEY] = {OPT_API_KEY, COMMAND_SERVE, GROUP_SERVER, OPTION_LIST, "api-key", NULL, 0, "KEY", NULL, 0, 0, NULL,
+                     "Key that requests must carry, on every path but /health; several times for several keys. In "
+                     "LOCKSTEP_API_KEY other users of the machine do not see it"},
+    [OPT_API_KEY_FILE] = {OPT_API_KEY_FILE, COMMAND_SERVE, GROUP_SERVER, OPTION_TEXT, "api-key-file", NULL, 0, "FILE",
+                          NULL, 0, 0, NULL, "File with a key a line; # begins a comment"},
+    [OPT_SSL_CERTFILE] = {OPT_SSL_CERTFILE, COMMAND_SERVE, GROUP_SERVER, OPTION_TEXT, "ssl-certfile", NULL, 0, "FILE",
+                          NULL, 0, 0, NULL, "Certificate chain (PEM) for TLS"},
+    [OPT_SSL_KEYFILE] = {OPT_SSL_KEYFILE, COMMAND_SERVE, GROUP_SERVER, OPTION_TEXT, "ssl-keyfile", NULL, 0, "FILE",
+                         NULL, 0, 0, NULL, "Its private key (PEM)"},
+    [OPT_ALLOWED_ORIGINS] =
+        {OPT_ALLOWED_ORIGINS, COMMAND_SERVE, GROUP_SERVER, OPTION_LIST, "allowed-origins", NULL, 0, "ORIGIN", NULL, 0,
+         0, NULL,
+         "Origin whose pages a browser may let read answers, or * for all; several times for several "
+         "(default: none)"},
+    [OPT_MAX_NUM_QUEUED_REQS] = {OPT_MAX_NUM_QUEUED_REQS, COMMAND_SERVE, GROUP_SERVER, OPTION_INT,
+                                 "max-num-queued-reqs", NULL, 0, "N", "1000", 0, 1000000, NULL,
+                                 "Most requests that wait while --max-num-seqs run; more are refused with 429"},
+    [OPT_MAX_CONNECTIONS] = {OPT_MAX_CONNECTIONS, COMMAND_SERVE, GROUP_SERVER, OPTION_INT, "max-connections", NULL, 0,
+                             "N", "4096", 1, 1000000, NULL, "Most open connections; others wait until one closes"},
+    [OPT_MAX_BODY_BYTES] = {OPT_MAX_BODY_BYTES, COMMAND_SERVE, GROUP_SERVER, OPTION_INT, "max-body-bytes", NULL, 0,
+                            "BYTES", "16Mi", 1024, 1 << 30, NULL, "Longest body of a request; longer ones get 413"},
+    [OPT_HTTP_TIMEOUT] = {OPT_HTTP_TIMEOUT, COMMAND_SERVE, GROUP_SERVER, OPTION_INT, "http-timeout", NULL, 0, "SECONDS",
+                          "60", 1, 86400, NULL,
+                          "A connection on which nothing is read or written for so long is closed; answers may take "
+                          "longer"},
+    [OPT_SHUTDOWN_TIMEOUT] = {OPT_SHUTDOWN_TIMEOUT, COMMAND_SERVE, GROUP_SERVER, OPTION_INT, "shutdown-timeout", NULL,
+                              0, "SECONDS", "30", 0, 86400, NULL, "How long running requests may take after SIGTERM"},
+    [OPT_STALL_TIMEOUT] = {OPT_STALL_TIMEOUT, COMMAND_SERVE, GROUP_SERVER, OPTION_INT, "stall-timeout", NULL, 0,
+                           "SECONDS", "30", 1, 86400, NULL,
+                           "/health says stalled when work has waited for so long without a step"},
+    [OPT_METRICS_PREFIX] = {OPT_METRICS_PREFIX, COMMAND_SERVE, GROUP_SERVER, OPTION_TEXT, "metrics-prefix", NULL, 0,
+                            "PREFIX", "lockstep:", 0, 0, NULL,
+                            "What names at /metrics begin with; vllm: for its dashboards"},
+    [OPT_ACCESS_LOG] = {OPT_ACCESS_LOG, COMMAND_SERVE, GROUP_SERVER, OPTION_TEXT, "access-log", NULL, 0, "FILE", NULL,
+                        0, 0, NULL,
+                        "Where to write a JSON object for each request, - for standard output; without prompts"},
     [OPT_TIMELINE] = {OPT_TIMELINE, COMMAND_GENERATE, GROUP_OUTPUT, OPTION_CHOICE, "timeline", NULL, 0, "FORM", "text",
                       0, 0, "text|json|none",
                       "Form of the timeline on standard error; with none nothing shows how loading goes either"},

@@ -5,7 +5,7 @@
 #include "base/options.h"
 
 /* Exit codes. */
-enum { EXIT_GOOD = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
+enum { EXIT_GOOD = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_ENGINE_DIED = 70, EXIT_INTERRUPTED = 130 };
 
 /* Parses argv[1..] of a command (one bit of COMMAND_*) against the options table. A word without a flag is the model,
  * where command_table says so. Prints help and exits by itself (argp). */
@@ -14,6 +14,7 @@ ls_status args_parse(ls_options *options, unsigned command, int argc, char **arg
 /* Each command: argv[0] is its name. Returns the exit code. */
 int cmd_generate(int argc, char **argv);
 int cmd_chat(int argc, char **argv);
+int cmd_serve(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
 int cmd_template(int argc, char **argv);
 int cmd_plan(int argc, char **argv);

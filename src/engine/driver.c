@@ -212,6 +212,13 @@ int ls_engine_poll_fd(ls_engine *engine) {
     return fd;
 }
 
+ls_status ls_engine_check(ls_engine *engine, ls_error *err) {
+    pthread_mutex_lock(&engine->lock);
+    ls_status st = engine_check_alive(engine, err);
+    pthread_mutex_unlock(&engine->lock);
+    return st;
+}
+
 ls_status ls_engine_get_stats(ls_engine *engine, ls_engine_stats *out, ls_error *err) {
     TRY(check_struct_size("ls_engine_stats", out->struct_size, SIZE_MAX, err));
     pthread_mutex_lock(&engine->lock);
