@@ -119,6 +119,7 @@ TESTS := $(wildcard tests/unit/test_*.c tests/kern/test_*.c tests/e2e/test_*.c)
 # Other .c files in a test folder are linked into each test of that folder.
 TEST_HELPERS := $(filter-out $(TESTS),$(wildcard tests/unit/*.c tests/kern/*.c tests/e2e/*.c))
 TEST_BIN := $(TESTS:%.c=$(BUILD)/%)
+HTTP_TESTS := $(wildcard tests/http/test_*.py)
 # What a GPU runs: its own tests, and those against transformers; before them, programs that check it op by op.
 GPU_TESTS := $(if $(NVCC),$(wildcard tests/cuda/test_*.c) tests/e2e/test_golden.c tests/e2e/test_demo.c)
 GPU_BIN := $(GPU_TESTS:%.c=$(BUILD)/%)
@@ -216,7 +217,8 @@ $(GPU_CHECKS): %: %.o $(LIB)
 
 CANARY := $(BUILD)/tests/unit/test_canary
 RUN_TESTS = LOCKSTEP_DEVICE=$${LOCKSTEP_DEVICE:-cpu} LS_BIN=$(APP) LS_SAN=$(firstword $(subst $(comma), ,$(SANITIZE))) $(NO_ASLR) tests/run --canary $(CANARY)
-CHOSEN := $(if $(ONLY),$(foreach t,$(TEST_BIN),$(if $(findstring $(ONLY),$t),$t)),$(TEST_BIN))
+ALL_TESTS := $(TEST_BIN) $(HTTP_TESTS)
+CHOSEN := $(if $(ONLY),$(foreach t,$(ALL_TESTS),$(if $(findstring $(ONLY),$t),$t)),$(ALL_TESTS))
 KERN_BIN := $(filter $(BUILD)/tests/kern/%,$(TEST_BIN))
 
 # The whole check fuzzes each target for a minute first; a chosen or a sanitized one does not.

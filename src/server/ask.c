@@ -266,6 +266,12 @@ ls_status ask_add_ids(ask *a, const server *s, int32_t *id, size_t n, ls_error *
         return grown == NULL ? error_set(err, LS_ENOMEM, "prompt: out of memory")
                              : fields_error(&a->body, "prompt", LS_EINVAL, err, "at most %d at once", ASK_MAX_PROMPTS);
     }
+    if (n == 0) {
+        free(id);
+        a->prompt = grown;
+        return fields_error(&a->body, a->is_chat ? "messages" : "prompt", LS_EINVAL, err,
+                            "empty: there is nothing to continue");
+    }
     if (a->truncate > 0 && n > (size_t)a->truncate) {
         memmove(id, id + (n - (size_t)a->truncate), (size_t)a->truncate * sizeof *id);
         n = (size_t)a->truncate;

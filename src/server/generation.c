@@ -263,8 +263,11 @@ static ls_status submit(choice *ch, ls_error *err) {
     return ls_request_submit(g->server->model.engine, &params, &ch->request, err);
 }
 
-/* The field that an error of the engine begins with, if it is one that was sent. */
-static const char *param_of(const ask *a, const char *text, char *scratch, size_t scratch_bytes) {
+/* The field that an error of the engine is about: the one that its text begins with, if it was sent. */
+static const char *param_of(const ask *a, ls_status st, const char *text, char *scratch, size_t scratch_bytes) {
+    if (st == LS_ETOOLONG) {
+        return a->is_chat ? "messages" : "prompt";
+    }
     size_t n = strspn(text, "abcdefghijklmnopqrstuvwxyz_");
     if (n == 0 || n >= scratch_bytes) {
         return NULL;
@@ -323,7 +326,7 @@ void generation_start(call *c, ask *a) {
     for (int i = 0; i < g->n_choices; i++) {
         ls_status st = submit(&g->choice[i], &error);
         if (st != LS_OK) {
-            const char *name = param_of(&g->ask, error.text, param, sizeof param);
+            const char *name = param_of(&g->ask, st, error.text, param, sizeof param);
             ask_drop_body(&g->ask);
             release(g);
             g->n_ended += g->n_choices - i; /* these never were */

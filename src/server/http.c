@@ -3,7 +3,8 @@
  * nowhere else:
  *
  *   - A lost client is not reported before the answer begins. Reading on would tell, but then a pipelined second request
- *     ends the process; an EV_CLOSED event of our own (`watch`) tells until the answer begins, then the close callback does.
+ *     ends the process; an event of our own (`watch`) tells until the answer begins, then the close callback does. It is
+ *     edge-triggered: a reset comes as EV_READ, and data that nobody reads for now must not wake us again and again.
  *   - Once the answer begins, evhttp reads on: what arrives is kept for the next request. The read watermark bounds it, and the
  *     read timeout, which an answer that takes longer would hit, is off until the answer has left.
  *   - evhttp_bind_socket listens with a backlog of 128; we listen ourselves.
@@ -19,6 +20,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <openssl/err.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -92,11 +94,15 @@ static void on_close(struct evhttp_connection *connection, void *arg) {
     }
 }
 
-/* The client is gone before the answer began. What we say now frees the request and the connection. */
+/* Something happened at the client's end before the answer began: it is gone, or it has sent its next request already, which
+ * stays where it is. What we say to one that is gone frees the request and the connection. */
 static void on_left(evutil_socket_t fd, short what, void *arg) {
     call *c = arg;
     struct evhttp_request *http = c->http;
-    (void)fd, (void)what;
+    struct pollfd state = {.fd = fd, .events = POLLRDHUP};
+    if ((what & EV_CLOSED) == 0 && poll(&state, 1, 0) == 0) {
+        return;
+    }
     c->status = CLIENT_LEFT;
     evhttp_add_header(evhttp_request_get_output_headers(http), "Connection", "close");
     call_end(c);
@@ -307,7 +313,7 @@ static void on_request(struct evhttp_request *http, void *arg) {
     ev_uint16_t port;
     call *c = calloc(1, sizeof *c);
     if (c != NULL) {
-        c->watch = event_new(s->base, fd, EV_CLOSED, on_left, c);
+        c->watch = event_new(s->base, fd, EV_READ | EV_CLOSED | EV_ET | EV_PERSIST, on_left, c);
     }
     if (c == NULL || c->watch == NULL || event_add(c->watch, NULL) != 0) {
         if (c != NULL) {
