@@ -185,6 +185,9 @@ typedef struct ls_engine_params {
                                    * wherever that changes nothing but the time; "off" waits for each. Not with profile
                                    * or trace_events */
     int64_t device_memory_bytes;  /* of plans alone: of a GPU that need not be there; default: ask the driver */
+    bool
+        prefix_cache; /* pages of 64 computed tokens serve every request that begins with the same ones, until their memory is
+                        * needed; changes nothing but the time (some 300 bytes of memory a page) */
 } ls_engine_params;
 #define LS_ENGINE_PARAMS_INIT LS_SIZED(ls_engine_params)
 
@@ -291,6 +294,7 @@ typedef struct ls_request_params {
      * NULL): what its tokens and the new prompt's have in common at the beginning is not computed again. */
     ls_request *reuse;
     bool keep_cache;
+    int32_t priority;       /* lower ones are begun first, and set aside last when pages run out; default 0 */
     bool prompt_logits;     /* on_logits for every prompt position, not only the last */
     bool hash_logits;       /* fill ls_result.logits_hash */
     ls_text_fn on_text;     /* may be NULL */
@@ -338,7 +342,7 @@ typedef struct ls_result {
     const char *stop_string; /* that ended it, or NULL */
     int32_t stop_token;      /* that ended it, or -1 */
     int preemptions;         /* times it was set aside and computed again */
-    size_t n_reused_tokens;  /* of the prompt, taken from another request's KV cache */
+    size_t n_reused_tokens;  /* of the prompt, taken from another request's KV cache, or the prefix cache */
     int64_t queued_us;       /* from submission to its first step; -1 before it */
     int64_t first_token_us;  /* from submission to the first token; -1 before it */
     int64_t total_us;        /* from submission to its end, or to now */

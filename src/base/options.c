@@ -245,6 +245,9 @@ const option_def option_table[OPTION_COUNT] = {
          0, 0, "auto|off",
          "On a GPU, auto starts the next decode step while the last one runs, from tokens that are still there; off "
          "waits for each step; both give the same text"},
+    [OPT_NO_PREFIX_CACHING] = {OPT_NO_PREFIX_CACHING, COMMAND_SERVE, GROUP_ENGINE, OPTION_FLAG,
+                               "no-enable-prefix-caching", NULL, 0, NULL, NULL, 0, 0, NULL,
+                               "Compute every prompt anew, also the part that it has in common with earlier ones"},
     [OPT_AGAINST] = {OPT_AGAINST, COMMAND_VERIFY, GROUP_ENGINE, OPTION_TEXT, "against", NULL, 0, "SETTINGS",
                      "device=cpu,dtype=f32,cpu-isa=ref", 0, 0, NULL,
                      "The engine to compare with: options as name=value with commas between them; what is not named is "

@@ -101,6 +101,7 @@ typedef enum option_id {
     OPT_KERNELS,
     OPT_GRAPH_SIZES,
     OPT_ASYNC_SCHEDULING,
+    OPT_NO_PREFIX_CACHING,
     OPT_AGAINST,
     OPT_HOST,
     OPT_PORT,

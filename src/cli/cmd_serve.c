@@ -47,6 +47,7 @@ static ls_status open_model(void *user, server_progress *progress, server_model 
         TRY(open_text(&c->options, &out->text, err));
     }
     c->view = progress_begin("loading");
+    params.prefix_cache = c->options.value[OPT_NO_PREFIX_CACHING].integer == 0;
     params.progress_fn = on_loading;
     params.progress_user = c;
     ls_status st = ls_engine_open(out->model, &params, &out->engine, err);

@@ -233,7 +233,9 @@ ls_status ls_engine_get_stats(ls_engine *engine, ls_engine_stats *out, ls_error 
                            .generated_tokens = stats->generated_tokens,
                            .finished = stats->finished,
                            .failed = stats->failed,
-                           .cancelled = stats->cancelled};
+                           .cancelled = stats->cancelled,
+                           .prefix_query_tokens = stats->prefix_query_tokens,
+                           .prefix_hit_tokens = stats->prefix_hit_tokens};
     for (const ls_request *request = engine->waiting; request != NULL; request = request->next_waiting) {
         now.n_waiting++;
     }

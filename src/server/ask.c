@@ -246,6 +246,9 @@ ls_status ask_read(ask *a, const server *s, const json_t *body, bool is_chat, ls
     TRY(read_seed(a, err));
     TRY(read_logprobs(a, err));
     TRY(fields_bool(&a->body, "add_special_tokens", &a->add_special, err));
+    int64_t priority = 0;
+    TRY(fields_int(&a->body, "priority", INT32_MIN, INT32_MAX, &priority, err));
+    a->params.priority = (int32_t)priority;
     return fields_int(&a->body, "truncate_prompt_tokens", 1, INT32_MAX, &a->truncate, err);
 }
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """The API of `lockstep serve`: what good requests are answered, and how bad ones are refused."""
 import threading
+import time
 
 import harness
 from harness import PROMPT, generate, read_texts
@@ -218,6 +219,56 @@ def test_truncate():
     short = server.complete(truncate_prompt_tokens=4)
     assert short["usage"]["prompt_tokens"] == 4
     assert short["choices"][0]["text"] == server.complete(prompt=ids[-4:])["choices"][0]["text"]
+
+
+def test_prefix_cache():
+    """What a prompt has in common with an earlier one is not computed again, and changes nothing but the time."""
+    words = [f"The {w} dog saw a {w} cat." for w in ("big", "red", "old", "sad", "tiny", "happy")] * 12
+    prompt = " ".join(words)
+    before = server.metric("prefix_cache_hits_total")
+    first = server.complete(prompt=prompt, max_tokens=20)
+    again = server.complete(prompt=prompt, max_tokens=20)
+    n = first["usage"]["prompt_tokens"]
+    assert first["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == (n - 1) // 64 * 64 >= 512
+    assert again["choices"] == first["choices"]
+    assert server.metric("prefix_cache_hits_total") - before == (n - 1) // 64 * 64
+    other = server.complete(prompt=prompt + " Then", max_tokens=20)
+    assert other["choices"][0]["text"] == generate("-p", prompt + " Then", "-n", "20", "--temp", "0")[0]
+    assert other["usage"]["prompt_tokens_details"]["cached_tokens"] >= 512
+
+
+def test_prefix_cache_is_quick():
+    """2,000 tokens in common: the second first token comes in a fraction of the first's time."""
+    ids = [300 + i * 7 % 3000 for i in range(2000)]
+    times = []
+    for _ in range(2):
+        begin = time.monotonic()
+        server.complete(prompt=ids, max_tokens=1)
+        times.append(time.monotonic() - begin)
+    assert times[1] < 0.15 * times[0], times
+
+
+def test_priority():
+    """While all seats are taken, the more important one of two that wait goes first."""
+    running = [server.stream(COMPLETIONS, {"prompt": PROMPT, "max_tokens": 300, "ignore_eos": True}) for _ in range(8)]
+    done = []
+
+    def one(priority):
+        server.complete(priority=priority, max_tokens=2)
+        done.append(priority)
+
+    threads = []
+    for i, priority in enumerate((3, -3)):
+        threads.append(threading.Thread(target=one, args=(priority,)))
+        threads[-1].start()
+        server.wait_until(lambda: server.metric("num_requests_waiting") == i + 1)
+    running[0].close()  # one seat
+    for thread in threads:
+        thread.join()
+    for stream in running:
+        stream.close()
+    assert done == [-3, 3]
 
 
 # ---- Refusals ----
