@@ -274,9 +274,10 @@ fuzz-run-%: $(BUILD)/fuzz_%
 		-artifact_prefix=$(BUILD)/$*- $(BUILD)/corpus/$* >$<.log 2>&1 </dev/null; \
 	then echo "fuzz $*: $(FUZZ_SECONDS) s, $$(sed -n 's/^stat::number_of_executed_units: *//p' $<.log) inputs, no finding"; \
 	else tail -n 60 $<.log; echo "fuzz $*: FAILED; to repeat: $< FILE, one of:"; ls -t $(BUILD)/$*-*; exit 1; fi
+$(BUILD)/fuzz_serve: $(SERVER_OBJ)
 $(BUILD)/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(LIB)
 	$(call say,LINK,$@)
-	$(Q)$(LINK) $^ $(LIBS) -o $@ || { echo "If clang's fuzzer runtime is missing: run ./setup.sh (libclang-rt-dev)"; exit 1; }
+	$(Q)$(LINK) $(filter %.o,$^) $(LIB) $(LIBS) -o $@ || { echo "If clang's fuzzer runtime is missing: run ./setup.sh (libclang-rt-dev)"; exit 1; }
 
 # ---- lint ----
 

@@ -34,6 +34,8 @@ static const example examples[] = {
      "the speed of a model that is not here: its shapes with made-up weights"},
     {COMMAND_CHAT, "lockstep chat Qwen/Qwen3-4B --system \"Answer in one sentence.\"", "a conversation"},
     {COMMAND_SERVE, "lockstep serve Qwen/Qwen3-4B --port 8000", "an OpenAI-compatible server on this machine"},
+    {COMMAND_BENCH, "lockstep bench serve --num-prompts 200 --request-rate 20 --goodput ttft:500,tpot:30",
+     "the latency that clients of a running server see"},
     {COMMAND_TOKENIZE, "lockstep tokenize -m demo -p \"Hello, world\"", "ids, and the bytes that each stands for"},
     {COMMAND_TEMPLATE, "lockstep template -m demo --messages '[{\"role\": \"user\", \"content\": \"Hi\"}]'",
      "the prompt that a chat becomes"},

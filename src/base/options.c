@@ -37,6 +37,17 @@ const command_def command_table[COMMAND_COUNT] = {
      "Ctrl-C once more ends it at once. Exit code 0 if every answer was given, 1 if some were cut off, 70 if the "
      "engine "
      "failed (a supervisor should start it again)."},
+    {COMMAND_BENCH, "bench", NULL, "measure a server under load",
+     "lockstep bench serve sends completions to any server of OpenAI's API and measures what its clients see: TTFT, "
+     "the time to "
+     "the first token; TPOT, the mean time of each further token of an answer; ITL, the times between two pieces of a "
+     "stream; "
+     "E2E, the time of whole answers. Prompts are random token ids, or those of --dataset: a JSON object a line with "
+     "prompt (a "
+     "text or token ids), and optionally output_len and arrival (seconds since the beginning).\n\n"
+     "Requests begin at once, or at random times with --request-rate, or as the file says; with --max-concurrency no "
+     "more than "
+     "so many run at a time. Exit code 1 if a request failed."},
     {COMMAND_TOKENIZE, "tokenize", NULL, "show the tokens of a text", NULL},
     {COMMAND_TEMPLATE, "template", NULL, "show what a chat template makes of messages", NULL},
     {COMMAND_PLAN, "plan", "MODEL", "show the memory of every rank before anything is loaded",
@@ -92,12 +103,13 @@ const command_def command_table[COMMAND_COUNT] = {
 };
 
 const char *option_group_name(option_group group) {
-    static const char *const names[GROUP_COUNT] = {"Model", "Input", "Sampling", "Engine", "Server", "Output"};
+    static const char *const names[GROUP_COUNT] = {"Model", "Input", "Sampling", "Engine", "Server", "Load", "Output"};
     return (unsigned)group < GROUP_COUNT ? names[group] : "unknown";
 }
 
 const option_def option_table[OPTION_COUNT] = {
-    [OPT_MODEL] = {OPT_MODEL, COMMANDS_ALL, GROUP_MODEL, OPTION_TEXT, "model", NULL, 'm', "MODEL", NULL, 0, 0, NULL,
+    [OPT_MODEL] = {OPT_MODEL, COMMANDS_ALL | COMMAND_BENCH, GROUP_MODEL, OPTION_TEXT, "model", NULL, 'm', "MODEL", NULL,
+                   0, 0, NULL,
                    "Model: a folder with config.json, tokenizer.json and *.safetensors; a name on the hub, such as "
                    "Qwen/Qwen3-4B or Qwen/Qwen3-4B@REVISION; or the word 'demo' for the built-in one"},
     [OPT_REVISION] = {OPT_REVISION, COMMANDS_ALL, GROUP_MODEL, OPTION_TEXT, "revision", NULL, 0, "REV", NULL, 0, 0,
@@ -146,8 +158,8 @@ const option_def option_table[OPTION_COUNT] = {
     [OPT_MIN_TOKENS] = {OPT_MIN_TOKENS, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_INT, "min-tokens", NULL, 0, "N", "0", 0,
                         1 << 24, NULL,
                         "No end-of-text token, stop id or stop string ends an answer before it has N tokens"},
-    [OPT_TEMPERATURE] = {OPT_TEMPERATURE, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_REAL, "temp", "temperature", 0, "T",
-                         NULL, 0, 100, NULL,
+    [OPT_TEMPERATURE] = {OPT_TEMPERATURE, COMMANDS_SAMPLE | COMMAND_BENCH, GROUP_SAMPLING, OPTION_REAL, "temp",
+                         "temperature", 0, "T", NULL, 0, 100, NULL,
                          "Sampling temperature, 0 for greedy (default: generation_config.json's, else 1)"},
     [OPT_TOP_K] = {OPT_TOP_K, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_INT, "top-k", NULL, 0, "K", NULL, 0, 1 << 30,
                    NULL, "Keep the K most likely tokens, 0 for all (default: generation_config.json's, else 0)"},
@@ -182,7 +194,8 @@ const option_def option_table[OPTION_COUNT] = {
     [OPT_IGNORE_EOS] = {OPT_IGNORE_EOS, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_FLAG, "ignore-eos", NULL, 0, NULL, NULL,
                         0, 0, NULL, "Go on after an end-of-text token"},
     [OPT_SEED] =
-        {OPT_SEED, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_INT, "seed", NULL, 's', "N", NULL, 0, 9e15, NULL,
+        {OPT_SEED, COMMANDS_SAMPLE | COMMAND_BENCH, GROUP_SAMPLING, OPTION_INT, "seed", NULL, 's', "N", NULL, 0, 9e15,
+         NULL,
          "Seed of sampling: the same seed gives the same text at any -tp and in any batch (default: random, printed)"},
     [OPT_NUM_RETURN_SEQUENCES] = {OPT_NUM_RETURN_SEQUENCES, COMMAND_GENERATE, GROUP_SAMPLING, OPTION_INT,
                                   "num-return-sequences", NULL, 0, "N", "1", 1, 4096, NULL,
@@ -260,7 +273,8 @@ const option_def option_table[OPTION_COUNT] = {
                                NULL, 0, "NAME", NULL, 0, 0, NULL,
                                "What requests call the model; several times for several names, the first of which "
                                "answers carry (default: as --model has it)"},
-    [OPT_API_KEY] = {OPT_API_KEY, COMMAND_SERVE, GROUP_SERVER, OPTION_LIST, "api-key", NULL, 0, "KEY", NULL, 0, 0, NULL,
+    [OPT_API_KEY] = {OPT_API_KEY, COMMAND_SERVE | COMMAND_BENCH, GROUP_SERVER, OPTION_LIST, "api-key", NULL, 0, "KEY",
+                     NULL, 0, 0, NULL,
                      "Key that requests must carry, on every path but /health; several times for several keys. In "
                      "LOCKSTEP_API_KEY other users of the machine do not see it"},
     [OPT_API_KEY_FILE] = {OPT_API_KEY_FILE, COMMAND_SERVE, GROUP_SERVER, OPTION_TEXT, "api-key-file", NULL, 0, "FILE",
@@ -280,7 +294,7 @@ const option_def option_table[OPTION_COUNT] = {
     [OPT_MAX_CONNECTIONS] = {OPT_MAX_CONNECTIONS, COMMAND_SERVE, GROUP_SERVER, OPTION_INT, "max-connections", NULL, 0,
                              "N", "4096", 1, 1000000, NULL, "Most open connections; others wait until one closes"},
     [OPT_MAX_BODY_BYTES] = {OPT_MAX_BODY_BYTES, COMMAND_SERVE, GROUP_SERVER, OPTION_INT, "max-body-bytes", NULL, 0,
-                            "BYTES", "16Mi", 1024, 1 << 30, NULL, "Longest body of a request; longer ones get 413"},
+                            "BYTES", "16777216", 1024, 1 << 30, NULL, "Longest body of a request; longer ones get 413"},
     [OPT_HTTP_TIMEOUT] = {OPT_HTTP_TIMEOUT, COMMAND_SERVE, GROUP_SERVER, OPTION_INT, "http-timeout", NULL, 0, "SECONDS",
                           "60", 1, 86400, NULL,
                           "A connection on which nothing is read or written for so long is closed; answers may take "
@@ -296,6 +310,28 @@ const option_def option_table[OPTION_COUNT] = {
     [OPT_ACCESS_LOG] = {OPT_ACCESS_LOG, COMMAND_SERVE, GROUP_SERVER, OPTION_TEXT, "access-log", NULL, 0, "FILE", NULL,
                         0, 0, NULL,
                         "Where to write a JSON object for each request, - for standard output; without prompts"},
+    [OPT_BASE_URL] = {OPT_BASE_URL, COMMAND_BENCH, GROUP_LOAD, OPTION_TEXT, "base-url", NULL, 0, "URL",
+                      "http://127.0.0.1:8000", 0, 0, NULL, "The server"},
+    [OPT_ENDPOINT] = {OPT_ENDPOINT, COMMAND_BENCH, GROUP_LOAD, OPTION_TEXT, "endpoint", NULL, 0, "PATH",
+                      "/v1/completions", 0, 0, NULL, "Where completions are asked for"},
+    [OPT_NUM_PROMPTS] = {OPT_NUM_PROMPTS, COMMAND_BENCH, GROUP_LOAD, OPTION_INT, "num-prompts", NULL, 0, "N", "100", 1,
+                         1e6, NULL, "Requests to send"},
+    [OPT_REQUEST_RATE] = {OPT_REQUEST_RATE, COMMAND_BENCH, GROUP_LOAD, OPTION_REAL, "request-rate", NULL, 0, "R", NULL,
+                          1e-3, 1e6, NULL, "Mean requests per second, at random times (default: all at once)"},
+    [OPT_MAX_CONCURRENCY] = {OPT_MAX_CONCURRENCY, COMMAND_BENCH, GROUP_LOAD, OPTION_INT, "max-concurrency", NULL, 0,
+                             "N", "256", 1, 10000, NULL, "Most requests at a time"},
+    [OPT_RANDOM_INPUT_LEN] = {OPT_RANDOM_INPUT_LEN, COMMAND_BENCH, GROUP_LOAD, OPTION_INT, "random-input-len", NULL, 0,
+                              "N", "256", 1, 1e7, NULL, "Tokens of a random prompt"},
+    [OPT_RANDOM_OUTPUT_LEN] = {OPT_RANDOM_OUTPUT_LEN, COMMAND_BENCH, GROUP_LOAD, OPTION_INT, "random-output-len", NULL,
+                               0, "N", "256", 1, 1e7, NULL, "Tokens to ask for"},
+    [OPT_RANDOM_RANGE_RATIO] = {OPT_RANDOM_RANGE_RATIO, COMMAND_BENCH, GROUP_LOAD, OPTION_REAL, "random-range-ratio",
+                                NULL, 0, "X", "0", 0, 0.99, NULL,
+                                "Lengths are drawn from (1 - X) to (1 + X) times as long"},
+    [OPT_DATASET] = {OPT_DATASET, COMMAND_BENCH, GROUP_LOAD, OPTION_TEXT, "dataset", "dataset-path", 0, "FILE", NULL, 0,
+                     0, NULL,
+                     "Prompts instead of random ones: JSON lines, see below; from the beginning again at its end"},
+    [OPT_GOODPUT] = {OPT_GOODPUT, COMMAND_BENCH, GROUP_LOAD, OPTION_TEXT, "goodput", NULL, 0, "LIMITS", NULL, 0, 0,
+                     NULL, "Count the requests that keep to these milliseconds, such as ttft:200,tpot:20,e2el:5000"},
     [OPT_TIMELINE] = {OPT_TIMELINE, COMMAND_GENERATE, GROUP_OUTPUT, OPTION_CHOICE, "timeline", NULL, 0, "FORM", "text",
                       0, 0, "text|json|none",
                       "Form of the timeline on standard error; with none nothing shows how loading goes either"},
@@ -307,7 +343,7 @@ const option_def option_table[OPTION_COUNT] = {
                    "Write what each rank did when, for chrome://tracing or ui.perfetto.dev"},
     [OPT_JSON] = {OPT_JSON,
                   COMMAND_GENERATE | COMMAND_TOKENIZE | COMMAND_TEMPLATE | COMMAND_PLAN | COMMAND_PERPLEXITY |
-                      COMMAND_VERIFY | COMMAND_DOCTOR,
+                      COMMAND_VERIFY | COMMAND_DOCTOR | COMMAND_BENCH,
                   GROUP_OUTPUT, OPTION_FLAG, "json", NULL, 0, NULL, NULL, 0, 0, NULL, "Print JSON, one object a line"},
     [OPT_VERBOSE] = {OPT_VERBOSE, COMMANDS_ALL, GROUP_OUTPUT, OPTION_FLAG, "verbose", NULL, 'v', NULL, NULL, 0, 0, NULL,
                      "Log what happens, and the way an error took"},

@@ -22,7 +22,8 @@ enum {
     COMMAND_PULL = 128,
     COMMAND_DOCTOR = 256,
     COMMAND_HELP = 512,
-    COMMAND_SERVE = 1024
+    COMMAND_SERVE = 1024,
+    COMMAND_BENCH = 2048
 };
 
 typedef struct command_def {
@@ -33,7 +34,7 @@ typedef struct command_def {
     const char *text;    /* paragraphs after the options in --help and in the manual */
 } command_def;
 
-enum { COMMAND_COUNT = 11 };
+enum { COMMAND_COUNT = 12 };
 extern const command_def command_table[COMMAND_COUNT];
 
 typedef enum option_type { OPTION_TEXT, OPTION_LIST, OPTION_INT, OPTION_REAL, OPTION_CHOICE, OPTION_FLAG } option_type;
@@ -45,6 +46,7 @@ typedef enum option_group {
     GROUP_SAMPLING,
     GROUP_ENGINE,
     GROUP_SERVER,
+    GROUP_LOAD,
     GROUP_OUTPUT,
     GROUP_COUNT
 } option_group;
@@ -119,6 +121,16 @@ typedef enum option_id {
     OPT_STALL_TIMEOUT,
     OPT_METRICS_PREFIX,
     OPT_ACCESS_LOG,
+    OPT_BASE_URL,
+    OPT_ENDPOINT,
+    OPT_NUM_PROMPTS,
+    OPT_REQUEST_RATE,
+    OPT_MAX_CONCURRENCY,
+    OPT_RANDOM_INPUT_LEN,
+    OPT_RANDOM_OUTPUT_LEN,
+    OPT_RANDOM_RANGE_RATIO,
+    OPT_DATASET,
+    OPT_GOODPUT,
     OPT_TIMELINE,
     OPT_PROFILE,
     OPT_TRACE,

@@ -129,19 +129,16 @@ fail:
     return st;
 }
 
-void api_chat(call *c, const json_t *body) {
-    ls_error error = {0};
-    ask a;
-    char *prompt = NULL;
+ls_status chat_ask(ask *a, const server *s, const json_t *body, ls_error *err) {
+    char *prompt;
     size_t n_bytes;
-    ls_status st = ask_read(&a, c->server, body, true, &error);
-    st = st == LS_OK ? chat_render(c->server, &a.body, &prompt, &n_bytes, &error) : st;
-    st = st == LS_OK ? ask_add_text(&a, c->server, prompt, n_bytes, a.add_special, &error) : st;
-    if (st == LS_OK) {
-        generation_start(c, &a);
-    } else {
-        call_fail(c, st, error.text, a.body.param);
-        ask_deinit(&a);
-    }
+    TRY(ask_read(a, s, body, true, err));
+    TRY(chat_render(s, &a->body, &prompt, &n_bytes, err));
+    ls_status st = ask_add_text(a, s, prompt, n_bytes, a->add_special, err);
     ls_free(prompt);
+    return st;
+}
+
+void api_chat(call *c, const json_t *body) {
+    generation_ask(c, body, chat_ask);
 }

@@ -37,15 +37,11 @@ static ls_status read_prompt(ask *a, const server *s, ls_error *err) {
                         prompt == NULL ? "missing" : "expected a string or an array");
 }
 
+ls_status completion_ask(ask *a, const server *s, const json_t *body, ls_error *err) {
+    TRY(ask_read(a, s, body, false, err));
+    return read_prompt(a, s, err);
+}
+
 void api_completions(call *c, const json_t *body) {
-    ls_error error = {0};
-    ask a;
-    ls_status st = ask_read(&a, c->server, body, false, &error);
-    st = st == LS_OK ? read_prompt(&a, c->server, &error) : st;
-    if (st == LS_OK) {
-        generation_start(c, &a);
-        return;
-    }
-    call_fail(c, st, error.text, a.body.param);
-    ask_deinit(&a);
+    generation_ask(c, body, completion_ask);
 }

@@ -107,6 +107,11 @@ ls_status ask_add_ids(ask *a, const server *s, int32_t *id, size_t n, ls_error *
 void ask_drop_body(ask *a);
 void ask_deinit(ask *a);
 
+/* A whole body: api_chat.c, api_completions.c. The ask is to be let go of on failure too. */
+typedef ls_status (*ask_fn)(ask *a, const server *s, const json_t *body, ls_error *err);
+ls_status chat_ask(ask *a, const server *s, const json_t *body, ls_error *err);
+ls_status completion_ask(ask *a, const server *s, const json_t *body, ls_error *err);
+
 /* api_chat.c: messages to a prompt; used by /tokenize as well. *out to be freed with ls_free. */
 ls_status chat_render(const server *s, fields *body, char **out, size_t *out_bytes, ls_error *err);
 
@@ -149,8 +154,8 @@ struct generation {
     char id[48];
 };
 
-/* Submits what the ask says; takes it over (also on failure, when the call has been told). */
-void generation_start(call *c, ask *a);
+/* Reads the body, and submits what it asks for; where that cannot be, the call is told. */
+void generation_ask(call *c, const json_t *body, ask_fn read);
 void generation_news(choice *ch);
 void generation_drained(generation *g);
 void generation_lost(generation *g);    /* its client is gone */
