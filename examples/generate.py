@@ -52,6 +52,7 @@ class ls_engine_params(ctypes.Structure):
         ("progress_user", c_void_p),
         ("async_scheduling", c_char_p),
         ("device_memory_bytes", c_int64),
+        ("prefix_cache", c_bool),
     ]
 
 
@@ -97,6 +98,7 @@ class ls_request_params(ctypes.Structure):
         ("on_text", ls_text_fn),
         ("on_logits", c_void_p),
         ("user", c_void_p),
+        ("priority", c_int32),
     ]
 
 

@@ -185,9 +185,9 @@ typedef struct ls_engine_params {
                                    * wherever that changes nothing but the time; "off" waits for each. Not with profile
                                    * or trace_events */
     int64_t device_memory_bytes;  /* of plans alone: of a GPU that need not be there; default: ask the driver */
-    bool
-        prefix_cache; /* pages of 64 computed tokens serve every request that begins with the same ones, until their memory is
-                        * needed; changes nothing but the time (some 300 bytes of memory a page) */
+    /* Pages of 64 computed tokens serve every request that begins with the same ones, until their memory is needed (some 300
+     * bytes more a page). It shows in the bits no more than the size of chunks does: on the CPU not at all. */
+    bool prefix_cache;
 } ls_engine_params;
 #define LS_ENGINE_PARAMS_INIT LS_SIZED(ls_engine_params)
 
@@ -294,12 +294,12 @@ typedef struct ls_request_params {
      * NULL): what its tokens and the new prompt's have in common at the beginning is not computed again. */
     ls_request *reuse;
     bool keep_cache;
-    int32_t priority;       /* lower ones are begun first, and set aside last when pages run out; default 0 */
     bool prompt_logits;     /* on_logits for every prompt position, not only the last */
     bool hash_logits;       /* fill ls_result.logits_hash */
     ls_text_fn on_text;     /* may be NULL */
     ls_logits_fn on_logits; /* may be NULL */
     void *user;
+    int32_t priority; /* lower ones are begun first, and set aside last when pages run out; default 0 */
 } ls_request_params;
 #define LS_REQUEST_PARAMS_INIT                                                                                         \
     {                                                                                                                  \

@@ -38,6 +38,7 @@ static ls_status refuse_unsupported(ask *a, ls_error *err) {
         {"return_tokens_as_token_ids", "not supported: /tokenize gives a text's ids"},
         {"logits_processors", "nothing is executed here"},
         {"thinking_token_budget", "not supported yet"},
+        {"cache_salt", "not supported: --no-enable-prefix-caching keeps requests apart"},
     };
     for (size_t i = 0; i < sizeof unsupported / sizeof *unsupported; i++) {
         TRY(fields_refuse(&a->body, unsupported[i].name, unsupported[i].why, err));
