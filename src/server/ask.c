@@ -287,7 +287,12 @@ ls_status ask_add_ids(ask *a, const server *s, int32_t *id, size_t n, ls_error *
 
 ls_status ask_add_text(ask *a, const server *s, const char *text, size_t n_bytes, bool add_special, ls_error *err) {
     ls_token *token = NULL;
-    size_t n = n_bytes;
+    size_t n = n_bytes, least = n_bytes / s->longest_token_bytes;
+    if (a->truncate < 0 && least > (size_t)s->max_tokens) { /* seen before the time to tokenize it is spent */
+        return fields_error(&a->body, a->is_chat ? "messages" : "prompt", LS_ETOOLONG, err,
+                            "%zu bytes are at least %zu tokens, more than the context of %d", n_bytes, least,
+                            s->max_tokens);
+    }
     if (s->model.text != NULL) {
         unsigned flags = LS_ENCODE_PARSE_SPECIAL | (add_special ? LS_ENCODE_ADD_SPECIAL : 0);
         TRY(ls_text_encode(s->model.text, text, n_bytes, flags, &token, &n, err));

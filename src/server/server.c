@@ -125,10 +125,22 @@ static void on_news(evutil_socket_t fd, short what, void *arg) {
     look_whether_drained(s);
 }
 
+static size_t longest_token(const server *s) {
+    size_t longest = 1;
+    for (int32_t id = 0; s->model.text != NULL && id < s->info.n_vocab; id++) {
+        const char *bytes;
+        size_t n = 0;
+        ls_text_token_bytes(s->model.text, id, &bytes, &n);
+        longest = n > longest ? n : longest;
+    }
+    return longest;
+}
+
 static ls_status begin_work(server *s, ls_error *err) {
     s->info = (ls_model_info)LS_MODEL_INFO_INIT;
     TRY(ls_model_get_info(s->model.model, &s->info, err));
     s->max_tokens = ls_engine_max_tokens(s->model.engine);
+    s->longest_token_bytes = longest_token(s);
     TRY(ls_engine_start(s->model.engine, err));
     s->news = event_new(s->base, ls_engine_poll_fd(s->model.engine), EV_READ | EV_PERSIST, on_news, s);
     if (s->news == NULL || event_add(s->news, NULL) != 0) {

@@ -215,6 +215,7 @@ struct server {
     server_model model;      /* complete once state is not STATE_STARTING */
     ls_model_info info;
     int max_tokens; /* of one request, prompt and answer */
+    size_t longest_token_bytes;
     server_state state;
     server_progress progress;
     char death[512];

@@ -38,6 +38,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
                 ls_engine_open(fuzzed.model.model, &engine, &fuzzed.model.engine, NULL) == LS_OK &&
                 ls_model_get_info(fuzzed.model.model, &fuzzed.info, NULL) == LS_OK,
             "the demo model opens (run it in the root of the repository)");
+    fuzzed.longest_token_bytes = 16;
     fuzzed.max_tokens = ls_engine_max_tokens(fuzzed.model.engine);
     return 0;
 }

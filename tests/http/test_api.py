@@ -316,6 +316,13 @@ def test_too_long():
     server.refused(CHAT, {"messages": [{"role": "user", "content": "word " * 3000}]}, param="messages", code="context_length_exceeded")
 
 
+def test_far_too_long():
+    """Refused before the time to tokenize it is spent."""
+    begin = time.monotonic()
+    server.refused(COMPLETIONS, {"prompt": "x " * 4_000_000}, param="prompt", code="context_length_exceeded", word="bytes")
+    assert time.monotonic() - begin < (20 if harness.SANITIZED else 2)
+
+
 def test_nothing_left_to_draw():
     """What the engine finds only when it draws."""
     ids = server.post("/tokenize", {"prompt": " Tom"})[2]["tokens"]
