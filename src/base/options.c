@@ -311,7 +311,7 @@ const option_def option_table[OPTION_COUNT] = {
                         0, 0, NULL,
                         "Where to write a JSON object for each request, - for standard output; without prompts"},
     [OPT_BASE_URL] = {OPT_BASE_URL, COMMAND_BENCH, GROUP_LOAD, OPTION_TEXT, "base-url", NULL, 0, "URL",
-                      "http://127.0.0.1:8000", 0, 0, NULL, "The server"},
+                      "http://127.0.0.1:8000", 0, 0, NULL, "The server to measure"},
     [OPT_ENDPOINT] = {OPT_ENDPOINT, COMMAND_BENCH, GROUP_LOAD, OPTION_TEXT, "endpoint", NULL, 0, "PATH",
                       "/v1/completions", 0, 0, NULL, "Where completions are asked for"},
     [OPT_NUM_PROMPTS] = {OPT_NUM_PROMPTS, COMMAND_BENCH, GROUP_LOAD, OPTION_INT, "num-prompts", NULL, 0, "N", "100", 1,
