@@ -88,7 +88,7 @@ def test_stalled():
     """A step that takes longer than --stall-timeout: the slowest inner loops and one large step."""
     with Server("--stall-timeout", "1", "--cpu-isa", "ref", "--max-num-batched-tokens", "2048") as server:
         assert server.get("/health")[2]["status"] == "ok"
-        answers, n = [], 30 if harness.SANITIZED else 160
+        answers, n = [], 300
         work = threading.Thread(target=lambda: answers.append(server.complete(prompt=[100] * n, max_tokens=1)))
         work.start()
         server.wait_until(lambda: server.get("/health")[2]["status"] == "stalled" or answers)
