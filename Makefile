@@ -70,7 +70,7 @@ CFLAGS ?= -O2 -g
 NVCC := $(if $(filter 0,$(CUDA)),,$(firstword $(wildcard $(CUDA_HOME:%=%/bin/nvcc)) $(shell command -v nvcc 2>/dev/null) \
 	$(wildcard /usr/local/cuda/bin/nvcc)))
 ARCHS ?= sm_80 sm_89 sm_90a sm_100a sm_120 compute_80
-PKGS := jansson libpcre2-8 libutf8proc libcurl libcrypto libedit hwloc
+PKGS := jansson libpcre2-8 libutf8proc libcurl libcrypto libssl libedit libevent libevent_openssl hwloc
 WARN := -Wall -Wextra -Wpedantic -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wno-format-truncation
 WARN += $(if $(findstring clang,$(CC)),-Wno-unknown-warning-option) $(if $(filter 1,$(WERROR)),-Werror)
 # After CFLAGS, because results are the same bits on every path only while the compiler leaves the sums alone.
@@ -98,8 +98,10 @@ ISA_FLAGS_avx512 := $(ISA_FLAGS_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq
 ISA_OBJ := $(if $(wildcard $(TMPL)),$(ISAS:%=$(BUILD)/src/backend/cpu/isa_%.o))
 
 SRC := $(sort $(filter-out $(TMPL) $(if $(NVCC),,src/backend/cuda/%.c src/engine/cuda_%.c),$(shell find src -name '*.c')))
-LIB_OBJ := $(call obj,$(filter-out src/cli/%,$(SRC))) $(ISA_OBJ)
-CLI_OBJ := $(call obj,$(filter src/cli/%,$(SRC)))
+# The command line and the server use the library; they are no part of it.
+LIB_OBJ := $(call obj,$(filter-out src/cli/% src/server/%,$(SRC))) $(ISA_OBJ)
+SERVER_OBJ := $(call obj,$(filter src/server/%,$(SRC)))
+CLI_OBJ := $(call obj,$(filter src/cli/%,$(SRC))) $(SERVER_OBJ)
 LIB := $(BUILD)/liblockstep.a
 APP := $(BUILD)/lockstep
 
@@ -117,6 +119,7 @@ TESTS := $(wildcard tests/unit/test_*.c tests/kern/test_*.c tests/e2e/test_*.c)
 # Other .c files in a test folder are linked into each test of that folder.
 TEST_HELPERS := $(filter-out $(TESTS),$(wildcard tests/unit/*.c tests/kern/*.c tests/e2e/*.c))
 TEST_BIN := $(TESTS:%.c=$(BUILD)/%)
+HTTP_TESTS := $(wildcard tests/http/test_*.py)
 # What a GPU runs: its own tests, and those against transformers; before them, programs that check it op by op.
 GPU_TESTS := $(if $(NVCC),$(wildcard tests/cuda/test_*.c) tests/e2e/test_golden.c tests/e2e/test_demo.c)
 GPU_BIN := $(GPU_TESTS:%.c=$(BUILD)/%)
@@ -216,7 +219,8 @@ $(GPU_CHECKS) $(GPU_BENCHES): %: %.o $(LIB)
 
 CANARY := $(BUILD)/tests/unit/test_canary
 RUN_TESTS = LOCKSTEP_DEVICE=$${LOCKSTEP_DEVICE:-cpu} LS_BIN=$(APP) LS_SAN=$(firstword $(subst $(comma), ,$(SANITIZE))) $(NO_ASLR) tests/run --canary $(CANARY)
-CHOSEN := $(if $(ONLY),$(foreach t,$(TEST_BIN),$(if $(findstring $(ONLY),$t),$t)),$(TEST_BIN))
+ALL_TESTS := $(TEST_BIN) $(HTTP_TESTS)
+CHOSEN := $(if $(ONLY),$(foreach t,$(ALL_TESTS),$(if $(findstring $(ONLY),$t),$t)),$(ALL_TESTS))
 KERN_BIN := $(filter $(BUILD)/tests/kern/%,$(TEST_BIN))
 
 # The whole check fuzzes each target for a minute first; a chosen or a sanitized one does not.
@@ -273,9 +277,10 @@ fuzz-run-%: $(BUILD)/fuzz_%
 		-artifact_prefix=$(BUILD)/$*- $(BUILD)/corpus/$* >$<.log 2>&1 </dev/null; \
 	then echo "fuzz $*: $(FUZZ_SECONDS) s, $$(sed -n 's/^stat::number_of_executed_units: *//p' $<.log) inputs, no finding"; \
 	else tail -n 60 $<.log; echo "fuzz $*: FAILED; to repeat: $< FILE, one of:"; ls -t $(BUILD)/$*-*; exit 1; fi
+$(BUILD)/fuzz_serve: $(SERVER_OBJ)
 $(BUILD)/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(LIB)
 	$(call say,LINK,$@)
-	$(Q)$(LINK) $^ $(LIBS) -o $@ || { echo "If clang's fuzzer runtime is missing: run ./setup.sh (libclang-rt-dev)"; exit 1; }
+	$(Q)$(LINK) $(filter %.o,$^) $(LIB) $(LIBS) -o $@ || { echo "If clang's fuzzer runtime is missing: run ./setup.sh (libclang-rt-dev)"; exit 1; }
 
 # ---- lint ----
 
@@ -316,7 +321,7 @@ SO_LINKS = $(SONAME) liblockstep.so
 OWN_FOLDERS = lockstep/demo lockstep doc/lockstep/examples doc/lockstep/docs doc/lockstep
 
 # The libraries behind ours are named, not required: the header needs none of theirs, and what they in turn ask of a static
-# program (libcurl: kerberos, ldap, ...) is not needed where they are shared. libedit is the command line's alone.
+# program (libcurl: kerberos, ldap, ...) is not needed where they are shared. libedit, libevent and libssl are the program's alone.
 define PC_FILE
 prefix=$(PREFIX)
 libdir=$(patsubst $(PREFIX)/%,$${prefix}/%,$(libdir))
@@ -326,7 +331,7 @@ Name: lockstep
 Description: Tensor-parallel inference for open-weight language models
 Version: $(VERSION)
 Libs: -L$${libdir} -llockstep
-Libs.private: $(strip $(shell pkg-config --libs $(filter-out libedit,$(PKGS))) -lm -ldl -pthread)
+Libs.private: $(strip $(shell pkg-config --libs $(filter-out libedit libssl libevent%,$(PKGS))) -lm -ldl -pthread)
 Cflags: -I$${includedir}
 endef
 $(BUILD)/lockstep.pc: export PC = $(PC_FILE)

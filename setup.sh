@@ -14,6 +14,7 @@ libutf8proc-dev   Unicode normalisation
 libcurl4-openssl-dev  downloads from the hub
 libssl-dev        SHA-256 of what was downloaded
 libedit-dev       the line of lockstep chat
+libevent-dev      HTTP server of lockstep serve
 libhwloc-dev      cores, caches and NUMA nodes
 libcmocka-dev     tests
 openmpi-bin       tests of several hosts: mpirun and the library

@@ -53,6 +53,7 @@ class ls_engine_params(ctypes.Structure):
         ("async_scheduling", c_char_p),
         ("device_memory_bytes", c_int64),
         ("hosts", c_void_p),
+        ("prefix_cache", c_bool),
     ]
 
 
@@ -98,6 +99,7 @@ class ls_request_params(ctypes.Structure):
         ("on_text", ls_text_fn),
         ("on_logits", c_void_p),
         ("user", c_void_p),
+        ("priority", c_int32),
     ]
 
 

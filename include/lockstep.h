@@ -187,6 +187,9 @@ typedef struct ls_engine_params {
                                    * or trace_events */
     int64_t device_memory_bytes;  /* of plans alone: of a GPU that need not be there; default: ask the driver */
     struct ls_hosts *hosts;       /* the processes that share the ranks (lockstep_hosts.h); outlives the engine */
+    /* Pages of 64 computed tokens serve every request that begins with the same ones, until their memory is needed (some 300
+     * bytes more a page). It shows in the bits no more than the size of chunks does: on the CPU not at all. */
+    bool prefix_cache;
 } ls_engine_params;
 #define LS_ENGINE_PARAMS_INIT LS_SIZED(ls_engine_params)
 
@@ -220,14 +223,18 @@ LS_API ls_status ls_engine_poll(ls_engine *engine, int64_t timeout_us, ls_reques
 /* A file descriptor that is readable while ls_engine_poll would give something: for event loops. Do not read or close it. */
 LS_API int ls_engine_poll_fd(ls_engine *engine);
 
+/* LS_OK while the engine lives; after a step that its ranks could not finish, that step's status and words. Any thread. */
+LS_API ls_status ls_engine_check(ls_engine *engine, ls_error *err);
+
 /* What an engine does at this moment and has done so far. */
 typedef struct ls_engine_stats {
     size_t struct_size;
     int n_running, n_waiting; /* requests */
     int n_pages, n_free_pages;
     int64_t steps, preemptions;
-    int64_t prompt_tokens, generated_tokens; /* computed, also again after a preemption; given to requests */
-    int64_t finished, failed, cancelled;     /* requests */
+    int64_t prompt_tokens, generated_tokens;        /* computed, also again after a preemption; given to requests */
+    int64_t finished, failed, cancelled;            /* requests */
+    int64_t prefix_query_tokens, prefix_hit_tokens; /* of prompts: looked up in the KV cache's pages; found there */
 } ls_engine_stats;
 #define LS_ENGINE_STATS_INIT LS_SIZED(ls_engine_stats)
 LS_API ls_status ls_engine_get_stats(ls_engine *engine, ls_engine_stats *out, ls_error *err);
@@ -294,6 +301,7 @@ typedef struct ls_request_params {
     ls_text_fn on_text;     /* may be NULL */
     ls_logits_fn on_logits; /* may be NULL */
     void *user;
+    int32_t priority; /* lower ones are begun first, and set aside last when pages run out; default 0 */
 } ls_request_params;
 #define LS_REQUEST_PARAMS_INIT                                                                                         \
     {                                                                                                                  \
@@ -307,8 +315,11 @@ LS_API ls_status ls_request_submit(ls_engine *engine, const ls_request_params *p
 /* Ends a request where it stands, with LS_FINISH_CANCELLED; what it has come to stays readable. Takes effect before the
  * next step. Nothing happens to a finished one. */
 LS_API void ls_request_cancel(ls_request *request);
-/* Cancels it if it still runs, and gives back its pages. Accepts NULL inside; sets it to NULL. */
+/* Cancels it if it still runs, and gives back its pages. Accepts NULL inside; sets it to NULL. Waits for the step that is
+ * under way if the request is not finished. */
 LS_API void ls_request_free(ls_request **request);
+/* The ls_request_params.user that it was submitted with. */
+LS_API void *ls_request_user(const ls_request *request);
 
 typedef enum ls_finish {
     LS_FINISH_NONE = 0,
@@ -333,7 +344,7 @@ typedef struct ls_result {
     const char *stop_string; /* that ended it, or NULL */
     int32_t stop_token;      /* that ended it, or -1 */
     int preemptions;         /* times it was set aside and computed again */
-    size_t n_reused_tokens;  /* of the prompt, taken from another request's KV cache */
+    size_t n_reused_tokens;  /* of the prompt, taken from another request's KV cache, or the prefix cache */
     int64_t queued_us;       /* from submission to its first step; -1 before it */
     int64_t first_token_us;  /* from submission to the first token; -1 before it */
     int64_t total_us;        /* from submission to its end, or to now */
@@ -382,6 +393,10 @@ LS_API ls_status ls_text_encode(const ls_text *text, const char *bytes, size_t n
 /* The text of ids, NUL-terminated; ids outside the vocabulary give none. *out is the caller's, to be freed with ls_free. */
 LS_API ls_status ls_text_decode(const ls_text *text, const int32_t *ids, size_t n_ids, bool skip_special, char **out,
                                 size_t *out_bytes, ls_error *err);
+
+/* The bytes that an id stands for in the middle of a text, maybe a part of a character; borrowed from the text, not
+ * NUL-terminated. False, with outputs untouched, if the id is not in the vocabulary: models have more logits than tokens. */
+LS_API bool ls_text_token_bytes(const ls_text *text, int32_t id, const char **bytes, size_t *n_bytes);
 
 typedef struct ls_chat_params {
     size_t struct_size;
@@ -512,7 +527,7 @@ typedef struct ls_timeline {
 } ls_timeline;
 #define LS_TIMELINE_INIT LS_SIZED(ls_timeline)
 
-/* Measures the read bandwidth the first time it is called (0.1 to 2 s), between steps. */
+/* Measures the read bandwidth the first time it is called (0.1 to 2 s), between steps; later calls wait for nothing. */
 LS_API ls_status ls_engine_get_timeline(ls_engine *engine, ls_timeline *out, ls_error *err);
 
 /* All launches of one kind that the engine has made so far. */

@@ -19,6 +19,7 @@ import tempfile
 LAYERS = ["base", "backend", "file", "text", "rank", "model", "engine", "server", "cli"]  # bottom first
 OUTSIDE = {"server", "cli"}  # users of the public header: nothing inside but base
 MAX_FUNCTION, LONG_FUNCTION, MAX_FILE, MAX_TEST_FILE = 100, 60, 800, 1000
+MAX_PUBLIC_HEADER = 900  # there is one, and most of it is comments
 CLANG_FORMAT = 14  # other versions break lines differently, so only this one judges
 C_FOLDERS = ("src", "include", "tests", "examples", "bench", "tools")
 SKIP = {".git", "build", ".carry", "__pycache__", "golden", "corpus", "results", "demo"}
@@ -99,6 +100,7 @@ def rule_size(root, verbose=False):
     for path in files(root, C_FOLDERS, (".c", ".h", ".cu", ".py")):
         text = read(root, path)
         limit = MAX_TEST_FILE if path.startswith("tests/") else MAX_FILE
+        limit = MAX_PUBLIC_HEADER if path == "include/lockstep.h" else limit
         if text.count("\n") > limit:
             yield path, limit, "file-size", f"{text.count(chr(10))} lines, more than {limit}; split it"
         for line, n, name in [] if path.endswith(".py") else functions(text):

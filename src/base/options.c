@@ -11,7 +11,7 @@
 
 /* Sets of commands: all that take a model, all that open an engine, those and the plan of one, all that draw tokens. */
 #define COMMANDS_SAMPLE (COMMAND_GENERATE | COMMAND_CHAT)
-#define COMMANDS_RUN (COMMANDS_SAMPLE | COMMAND_PERPLEXITY | COMMAND_VERIFY)
+#define COMMANDS_RUN (COMMANDS_SAMPLE | COMMAND_SERVE | COMMAND_PERPLEXITY | COMMAND_VERIFY)
 #define COMMANDS_PLAN (COMMANDS_RUN | COMMAND_PLAN)
 #define COMMANDS_ALL (COMMANDS_PLAN | COMMAND_TOKENIZE | COMMAND_TEMPLATE | COMMAND_PULL | COMMAND_DOCTOR)
 
@@ -26,6 +26,28 @@ const command_def command_table[COMMAND_COUNT] = {
      "conversation. /reset forgets the conversation, /save FILE writes it as JSON, /help lists the commands.\n\n"
      "Thinking (<think>...</think>) is dimmed, and left out of later turns by the model's chat template. When standard "
      "input is no terminal, each line of it is a message."},
+    {COMMAND_SERVE, "serve", "MODEL", "serve a model over HTTP, as OpenAI's API has it",
+     "Endpoints: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics, "
+     "/version; "
+     "docs/server.md says what each takes. The address goes to standard error as soon as it listens; until the model "
+     "is "
+     "loaded, /health tells how far that is and requests are refused with 503.\n\n"
+     "SIGTERM or Ctrl-C ends it: running requests are finished, new ones refused, for at most --shutdown-timeout "
+     "seconds; "
+     "Ctrl-C once more ends it at once. Exit code 0 if every answer was given, 1 if some were cut off, 70 if the "
+     "engine "
+     "failed (a supervisor should start it again)."},
+    {COMMAND_BENCH, "bench", NULL, "measure a server under load",
+     "lockstep bench serve sends completions to any server of OpenAI's API and measures what its clients see: TTFT, "
+     "the time to "
+     "the first token; TPOT, the mean time of each further token of an answer; ITL, the times between two pieces of a "
+     "stream; "
+     "E2E, the time of whole answers. Prompts are random token ids, or those of --dataset: a JSON object a line with "
+     "prompt (a "
+     "text or token ids), and optionally output_len and arrival (seconds since the beginning).\n\n"
+     "Requests begin at once, or at random times with --request-rate, or as the file says; with --max-concurrency no "
+     "more than "
+     "so many run at a time. Exit code 1 if a request failed."},
     {COMMAND_TOKENIZE, "tokenize", NULL, "show the tokens of a text", NULL},
     {COMMAND_TEMPLATE, "template", NULL, "show what a chat template makes of messages", NULL},
     {COMMAND_PLAN, "plan", "MODEL", "show the memory of every rank before anything is loaded",
@@ -81,12 +103,13 @@ const command_def command_table[COMMAND_COUNT] = {
 };
 
 const char *option_group_name(option_group group) {
-    static const char *const names[GROUP_COUNT] = {"Model", "Input", "Sampling", "Engine", "Output"};
+    static const char *const names[GROUP_COUNT] = {"Model", "Input", "Sampling", "Engine", "Server", "Load", "Output"};
     return (unsigned)group < GROUP_COUNT ? names[group] : "unknown";
 }
 
 const option_def option_table[OPTION_COUNT] = {
-    [OPT_MODEL] = {OPT_MODEL, COMMANDS_ALL, GROUP_MODEL, OPTION_TEXT, "model", NULL, 'm', "MODEL", NULL, 0, 0, NULL,
+    [OPT_MODEL] = {OPT_MODEL, COMMANDS_ALL | COMMAND_BENCH, GROUP_MODEL, OPTION_TEXT, "model", NULL, 'm', "MODEL", NULL,
+                   0, 0, NULL,
                    "Model: a folder with config.json, tokenizer.json and *.safetensors; a name on the hub, such as "
                    "Qwen/Qwen3-4B or Qwen/Qwen3-4B@REVISION; or the word 'demo' for the built-in one"},
     [OPT_REVISION] = {OPT_REVISION, COMMANDS_ALL, GROUP_MODEL, OPTION_TEXT, "revision", NULL, 0, "REV", NULL, 0, 0,
@@ -96,9 +119,7 @@ const option_def option_table[OPTION_COUNT] = {
          "auto|safetensors|dummy",
          "auto and safetensors read the checkpoint; dummy makes up weights in the model's shapes and reads "
          "none: the shapes of known names, such as Qwen/Qwen3-4B, are built in"},
-    [OPT_CACHE_FOLDER] = {OPT_CACHE_FOLDER,
-                          COMMAND_GENERATE | COMMAND_CHAT | COMMAND_PERPLEXITY | COMMAND_VERIFY | COMMAND_TOKENIZE |
-                              COMMAND_TEMPLATE | COMMAND_DOCTOR,
+    [OPT_CACHE_FOLDER] = {OPT_CACHE_FOLDER, COMMANDS_RUN | COMMAND_TOKENIZE | COMMAND_TEMPLATE | COMMAND_DOCTOR,
                           GROUP_MODEL, OPTION_TEXT, "cache-folder", NULL, 0, "FOLDER", NULL, 0, 0, NULL,
                           "Where parsed tokenizers are kept for faster starts, empty for nowhere (default: "
                           "$XDG_CACHE_HOME/lockstep, else ~/.cache/lockstep)"},
@@ -116,11 +137,11 @@ const option_def option_table[OPTION_COUNT] = {
                       NULL, "The conversation: an array of messages, or @FILE that holds one"},
     [OPT_TOOLS] = {OPT_TOOLS, COMMAND_TEMPLATE, GROUP_INPUT, OPTION_TEXT, "tools", NULL, 0, "JSON", NULL, 0, 0, NULL,
                    "Tools the model may call: an array, or @FILE"},
-    [OPT_CHAT_TEMPLATE_KWARGS] = {OPT_CHAT_TEMPLATE_KWARGS, COMMAND_TEMPLATE | COMMAND_CHAT, GROUP_INPUT, OPTION_TEXT,
-                                  "chat-template-kwargs", NULL, 0, "JSON", NULL, 0, 0, NULL,
+    [OPT_CHAT_TEMPLATE_KWARGS] = {OPT_CHAT_TEMPLATE_KWARGS, COMMAND_TEMPLATE | COMMAND_CHAT | COMMAND_SERVE,
+                                  GROUP_INPUT, OPTION_TEXT, "chat-template-kwargs", NULL, 0, "JSON", NULL, 0, 0, NULL,
                                   "What else the template may read: an object such as {\"enable_thinking\": false}"},
-    [OPT_CHAT_TEMPLATE_NAME] = {OPT_CHAT_TEMPLATE_NAME, COMMAND_TEMPLATE | COMMAND_CHAT, GROUP_INPUT, OPTION_TEXT,
-                                "chat-template-name", NULL, 0, "NAME", NULL, 0, 0, NULL,
+    [OPT_CHAT_TEMPLATE_NAME] = {OPT_CHAT_TEMPLATE_NAME, COMMAND_TEMPLATE | COMMAND_CHAT | COMMAND_SERVE, GROUP_INPUT,
+                                OPTION_TEXT, "chat-template-name", NULL, 0, "NAME", NULL, 0, 0, NULL,
                                 "Which of the model's named templates (default: as transformers chooses)"},
     [OPT_NO_GENERATION_PROMPT] = {OPT_NO_GENERATION_PROMPT, COMMAND_TEMPLATE, GROUP_INPUT, OPTION_FLAG,
                                   "no-generation-prompt", NULL, 0, NULL, NULL, 0, 0, NULL,
@@ -137,8 +158,8 @@ const option_def option_table[OPTION_COUNT] = {
     [OPT_MIN_TOKENS] = {OPT_MIN_TOKENS, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_INT, "min-tokens", NULL, 0, "N", "0", 0,
                         1 << 24, NULL,
                         "No end-of-text token, stop id or stop string ends an answer before it has N tokens"},
-    [OPT_TEMPERATURE] = {OPT_TEMPERATURE, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_REAL, "temp", "temperature", 0, "T",
-                         NULL, 0, 100, NULL,
+    [OPT_TEMPERATURE] = {OPT_TEMPERATURE, COMMANDS_SAMPLE | COMMAND_BENCH, GROUP_SAMPLING, OPTION_REAL, "temp",
+                         "temperature", 0, "T", NULL, 0, 100, NULL,
                          "Sampling temperature, 0 for greedy (default: generation_config.json's, else 1)"},
     [OPT_TOP_K] = {OPT_TOP_K, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_INT, "top-k", NULL, 0, "K", NULL, 0, 1 << 30,
                    NULL, "Keep the K most likely tokens, 0 for all (default: generation_config.json's, else 0)"},
@@ -173,7 +194,8 @@ const option_def option_table[OPTION_COUNT] = {
     [OPT_IGNORE_EOS] = {OPT_IGNORE_EOS, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_FLAG, "ignore-eos", NULL, 0, NULL, NULL,
                         0, 0, NULL, "Go on after an end-of-text token"},
     [OPT_SEED] =
-        {OPT_SEED, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_INT, "seed", NULL, 's', "N", NULL, 0, 9e15, NULL,
+        {OPT_SEED, COMMANDS_SAMPLE | COMMAND_BENCH, GROUP_SAMPLING, OPTION_INT, "seed", NULL, 's', "N", NULL, 0, 9e15,
+         NULL,
          "Seed of sampling: the same seed gives the same text at any -tp and in any batch (default: random, printed)"},
     [OPT_NUM_RETURN_SEQUENCES] = {OPT_NUM_RETURN_SEQUENCES, COMMAND_GENERATE, GROUP_SAMPLING, OPTION_INT,
                                   "num-return-sequences", NULL, 0, "N", "1", 1, 4096, NULL,
@@ -190,11 +212,8 @@ const option_def option_table[OPTION_COUNT] = {
     [OPT_TENSOR_PARALLEL_SIZE] = {OPT_TENSOR_PARALLEL_SIZE, COMMANDS_PLAN, GROUP_ENGINE, OPTION_INT,
                                   "tensor-parallel-size", "tp", 0, "R", "1", 1, 8, NULL,
                                   "Ranks that share the model: 1, 2, 4 or 8"},
-    [OPT_THREADS] = {OPT_THREADS,
-                     COMMAND_GENERATE | COMMAND_CHAT | COMMAND_PERPLEXITY | COMMAND_VERIFY | COMMAND_DOCTOR |
-                         COMMAND_PLAN,
-                     GROUP_ENGINE, OPTION_INT, "threads", NULL, 't', "N", NULL, 1, 1024, NULL,
-                     "CPU threads of each rank (default: the cores divided by the ranks)"},
+    [OPT_THREADS] = {OPT_THREADS, COMMANDS_PLAN | COMMAND_DOCTOR, GROUP_ENGINE, OPTION_INT, "threads", NULL, 't', "N",
+                     NULL, 1, 1024, NULL, "CPU threads of each rank (default: the cores divided by the ranks)"},
     [OPT_DTYPE] = {OPT_DTYPE, COMMANDS_PLAN, GROUP_ENGINE, OPTION_CHOICE, "dtype", NULL, 0, "TYPE", "auto", 0, 0,
                    "auto|f32|bf16|f16", "Type of weights and activations; auto is the checkpoint's"},
     [OPT_QUANTIZATION] =
@@ -222,9 +241,8 @@ const option_def option_table[OPTION_COUNT] = {
         {OPT_DEVICE_MEMORY_BYTES, COMMAND_PLAN, GROUP_ENGINE, OPTION_INT, "device-memory-bytes", "device-memory",
          0, "BYTES", NULL, 1, 1e15, NULL,
          "Memory of one device, such as 80G: say what fits (default: this machine's, divided by the ranks)"},
-    [OPT_CPU_ISA] = {OPT_CPU_ISA,
-                     COMMAND_GENERATE | COMMAND_CHAT | COMMAND_PERPLEXITY | COMMAND_VERIFY | COMMAND_DOCTOR,
-                     GROUP_ENGINE, OPTION_CHOICE, "cpu-isa", NULL, 0, "ISA", "auto", 0, 0, "auto|ref|avx2|avx512",
+    [OPT_CPU_ISA] = {OPT_CPU_ISA, COMMANDS_RUN | COMMAND_DOCTOR, GROUP_ENGINE, OPTION_CHOICE, "cpu-isa", NULL, 0, "ISA",
+                     "auto", 0, 0, "auto|ref|avx2|avx512",
                      "Instruction set of the CPU's kernels; auto is the best this machine has; all give the same bits"},
     [OPT_KERNELS] =
         {OPT_KERNELS, COMMANDS_RUN, GROUP_ENGINE, OPTION_CHOICE, "kernels", NULL, 0, "SET", "auto", 0, 0,
@@ -240,12 +258,15 @@ const option_def option_table[OPTION_COUNT] = {
          0, 0, "auto|off",
          "On a GPU, auto starts the next decode step while the last one runs, from tokens that are still there; off "
          "waits for each step; both give the same text"},
+    [OPT_NO_PREFIX_CACHING] = {OPT_NO_PREFIX_CACHING, COMMAND_SERVE, GROUP_ENGINE, OPTION_FLAG,
+                               "no-enable-prefix-caching", NULL, 0, NULL, NULL, 0, 0, NULL,
+                               "Compute every prompt anew, also the part that it has in common with earlier ones"},
     [OPT_AGAINST] = {OPT_AGAINST, COMMAND_VERIFY, GROUP_ENGINE, OPTION_TEXT, "against", NULL, 0, "SETTINGS",
                      "device=cpu,dtype=f32,cpu-isa=ref", 0, 0, NULL,
                      "The engine to compare with: options as name=value with commas between them; what is not named is "
                      "as given for the first"},
-    [OPT_HOSTS] = {OPT_HOSTS, COMMANDS_SAMPLE | COMMAND_PERPLEXITY, GROUP_ENGINE, OPTION_CHOICE, "hosts", NULL, 0,
-                   "MODE", "auto", 0, 0, "auto|off",
+    [OPT_HOSTS] = {OPT_HOSTS, COMMANDS_SAMPLE | COMMAND_PERPLEXITY | COMMAND_SERVE, GROUP_ENGINE, OPTION_CHOICE,
+                   "hosts", NULL, 0, "MODE", "auto", 0, 0, "auto|off",
                    "auto: where mpirun, srun or torchrun started several processes, one on each host, the ranks are "
                    "spread over them; off: this process is alone"},
     [OPT_JOIN_TIMEOUT] = {OPT_JOIN_TIMEOUT, COMMANDS_SAMPLE | COMMAND_PERPLEXITY, GROUP_ENGINE, OPTION_REAL,
@@ -254,6 +275,73 @@ const option_def option_table[OPTION_COUNT] = {
     [OPT_HOST_TIMEOUT] = {OPT_HOST_TIMEOUT, COMMANDS_SAMPLE | COMMAND_PERPLEXITY, GROUP_ENGINE, OPTION_REAL,
                           "host-timeout", NULL, 0, "SECONDS", "5", 0.5, 86400, NULL,
                           "A host that gives no sign of life for so long is lost, and all end"},
+    [OPT_HOST] = {OPT_HOST, COMMAND_SERVE, GROUP_SERVER, OPTION_TEXT, "host", NULL, 0, "ADDRESS", "127.0.0.1", 0, 0,
+                  NULL, "Address to listen on; 0.0.0.0 or :: for all, which wants --api-key"},
+    [OPT_PORT] = {OPT_PORT, COMMAND_SERVE, GROUP_SERVER, OPTION_INT, "port", NULL, 0, "PORT", "8000", 0, 65535, NULL,
+                  "Port to listen on; 0 takes any that is free and tells it"},
+    [OPT_SERVED_MODEL_NAME] = {OPT_SERVED_MODEL_NAME, COMMAND_SERVE, GROUP_SERVER, OPTION_LIST, "served-model-name",
+                               NULL, 0, "NAME", NULL, 0, 0, NULL,
+                               "What requests call the model; several times for several names, the first of which "
+                               "answers carry (default: as --model has it)"},
+    [OPT_API_KEY] = {OPT_API_KEY, COMMAND_SERVE | COMMAND_BENCH, GROUP_SERVER, OPTION_LIST, "api-key", NULL, 0, "KEY",
+                     NULL, 0, 0, NULL,
+                     "Key that requests must carry, on every path but /health; several times for several keys. In "
+                     "LOCKSTEP_API_KEY other users of the machine do not see it"},
+    [OPT_API_KEY_FILE] = {OPT_API_KEY_FILE, COMMAND_SERVE, GROUP_SERVER, OPTION_TEXT, "api-key-file", NULL, 0, "FILE",
+                          NULL, 0, 0, NULL, "File with a key a line; # begins a comment"},
+    [OPT_SSL_CERTFILE] = {OPT_SSL_CERTFILE, COMMAND_SERVE, GROUP_SERVER, OPTION_TEXT, "ssl-certfile", NULL, 0, "FILE",
+                          NULL, 0, 0, NULL, "Certificate chain (PEM) for TLS"},
+    [OPT_SSL_KEYFILE] = {OPT_SSL_KEYFILE, COMMAND_SERVE, GROUP_SERVER, OPTION_TEXT, "ssl-keyfile", NULL, 0, "FILE",
+                         NULL, 0, 0, NULL, "Its private key (PEM)"},
+    [OPT_ALLOWED_ORIGINS] =
+        {OPT_ALLOWED_ORIGINS, COMMAND_SERVE, GROUP_SERVER, OPTION_LIST, "allowed-origins", NULL, 0, "ORIGIN", NULL, 0,
+         0, NULL,
+         "Origin whose pages a browser may let read answers, or * for all; several times for several "
+         "(default: none)"},
+    [OPT_MAX_NUM_QUEUED_REQS] = {OPT_MAX_NUM_QUEUED_REQS, COMMAND_SERVE, GROUP_SERVER, OPTION_INT,
+                                 "max-num-queued-reqs", NULL, 0, "N", "1000", 0, 1000000, NULL,
+                                 "Most requests that wait while --max-num-seqs run; more are refused with 429"},
+    [OPT_MAX_CONNECTIONS] = {OPT_MAX_CONNECTIONS, COMMAND_SERVE, GROUP_SERVER, OPTION_INT, "max-connections", NULL, 0,
+                             "N", "4096", 1, 1000000, NULL, "Most open connections; others wait until one closes"},
+    [OPT_MAX_BODY_BYTES] = {OPT_MAX_BODY_BYTES, COMMAND_SERVE, GROUP_SERVER, OPTION_INT, "max-body-bytes", NULL, 0,
+                            "BYTES", "16777216", 1024, 1 << 30, NULL, "Longest body of a request; longer ones get 413"},
+    [OPT_HTTP_TIMEOUT] = {OPT_HTTP_TIMEOUT, COMMAND_SERVE, GROUP_SERVER, OPTION_INT, "http-timeout", NULL, 0, "SECONDS",
+                          "60", 1, 86400, NULL,
+                          "A connection on which nothing is read or written for so long is closed; answers may take "
+                          "longer"},
+    [OPT_SHUTDOWN_TIMEOUT] = {OPT_SHUTDOWN_TIMEOUT, COMMAND_SERVE, GROUP_SERVER, OPTION_INT, "shutdown-timeout", NULL,
+                              0, "SECONDS", "30", 0, 86400, NULL, "How long running requests may take after SIGTERM"},
+    [OPT_STALL_TIMEOUT] = {OPT_STALL_TIMEOUT, COMMAND_SERVE, GROUP_SERVER, OPTION_INT, "stall-timeout", NULL, 0,
+                           "SECONDS", "30", 1, 86400, NULL,
+                           "/health says stalled when work has waited for so long without a step"},
+    [OPT_METRICS_PREFIX] = {OPT_METRICS_PREFIX, COMMAND_SERVE, GROUP_SERVER, OPTION_TEXT, "metrics-prefix", NULL, 0,
+                            "PREFIX", "lockstep:", 0, 0, NULL,
+                            "What names at /metrics begin with; vllm: for its dashboards"},
+    [OPT_ACCESS_LOG] = {OPT_ACCESS_LOG, COMMAND_SERVE, GROUP_SERVER, OPTION_TEXT, "access-log", NULL, 0, "FILE", NULL,
+                        0, 0, NULL,
+                        "Where to write a JSON object for each request, - for standard output; without prompts"},
+    [OPT_BASE_URL] = {OPT_BASE_URL, COMMAND_BENCH, GROUP_LOAD, OPTION_TEXT, "base-url", NULL, 0, "URL",
+                      "http://127.0.0.1:8000", 0, 0, NULL, "The server to measure"},
+    [OPT_ENDPOINT] = {OPT_ENDPOINT, COMMAND_BENCH, GROUP_LOAD, OPTION_TEXT, "endpoint", NULL, 0, "PATH",
+                      "/v1/completions", 0, 0, NULL, "Where completions are asked for"},
+    [OPT_NUM_PROMPTS] = {OPT_NUM_PROMPTS, COMMAND_BENCH, GROUP_LOAD, OPTION_INT, "num-prompts", NULL, 0, "N", "100", 1,
+                         1e6, NULL, "Requests to send"},
+    [OPT_REQUEST_RATE] = {OPT_REQUEST_RATE, COMMAND_BENCH, GROUP_LOAD, OPTION_REAL, "request-rate", NULL, 0, "R", NULL,
+                          1e-3, 1e6, NULL, "Mean requests per second, at random times (default: all at once)"},
+    [OPT_MAX_CONCURRENCY] = {OPT_MAX_CONCURRENCY, COMMAND_BENCH, GROUP_LOAD, OPTION_INT, "max-concurrency", NULL, 0,
+                             "N", "256", 1, 10000, NULL, "Most requests at a time"},
+    [OPT_RANDOM_INPUT_LEN] = {OPT_RANDOM_INPUT_LEN, COMMAND_BENCH, GROUP_LOAD, OPTION_INT, "random-input-len", NULL, 0,
+                              "N", "256", 1, 1e7, NULL, "Tokens of a random prompt"},
+    [OPT_RANDOM_OUTPUT_LEN] = {OPT_RANDOM_OUTPUT_LEN, COMMAND_BENCH, GROUP_LOAD, OPTION_INT, "random-output-len", NULL,
+                               0, "N", "256", 1, 1e7, NULL, "Tokens to ask for"},
+    [OPT_RANDOM_RANGE_RATIO] = {OPT_RANDOM_RANGE_RATIO, COMMAND_BENCH, GROUP_LOAD, OPTION_REAL, "random-range-ratio",
+                                NULL, 0, "X", "0", 0, 0.99, NULL,
+                                "Lengths are drawn from (1 - X) to (1 + X) times as long"},
+    [OPT_DATASET] = {OPT_DATASET, COMMAND_BENCH, GROUP_LOAD, OPTION_TEXT, "dataset", "dataset-path", 0, "FILE", NULL, 0,
+                     0, NULL,
+                     "Prompts instead of random ones: JSON lines, see below; from the beginning again at its end"},
+    [OPT_GOODPUT] = {OPT_GOODPUT, COMMAND_BENCH, GROUP_LOAD, OPTION_TEXT, "goodput", NULL, 0, "LIMITS", NULL, 0, 0,
+                     NULL, "Count the requests that keep to these milliseconds, such as ttft:200,tpot:20,e2el:5000"},
     [OPT_TIMELINE] = {OPT_TIMELINE, COMMAND_GENERATE, GROUP_OUTPUT, OPTION_CHOICE, "timeline", NULL, 0, "FORM", "text",
                       0, 0, "text|json|none",
                       "Form of the timeline on standard error; with none nothing shows how loading goes either"},
@@ -265,7 +353,7 @@ const option_def option_table[OPTION_COUNT] = {
                    "Write what each rank did when, for chrome://tracing or ui.perfetto.dev"},
     [OPT_JSON] = {OPT_JSON,
                   COMMAND_GENERATE | COMMAND_TOKENIZE | COMMAND_TEMPLATE | COMMAND_PLAN | COMMAND_PERPLEXITY |
-                      COMMAND_VERIFY | COMMAND_DOCTOR,
+                      COMMAND_VERIFY | COMMAND_DOCTOR | COMMAND_BENCH,
                   GROUP_OUTPUT, OPTION_FLAG, "json", NULL, 0, NULL, NULL, 0, 0, NULL, "Print JSON, one object a line"},
     [OPT_VERBOSE] = {OPT_VERBOSE, COMMANDS_ALL, GROUP_OUTPUT, OPTION_FLAG, "verbose", NULL, 'v', NULL, NULL, 0, 0, NULL,
                      "Log what happens, and the way an error took"},

@@ -21,7 +21,9 @@ enum {
     COMMAND_VERIFY = 64,
     COMMAND_PULL = 128,
     COMMAND_DOCTOR = 256,
-    COMMAND_HELP = 512
+    COMMAND_HELP = 512,
+    COMMAND_SERVE = 1024,
+    COMMAND_BENCH = 2048
 };
 
 typedef struct command_def {
@@ -32,7 +34,7 @@ typedef struct command_def {
     const char *text;    /* paragraphs after the options in --help and in the manual */
 } command_def;
 
-enum { COMMAND_COUNT = 10 };
+enum { COMMAND_COUNT = 12 };
 extern const command_def command_table[COMMAND_COUNT];
 
 typedef enum option_type { OPTION_TEXT, OPTION_LIST, OPTION_INT, OPTION_REAL, OPTION_CHOICE, OPTION_FLAG } option_type;
@@ -43,6 +45,8 @@ typedef enum option_group {
     GROUP_INPUT,
     GROUP_SAMPLING,
     GROUP_ENGINE,
+    GROUP_SERVER,
+    GROUP_LOAD,
     GROUP_OUTPUT,
     GROUP_COUNT
 } option_group;
@@ -99,10 +103,37 @@ typedef enum option_id {
     OPT_KERNELS,
     OPT_GRAPH_SIZES,
     OPT_ASYNC_SCHEDULING,
+    OPT_NO_PREFIX_CACHING,
     OPT_AGAINST,
     OPT_HOSTS,
     OPT_JOIN_TIMEOUT,
     OPT_HOST_TIMEOUT,
+    OPT_HOST,
+    OPT_PORT,
+    OPT_SERVED_MODEL_NAME,
+    OPT_API_KEY,
+    OPT_API_KEY_FILE,
+    OPT_SSL_CERTFILE,
+    OPT_SSL_KEYFILE,
+    OPT_ALLOWED_ORIGINS,
+    OPT_MAX_NUM_QUEUED_REQS,
+    OPT_MAX_CONNECTIONS,
+    OPT_MAX_BODY_BYTES,
+    OPT_HTTP_TIMEOUT,
+    OPT_SHUTDOWN_TIMEOUT,
+    OPT_STALL_TIMEOUT,
+    OPT_METRICS_PREFIX,
+    OPT_ACCESS_LOG,
+    OPT_BASE_URL,
+    OPT_ENDPOINT,
+    OPT_NUM_PROMPTS,
+    OPT_REQUEST_RATE,
+    OPT_MAX_CONCURRENCY,
+    OPT_RANDOM_INPUT_LEN,
+    OPT_RANDOM_OUTPUT_LEN,
+    OPT_RANDOM_RANGE_RATIO,
+    OPT_DATASET,
+    OPT_GOODPUT,
     OPT_TIMELINE,
     OPT_PROFILE,
     OPT_TRACE,

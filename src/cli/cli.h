@@ -18,6 +18,8 @@ ls_status args_parse(ls_options *options, unsigned command, int argc, char **arg
 /* Each command: argv[0] is its name. Returns the exit code. */
 int cmd_generate(int argc, char **argv);
 int cmd_chat(int argc, char **argv);
+int cmd_serve(int argc, char **argv);
+int cmd_bench(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
 int cmd_template(int argc, char **argv);
 int cmd_plan(int argc, char **argv);

@@ -212,6 +212,13 @@ int ls_engine_poll_fd(ls_engine *engine) {
     return fd;
 }
 
+ls_status ls_engine_check(ls_engine *engine, ls_error *err) {
+    pthread_mutex_lock(&engine->lock);
+    ls_status st = engine_check_alive(engine, err);
+    pthread_mutex_unlock(&engine->lock);
+    return st;
+}
+
 ls_status ls_engine_get_stats(ls_engine *engine, ls_engine_stats *out, ls_error *err) {
     TRY(check_struct_size("ls_engine_stats", out->struct_size, SIZE_MAX, err));
     pthread_mutex_lock(&engine->lock);
@@ -226,7 +233,9 @@ ls_status ls_engine_get_stats(ls_engine *engine, ls_engine_stats *out, ls_error 
                            .generated_tokens = stats->generated_tokens,
                            .finished = stats->finished,
                            .failed = stats->failed,
-                           .cancelled = stats->cancelled};
+                           .cancelled = stats->cancelled,
+                           .prefix_query_tokens = stats->prefix_query_tokens,
+                           .prefix_hit_tokens = stats->prefix_hit_tokens};
     for (const ls_request *request = engine->waiting; request != NULL; request = request->next_waiting) {
         now.n_waiting++;
     }

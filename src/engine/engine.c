@@ -104,6 +104,7 @@ ls_status engine_config_resolve(engine_config *config, const ls_spec *spec, cons
                          config->max_len, spec->max_position_tokens);
     }
     config->trace_events = p->trace_events;
+    config->prefix_cache = p->prefix_cache;
     config->max_seqs = or_default(p->max_num_seqs, MAX_SEQS);
     config->m_max = or_default(p->max_num_batched_tokens, BATCHED_TOKENS);
     if (config->m_max < config->max_seqs) {
@@ -368,7 +369,6 @@ ls_status engine_open_on(const ls_backend *backend, ls_model *model, const ls_en
     engine->model = model;
     engine->backend = backend;
     engine->hosts = params->hosts;
-    engine->waiting_end = &engine->waiting;
     if (driver_init(engine, err) != LS_OK) {
         free(engine);
         return LS_ENOMEM;

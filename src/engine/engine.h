@@ -64,6 +64,8 @@ struct ls_request {
     int n_reused, n_preempted;
     int32_t *page; /* [page_capacity] */
     int n_pages;
+    int n_remembered;       /* of them, from the first on, the prefix cache knows: full and computed */
+    uint64_t remembered;    /* the serial of the last of these; 0: none */
     answer_text live, view; /* fed by steps (only if it is `watched`); by ls_request_get_result */
     bool watched;           /* somebody listens, or a stop string may come */
     text_buffer text;       /* what view gave */
@@ -112,6 +114,7 @@ typedef struct engine_stats {
     int64_t decode_kv_bytes; /* read by all decode steps */
     int64_t exchange_ns;     /* of decode steps */
     int64_t preemptions, finished, failed, cancelled, generated_tokens;
+    int64_t prefix_query_tokens, prefix_hit_tokens;
     int64_t ahead_steps; /* that were submitted while the one before them ran */
 } engine_stats;
 
@@ -145,11 +148,11 @@ struct ls_engine {
     page_pool pages;
     step_batch batch[2]; /* the second: only if config.runs_ahead */
     step_batch *ahead;   /* the one of them that was submitted before the step before it was published, or NULL */
-    text_buffer piece, scratch;         /* what on_text is given, and before stop strings; reserved at the start */
-    ls_request *requests;               /* all */
-    ls_request *waiting, **waiting_end; /* by arrival; preempted ones go to the front */
-    ls_request *kept;                   /* finished, with pages that others may have when they need them */
-    ls_request **running;               /* [max_num_seqs] by admission */
+    text_buffer piece, scratch; /* what on_text is given, and before stop strings; reserved at the start */
+    ls_request *requests;       /* all */
+    ls_request *waiting;        /* by priority, then arrival; preempted ones go before their equals */
+    ls_request *kept;           /* finished, with pages that others may have when they need them */
+    ls_request **running;       /* [max_num_seqs] by admission */
     int n_running;
     engine_stats stats;
     load_progress progress; /* of loading weights */
@@ -211,6 +214,8 @@ void schedule(ls_engine *engine, step_batch *batch);
  * must wait for them. */
 bool schedule_ahead(ls_engine *engine, const step_batch *now, step_batch *next);
 void scheduler_add(ls_engine *engine, ls_request *request);
+/* A step has computed tokens of the request: its full pages may serve others. */
+void scheduler_remember(ls_engine *engine, ls_request *request);
 /* Takes a request out of the queues and of the step ahead; its pages go back, or are kept for a later one (`keep`). */
 void scheduler_remove(ls_engine *engine, ls_request *request, bool keep);
 /* Gives back the pages of a finished request that kept them. */

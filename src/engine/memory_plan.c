@@ -187,7 +187,7 @@ ls_status host_memory_place(host_memory *out, struct step_batch *batch, page_poo
     if (config->n_hosts > 1) {
         TRY(place_for_hosts(out, config, spec, arena, err));
     }
-    TRY(page_pool_init(pages, config->n_pages, arena, MEM_SCHEDULER, err));
+    TRY(page_pool_init(pages, config->n_pages, config->prefix_cache, arena, MEM_SCHEDULER, err));
     TRY(arena_take(arena, MEM_SCHEDULER, n_seqs * sizeof(ls_request *), running, err));
     TRY(arena_take(arena, MEM_SCHEDULER, v * sizeof *out->row, &out->row, err));
     return arena_take(arena, MEM_SCHEDULER, v * sizeof *out->candidate, &out->candidate, err);

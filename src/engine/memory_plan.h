@@ -47,6 +47,7 @@ typedef struct engine_config {
     int m_max;     /* rows of a step */
     int n_out_max; /* output rows of a step */
     int n_pages;
+    bool prefix_cache;      /* pages are remembered, and used again */
     bool on_device;         /* ranks have memory that the host cannot look into */
     bool runs_ahead;        /* steps may be submitted while the one before them runs: two batches */
     size_t workspace_bytes; /* scratch of the kernels of a device */

@@ -132,16 +132,22 @@ void ls_request_free(ls_request **request) {
     }
     ls_engine *engine = gone->engine;
     pthread_mutex_lock(&engine->lock);
-    if (gone->state != REQUEST_FINISHED && engine->in_step) {
-        gone->cancel = true;
-        engine->n_cancels++;
+    if (gone->state != REQUEST_FINISHED) { /* the step that runs may work on it: not on a finished one */
+        if (engine->in_step) {
+            gone->cancel = true;
+            engine->n_cancels++;
+        }
+        pthread_mutex_unlock(&engine->lock);
+        engine_lock_idle(engine);
     }
-    pthread_mutex_unlock(&engine->lock);
-    engine_lock_idle(engine);
     unlink_request(engine, gone);
     pthread_mutex_unlock(&engine->lock);
     request_destroy(gone);
     *request = NULL;
+}
+
+void *ls_request_user(const ls_request *request) {
+    return request->params.user; /* never changes */
 }
 
 /* ---- Results ---- */

@@ -1,13 +1,14 @@
 /*
- * The scheduler: which rows make up the next step. First come, first served.
+ * The scheduler: which rows make up the next step. By priority, then first come, first served.
  *
- *   1. Each running sequence that generates gets its decode row. If it needs a page and none is free, the sequence that
- *      was admitted last is preempted: its pages go back, and it waits at the front of the queue to be computed again
- *      from its tokens. The oldest is never preempted, and one sequence alone always fits (ls_request_submit checks), so
- *      every request finishes.
+ *   1. Each running sequence that generates gets its decode row. If it needs a page and none is free, the sequence of the
+ *      lowest priority, of several the one that was admitted last, is preempted: its pages go back, and it waits at the
+ *      front of its equals to be computed again from its tokens. Of the highest priority the oldest is never preempted, and
+ *      one sequence alone always fits (ls_request_submit checks), so every request finishes once no higher ones come.
  *      Before that, finished requests that keep their pages for a later one lose them, oldest first.
  *   2. The rest of the step's rows go to prompts: first of running sequences, then of waiting ones, which are admitted
- *      while there are pages for all their tokens and a free seat.
+ *      while there are pages for all their tokens and a free seat. While others wait behind it, a prompt takes no more than
+ *      half of the rows that are left, so that a long one does not hold up short ones until it is through. What the prefix cache holds of an admitted one is not computed again.
  *
  * Decode rows come first in the step. What is computed again gives the same bits (ops.h section 3), so preemption and
  * chunk borders never show in the text.
@@ -22,11 +23,21 @@
 #include "base/clock.h"
 #include "engine/engine.h"
 
-void scheduler_add(ls_engine *engine, ls_request *request) {
+/* Behind those of higher priority and, unless it goes first among them, behind its equals. */
+static void enqueue(ls_engine *engine, ls_request *request, bool first_of_equals) {
+    const int32_t priority = request->params.priority;
+    ls_request **link = &engine->waiting;
+    while (*link != NULL &&
+           ((*link)->params.priority < priority || (!first_of_equals && (*link)->params.priority == priority))) {
+        link = &(*link)->next_waiting;
+    }
     request->state = REQUEST_WAITING;
-    request->next_waiting = NULL;
-    *engine->waiting_end = request;
-    engine->waiting_end = &request->next_waiting;
+    request->next_waiting = *link;
+    *link = request;
+}
+
+void scheduler_add(ls_engine *engine, ls_request *request) {
+    enqueue(engine, request, false);
 }
 
 /* ---- Pages ---- */
@@ -78,6 +89,9 @@ static void take_over(ls_engine *engine, ls_request *request) {
     while (n < from->n_computed && n < request->n_prompt - 1 && from->token[n] == request->token[n]) {
         n++;
     }
+    if (n % LS_PAGE_TOKENS != 0 && !pages_own(&engine->pages, from->page[n / LS_PAGE_TOKENS])) {
+        n -= n % LS_PAGE_TOKENS; /* others read what this one would write over */
+    }
     int n_pages = pages_for(n);
     memcpy(request->page, from->page, (size_t)n_pages * sizeof *request->page);
     memmove(from->page, from->page + n_pages, (size_t)(from->n_pages - n_pages) * sizeof *from->page);
@@ -85,6 +99,42 @@ static void take_over(ls_engine *engine, ls_request *request) {
     request->n_pages = n_pages;
     request->n_computed = request->n_reused = n;
     scheduler_drop_kept(engine, from);
+}
+
+/* ---- The prefix cache ---- */
+
+void scheduler_remember(ls_engine *engine, ls_request *request) {
+    while (engine->config.prefix_cache && (request->n_remembered + 1) * LS_PAGE_TOKENS <= request->n_computed) {
+        int i = request->n_remembered++;
+        request->remembered = pages_remember(&engine->pages, request->page[i], request->remembered,
+                                             request->token + (ptrdiff_t)i * LS_PAGE_TOKENS);
+    }
+}
+
+/* Whether the logits of every prompt position are asked for. */
+static bool uses_prompt(const ls_request *request) {
+    return request->params.prompt_logits || request->params.prompt_logprobs >= 0;
+}
+
+/* Begins a sequence with the pages that are there already. The last token is computed in any case: its logits are wanted. */
+static void find_prefix(ls_engine *engine, ls_request *request) {
+    bool first_time = request->first_step_ns < 0;
+    if (!engine->config.prefix_cache || request->n_pages > 0 || uses_prompt(request)) {
+        return;
+    }
+    while ((request->n_pages + 1) * LS_PAGE_TOKENS < request->n_tokens) {
+        int32_t page = pages_find(&engine->pages, &request->remembered,
+                                  request->token + (ptrdiff_t)request->n_pages * LS_PAGE_TOKENS);
+        if (page < 0) {
+            break;
+        }
+        request->page[request->n_pages++] = page;
+    }
+    request->n_remembered = request->n_pages;
+    request->n_computed = request->n_pages * LS_PAGE_TOKENS;
+    if (first_time) {
+        request->n_reused = request->n_computed;
+    }
 }
 
 /* ---- Queues ---- */
@@ -102,7 +152,8 @@ static void leave_running(ls_engine *engine, ls_request *request) {
 
 static void give_back(ls_engine *engine, ls_request *request) {
     pages_shrink(&engine->pages, request->page, &request->n_pages, 0);
-    request->n_computed = 0;
+    request->n_computed = request->n_remembered = 0;
+    request->remembered = 0;
 }
 
 static void leave_waiting(ls_engine *engine, ls_request *request) {
@@ -111,9 +162,6 @@ static void leave_waiting(ls_engine *engine, ls_request *request) {
         link = &(*link)->next_waiting;
     }
     *link = request->next_waiting;
-    if (engine->waiting_end == &request->next_waiting) {
-        engine->waiting_end = link;
-    }
 }
 
 /* The step ahead may run: its row of this sequence becomes nobody's. What it writes to the cache lies behind the computed
@@ -148,23 +196,13 @@ void scheduler_remove(ls_engine *engine, ls_request *request, bool keep) {
 static void preempt(ls_engine *engine, ls_request *request) {
     leave_running(engine, request);
     give_back(engine, request);
-    request->state = REQUEST_WAITING;
-    request->next_waiting = engine->waiting;
-    if (engine->waiting == NULL) {
-        engine->waiting_end = &request->next_waiting;
-    }
-    engine->waiting = request;
+    enqueue(engine, request, true);
     request->n_preempted++;
     engine->stats.preemptions++;
 }
 
 static bool in_decode(const ls_request *request) {
     return request->n_tokens > request->n_prompt && request->n_computed == request->n_tokens - 1;
-}
-
-/* Whether the logits of every prompt position are asked for. */
-static bool uses_prompt(const ls_request *request) {
-    return request->params.prompt_logits || request->params.prompt_logprobs >= 0;
 }
 
 static bool needs_logits(const ls_request_params *params, const ls_sample_params *how, bool chooses) {
@@ -189,12 +227,11 @@ static void add_output(step_batch *batch, ls_request *request, int row, int pos)
 }
 
 /* Adds the next n rows of a sequence whose pages are there. */
-static void add_rows(step_batch *batch, ls_request *request, int n) {
+static void add_rows(step_batch *batch, ls_request *request, int n, bool decode) {
     ls_step *step = &batch->step;
     int i_seq = step->n_seqs++;
     batch->request[i_seq] = request;
     batch->seq[i_seq] = (ls_step_seq){step->n_rows, n, request->n_computed, request->page};
-    bool decode = in_decode(request);
     for (int i = 0; i < n; i++) {
         int row = step->n_rows++;
         int pos = request->n_computed + i;
@@ -209,15 +246,28 @@ static void add_rows(step_batch *batch, ls_request *request, int n) {
     *(decode ? &step->n_dec : &step->n_pre) += n;
 }
 
-/* Rows of a prompt that fit into the step: by rows, and by outputs if every row wants logits. */
-static int chunk_rows(const ls_engine *engine, const ls_step *step, const ls_request *request) {
+/* Rows of a prompt that fit into the step: by rows, half of them if `others` are to follow, and by outputs if every row wants
+ * logits. */
+static int chunk_rows(const ls_engine *engine, const ls_step *step, const ls_request *request, bool others) {
     int n = request->n_tokens - request->n_computed;
     int rows_left = engine->config.m_max - step->n_rows;
     int outputs_left = engine->config.n_out_max - step->n_out;
+    rows_left -= others ? rows_left / 2 : 0;
     n = n < rows_left ? n : rows_left;
     int limit = uses_prompt(request) ? outputs_left : n;
     n = n < limit ? n : limit;
     return outputs_left > 0 ? n : 0;
+}
+
+/* Of the running sequences from the first-th on, which have no row yet: the one to preempt. */
+static ls_request *least_of(const ls_engine *engine, int first) {
+    ls_request *least = engine->running[first];
+    for (int i = first + 1; i < engine->n_running; i++) {
+        if (engine->running[i]->params.priority >= least->params.priority) {
+            least = engine->running[i];
+        }
+    }
+    return least;
 }
 
 static void schedule_decode(ls_engine *engine, step_batch *batch) {
@@ -228,41 +278,69 @@ static void schedule_decode(ls_engine *engine, step_batch *batch) {
         }
         bool seated = true;
         while (seated && !take_pages(engine, request)) {
-            ls_request *last = engine->running[engine->n_running - 1];
-            seated = last != request;
-            preempt(engine, last);
+            ls_request *victim = least_of(engine, i);
+            seated = victim != request;
+            preempt(engine, victim);
         }
         if (seated) {
-            add_rows(batch, request, 1);
+            add_rows(batch, request, 1, true);
+        } else {
+            i--; /* another one has its place */
         }
     }
 }
 
+/* Prompts that may have rows of this step: those that run, and those of the queue that there are seats and pages for. */
+static int count_prompts(const ls_engine *engine, bool may_admit) {
+    int n = 0, n_seats = may_admit ? engine->config.max_seqs - engine->n_running : 0, n_pages = engine->pages.n_free;
+    for (int i = 0; i < engine->n_running; i++) {
+        n += !in_decode(engine->running[i]);
+    }
+    for (const ls_request *request = engine->waiting; request != NULL && n_seats > 0; request = request->next_waiting) {
+        n_pages -= pages_for(request->n_tokens);
+        n_seats = n_pages >= 0 ? n_seats - 1 : 0;
+        n += n_pages >= 0;
+    }
+    return n;
+}
+
+/* Moves the first of the queue to the running ones, with its pages; false if there is no room for it now. */
+static bool admit(ls_engine *engine) {
+    ls_request *request = engine->waiting;
+    take_over(engine, request);
+    find_prefix(engine, request);
+    if (!take_pages(engine, request)) {
+        give_back(engine, request); /* what it took over: a waiting request holds no pages */
+        request->n_reused = request->first_step_ns < 0 ? 0 : request->n_reused;
+        return false;
+    }
+    leave_waiting(engine, request);
+    request->state = REQUEST_RUNNING;
+    if (request->first_step_ns < 0) {
+        request->first_step_ns = clock_ns();
+        engine->stats.prefix_query_tokens += engine->config.prefix_cache ? request->n_prompt : 0;
+        engine->stats.prefix_hit_tokens += engine->config.prefix_cache ? request->n_reused : 0;
+    }
+    engine->running[engine->n_running++] = request;
+    return true;
+}
+
 static void schedule_prompts(ls_engine *engine, step_batch *batch, bool may_admit) {
+    int n_left = count_prompts(engine, may_admit);
     for (int i = 0; i < engine->n_running; i++) {
         ls_request *request = engine->running[i];
-        int n = in_decode(request) ? 0 : chunk_rows(engine, &batch->step, request);
+        int n = in_decode(request) ? 0 : chunk_rows(engine, &batch->step, request, --n_left > 0);
         if (n > 0) {
-            add_rows(batch, request, n);
+            add_rows(batch, request, n, false);
         }
     }
     while (may_admit && engine->waiting != NULL && engine->n_running < engine->config.max_seqs) {
         ls_request *request = engine->waiting;
-        if (chunk_rows(engine, &batch->step, request) == 0) {
+        bool others = --n_left > 0;
+        if (chunk_rows(engine, &batch->step, request, others) == 0 || !admit(engine)) {
             return;
         }
-        take_over(engine, request);
-        if (!take_pages(engine, request)) {
-            give_back(engine, request); /* what it took over: a waiting request holds no pages */
-            request->n_reused = 0;
-            return;
-        }
-        int n = chunk_rows(engine, &batch->step, request);
-        leave_waiting(engine, request);
-        request->state = REQUEST_RUNNING;
-        request->first_step_ns = request->first_step_ns < 0 ? clock_ns() : request->first_step_ns;
-        engine->running[engine->n_running++] = request;
-        add_rows(batch, request, n);
+        add_rows(batch, request, chunk_rows(engine, &batch->step, request, others), false);
     }
 }
 

@@ -292,6 +292,7 @@ static void publish(ls_engine *engine, const step_batch *batch) {
     for (int i = 0; i < batch->step.n_seqs; i++) {
         if (is_wanted(batch->request[i])) {
             batch->request[i]->n_computed += batch->seq[i].n_rows;
+            scheduler_remember(engine, batch->request[i]);
         }
     }
     see_to_cancelled(engine);

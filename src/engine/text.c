@@ -96,6 +96,10 @@ fail:
     return st;
 }
 
+bool ls_text_token_bytes(const ls_text *text, int32_t id, const char **bytes, size_t *n_bytes) {
+    return tokenizer_token_bytes(text->tokenizer, id, bytes, n_bytes);
+}
+
 static ls_status parse_json(json_doc *doc, const char *name, const char *json, ls_error *err) {
     return json == NULL ? LS_OK : json_doc_parse(doc, name, json, strlen(json), err);
 }

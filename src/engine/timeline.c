@@ -150,7 +150,12 @@ ls_status ls_engine_get_profile(ls_engine *engine, ls_profile_line *out, size_t 
 
 ls_status ls_engine_get_timeline(ls_engine *engine, ls_timeline *out, ls_error *err) {
     TRY(check_struct_size("ls_timeline", out->struct_size, SIZE_MAX, err));
-    engine_lock_idle(engine);
+    pthread_mutex_lock(&engine->lock);
+    bool measured = engine->read_bytes_per_s != 0;
+    if (!measured) {
+        pthread_mutex_unlock(&engine->lock);
+        engine_lock_idle(engine); /* the ranks measure */
+    }
     get_timeline(engine, out);
     pthread_mutex_unlock(&engine->lock);
     return LS_OK;

@@ -353,6 +353,13 @@ static void keep_gpu_open(const char *device) {
     }
 }
 
+ls_result result_of(ls_request *request) {
+    ls_result result = LS_RESULT_INIT;
+    ls_error err = {0};
+    ASSERT_OK(ls_request_get_result(request, &result, &err), &err);
+    return result;
+}
+
 ls_engine *engine_open(ls_model *model, const ls_engine_params *params) {
     ls_engine *engine = NULL;
     ls_error err = {0};

@@ -104,6 +104,8 @@ double row_gap(const float *a, int n);
 /* On the device that LS_DEVICE names, else on the CPU, unless the parameters name one; the same of LS_KERNELS. */
 ls_engine *engine_open(ls_model *model, const ls_engine_params *params);
 
+ls_result result_of(ls_request *request);
+
 /* A request and all that came of it. Zeroed inputs mean: greedy, no tokens, submitted before the first step. */
 typedef struct job {
     const int32_t *id; /* the prompt as ids, or */

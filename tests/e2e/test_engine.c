@@ -280,13 +280,6 @@ static ls_request *submit_text(ls_engine *engine, const char *text, int max_toke
     return request;
 }
 
-static ls_result result_of(ls_request *request) {
-    ls_result result = LS_RESULT_INIT;
-    ls_error err = {0};
-    ASSERT_OK(ls_request_get_result(request, &result, &err), &err);
-    return result;
-}
-
 /* Polls until this one request is finished. */
 static void wait_for(ls_engine *engine, ls_request *request) {
     while (result_of(request).finish == LS_FINISH_NONE) {

@@ -1,0 +1,148 @@
+/* Which call goes where, and who may call: API keys, origins, methods, states of the server. */
+#include <string.h>
+
+#include "server/serving.h"
+
+/* ---- Origins ---- */
+
+static bool is_allowed(const server_params *p, const char *origin) {
+    for (size_t i = 0; i < p->n_allowed_origins; i++) {
+        if (strcmp(p->allowed_origin[i], "*") == 0 || strcmp(p->allowed_origin[i], origin) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* What browsers ask for before a page of another origin may read an answer. */
+static void allow_origin(call *c) {
+    const char *origin = evhttp_find_header(evhttp_request_get_input_headers(c->http), "Origin");
+    if (origin == NULL || !is_allowed(c->server->params, origin)) {
+        return;
+    }
+    call_header(c, "Access-Control-Allow-Origin", origin);
+    call_header(c, "Vary", "Origin");
+    call_header(c, "Access-Control-Expose-Headers", "X-Request-Id");
+    if (evhttp_request_get_command(c->http) == EVHTTP_REQ_OPTIONS) {
+        call_header(c, "Access-Control-Allow-Methods", "GET, POST, OPTIONS");
+        call_header(c, "Access-Control-Allow-Headers", "Authorization, Content-Type");
+        call_header(c, "Access-Control-Max-Age", "86400");
+    }
+}
+
+/* ---- Bodies ---- */
+
+/* Deeply nested values are refused by jansson (2048 levels), doubled keys by us. */
+static void with_body(call *c, void (*handle)(call *c, const json_t *body)) {
+    struct evbuffer *in = evhttp_request_get_input_buffer(c->http);
+    size_t n = evbuffer_get_length(in);
+    const char *text = (const char *)evbuffer_pullup(in, -1);
+    ls_error error = {0};
+    json_doc doc = {0};
+    if (n == 0) {
+        call_fail(c, LS_EINVAL, "the request has no body: a JSON object is expected", NULL);
+        return;
+    }
+    if (json_doc_parse(&doc, "request", text, n, &error) != LS_OK) {
+        call_fail(c, error.status, error.text, NULL);
+        return;
+    }
+    if (json_is_object(doc.root)) {
+        handle(c, doc.root);
+    } else {
+        call_fail(c, LS_EINVAL, "the request's body must be a JSON object", NULL);
+    }
+    json_doc_deinit(&doc);
+}
+
+/* ---- Routes ---- */
+
+typedef struct route {
+    const char *path;
+    void (*get)(call *c);
+    void (*post)(call *c, const json_t *body);
+    bool open;  /* without a key */
+    bool works; /* needs the model: refused while there is none, or no time for new work */
+} route;
+
+static void get_models(call *c) {
+    api_models(c, NULL);
+}
+
+static const route routes[] = {
+    {"/v1/chat/completions", NULL, api_chat, false, true}, {"/v1/completions", NULL, api_completions, false, true},
+    {"/v1/models", get_models, NULL, false, false},        {"/tokenize", NULL, api_tokenize, false, true},
+    {"/detokenize", NULL, api_detokenize, false, true},    {"/health", api_health, NULL, true, false},
+    {"/metrics", api_metrics, NULL, false, false},         {"/version", api_version, NULL, false, false},
+};
+
+static const route *find(const char *path) {
+    for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
+        if (strcmp(routes[i].path, path) == 0) {
+            return &routes[i];
+        }
+    }
+    return NULL;
+}
+
+static bool may_call(call *c, const route *r) {
+    server *s = c->server;
+    if (s->keys.n == 0 || (r != NULL && r->open)) {
+        return true;
+    }
+    c->key = keys_find(&s->keys, evhttp_find_header(evhttp_request_get_input_headers(c->http), "Authorization"));
+    if (c->key >= 0) {
+        return true;
+    }
+    s->metrics.rejected_key++;
+    call_header(c, "WWW-Authenticate", "Bearer");
+    call_fail_as(c, 401, "invalid_request_error", "invalid_api_key",
+                 "no valid API key: send one as 'Authorization: Bearer KEY'");
+    return false;
+}
+
+static void wrong_method(call *c, const route *r) {
+    char text[160];
+    const char *right = r->get != NULL ? "GET" : "POST";
+    snprintf(text, sizeof text, "%s takes %s", r->path, right);
+    call_header(c, "Allow", right);
+    call_fail_as(c, 405, "invalid_request_error", "method_not_allowed", text);
+}
+
+static void not_found(call *c) {
+    char text[256];
+    snprintf(text, sizeof text, "there is no %.200s here", c->path);
+    call_fail_as(c, 404, "invalid_request_error", "not_found", text);
+}
+
+void routes_handle(call *c) {
+    static const char models[] = "/v1/models/";
+    server *s = c->server;
+    enum evhttp_cmd_type command = evhttp_request_get_command(c->http);
+    bool is_get = command == EVHTTP_REQ_GET || command == EVHTTP_REQ_HEAD;
+    const route *r = find(c->path);
+    allow_origin(c);
+    if (command == EVHTTP_REQ_OPTIONS) {
+        call_reply_text(c, 204, NULL, NULL);
+        return;
+    }
+    if (!may_call(c, r)) {
+        return;
+    }
+    if (r == NULL && is_get && strncmp(c->path, models, sizeof models - 1) == 0) {
+        api_models(c, c->path + sizeof models - 1);
+    } else if (r == NULL) {
+        not_found(c);
+    } else if (is_get ? r->get == NULL : command != EVHTTP_REQ_POST || r->post == NULL) {
+        wrong_method(c, r);
+    } else if (r->works && state_refuses(s) != NULL) {
+        s->metrics.rejected_state++;
+        call_header(c, "Retry-After", s->state == STATE_STARTING ? "5" : "30");
+        call_fail_as(c, 503, "service_unavailable_error", state_name(s->draining ? STATE_DRAINING : s->state),
+                     state_refuses(s));
+    } else if (is_get) {
+        r->get(c);
+    } else {
+        with_body(c, r->post);
+    }
+}
