@@ -34,7 +34,7 @@ const command_def command_table[COMMAND_COUNT] = {
      "loaded, /health tells how far that is and requests are refused with 503.\n\n"
      "SIGTERM or Ctrl-C ends it: running requests are finished, new ones refused, for at most --shutdown-timeout "
      "seconds; "
-     "Ctrl-C once more ends it at once. Exit code 0 if every answer was given, 1 if some were cut off, 70 if the "
+     "Ctrl-C once more ends it at once. Exit code 0 if every answer was given, 1 if some were cut off, 3 if the "
      "engine "
      "failed (a supervisor should start it again)."},
     {COMMAND_BENCH, "bench", NULL, "measure a server under load",

@@ -1,8 +1,8 @@
 /*
  * The prefill ops on a GPU against the reference ops, op by op: each op of a small layer starts from the same inputs on
- * both sides, for all dtypes, odd sizes and lengths. Then timings of a layer of Qwen3-4B.
+ * both sides, for all dtypes, odd sizes and lengths.
  *
- *   prefill_check [quick] [time]
+ *   prefill_check [quick]
  *   prefill_check attn              attention in 16 bits alone, by both kernels
  *   prefill_check wide              steps whose sequences have one row each
  *
@@ -815,57 +815,6 @@ static void check_case(gpu *g, tally *t, const shape *s, const seqs *q, ls_dtype
     free_world(w);
 }
 
-/* ---- Timings: one layer of Qwen3-4B, without a reference ---- */
-
-static double time_op(world *w, int index) {
-    gpu *g = w->gpu;
-    CUevent start, stop;
-    float ms = 0;
-    enum { TIMES = 10 };
-    must(g, g->driver->cuEventCreate(&start, CU_EVENT_DEFAULT), "event");
-    must(g, g->driver->cuEventCreate(&stop, CU_EVENT_DEFAULT), "event");
-    launch_op(w, index);
-    must(g, g->driver->cuEventRecord(start, g->rank.stream), "event");
-    for (int i = 0; i < TIMES; i++) {
-        launch_op(w, index);
-    }
-    must(g, g->driver->cuEventRecord(stop, g->rank.stream), "event");
-    must(g, g->driver->cuEventSynchronize(stop), "the kernels");
-    must(g, g->driver->cuEventElapsedTime(&ms, start, stop), "event");
-    must(g, g->driver->cuEventDestroy(start), "event");
-    must(g, g->driver->cuEventDestroy(stop), "event");
-    return (double)ms / TIMES;
-}
-
-static void time_layer(gpu *g, int n_rows, ls_dtype dtype, bool int8, bool lt) {
-    static const shape s = {"qwen3-4b", 2560, 32, 8, 128, 0, 9728, 1000, false, true, 1, 0};
-    const seqs q = {.name = "timing", .seq = {{0, n_rows}}};
-    world *w = calloc(1, sizeof *w);
-    if (w == NULL) {
-        die("memory", NULL);
-    }
-    *w = (world){.gpu = g, .shape = &s, .seqs = &q, .dtype = dtype, .kv_dtype = dtype, .int8 = int8, .use_lt = lt};
-    make_world(w);
-    const double m = n_rows, d = s.d_model, hd = (double)s.n_heads * s.d_head, kd = (double)s.n_kv * s.d_head,
-                 f = s.f_total;
-    const double flops[] = {
-        0, 0, 2 * m * d * (hd + 2 * kd), 2 * m * m * hd, 2 * m * d * hd, 0, 4 * m * d * f, 2 * m * d * f, 0};
-    double all_ms = 0, all_flops = 0;
-    printf("%d rows %s%s %s:", n_rows, ls_dtype_name(dtype), int8 ? " w8" : "", lt ? "cublaslt" : "own");
-    for (int i = 0; i < (int)(sizeof flops / sizeof *flops); i++) {
-        double ms = time_op(w, i);
-        all_ms += i < 2 ? 0 : ms;
-        all_flops += flops[i];
-        printf(" %s %.3f", op_kind_name(w->op[i].kind), ms);
-        if (flops[i] > 0) {
-            printf(" (%.0f T)", flops[i] / ms / 1e9);
-        }
-    }
-    printf("; layer %.3f ms, %.0f TFLOP/s\n", all_ms, all_flops / all_ms / 1e9);
-    fflush(stdout);
-    free_world(w);
-}
-
 /* ---- All ---- */
 
 static void check_few(gpu *g, tally *t, bool quick) {
@@ -950,12 +899,11 @@ static void open_gpu(gpu *g) {
 }
 
 int main(int argc, char **argv) {
-    bool quick = false, timing = false, attn = false, wide = false;
+    bool quick = false, attn = false, wide = false;
     for (int i = 1; i < argc; i++) {
         attn = attn || strcmp(argv[i], "attn") == 0;
         wide = wide || strcmp(argv[i], "wide") == 0;
         quick = quick || strcmp(argv[i], "quick") == 0;
-        timing = timing || strcmp(argv[i], "time") == 0;
     }
     gpu *g = calloc(1, sizeof *g);
     if (g == NULL) {
@@ -982,17 +930,6 @@ int main(int argc, char **argv) {
     }
     printf("%d passed, %d failed\n", t.ops > t.bad ? t.ops - t.bad : 0, t.bad);
     fflush(stdout);
-    if (timing) {
-        if (g->lt != NULL) {
-            time_layer(g, 2048, LS_BF16, false, true);
-            time_layer(g, 26, LS_BF16, false, true);
-            time_layer(g, 2048, LS_F32, false, true);
-        }
-        time_layer(g, 2048, LS_BF16, false, false);
-        time_layer(g, 26, LS_BF16, false, false);
-        time_layer(g, 2048, LS_BF16, true, false);
-        time_layer(g, 26, LS_BF16, true, false);
-    }
     must(g, g->driver->cuMemFree(g->base), "memory");
     cublaslt_close(&g->lt);
     cuda_rank_close(&g->rank);
