@@ -224,9 +224,14 @@ CHOSEN := $(if $(ONLY),$(foreach t,$(ALL_TESTS),$(if $(findstring $(ONLY),$t),$t
 KERN_BIN := $(filter $(BUILD)/tests/kern/%,$(TEST_BIN))
 
 # The whole check fuzzes each target for a minute first; a chosen or a sanitized one does not.
-check: $(APP) $(SHARED) $(MADE_DOCS) $(EXAMPLE_BIN) $(TEST_BIN)
+check: $(APP) $(SHARED) $(MADE_DOCS) $(EXAMPLE_BIN) $(TEST_BIN) build/python/made
 	@$(if $(ONLY)$(SAN),:,$(MAKE) --no-print-directory fuzz-short)
 	@$(RUN_TESTS) $(CHOSEN)
+# The one package of PyPI that tests use; without a network they skip what needs it, and say so.
+build/python/made: tests/http/requirements.txt
+	$(call say,PYPI,$(@D))
+	$(Q)if python3 -m venv $(@D) && $(@D)/bin/pip install -q --disable-pip-version-check --timeout 20 --retries 1 -r $<; \
+		then touch $@; else echo 'check: no packages from PyPI$(comma) so tests of the openai package are skipped'; fi
 kcheck: $(CANARY) $(KERN_BIN)
 	@LS_KERN=$(K) $(RUN_TESTS) $(KERN_BIN)
 kbench: $(CANARY) $(KERN_BIN)

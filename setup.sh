@@ -20,6 +20,8 @@ libcmocka-dev     tests
 openmpi-bin       tests of several hosts: mpirun and the library
 iproute2          tests of several hosts: network namespaces
 python3           tests/run and tools/lint.py
+python3-venv      tests with the openai package
+curl              tests of the server
 clang             fuzzing
 libclang-rt-dev   clang's sanitizers and fuzzer
 clang-format      make format, make lint

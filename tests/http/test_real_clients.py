@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
 """Clients that people use: the openai package and curl, where they are installed."""
+import glob
 import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 
 import harness
 from harness import PROMPT, generate
 
+sys.path += glob.glob("build/python/lib/python3*/site-packages")  # make check put it there
 try:
     import openai
 except ImportError:
