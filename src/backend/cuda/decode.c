@@ -25,13 +25,25 @@ _Static_assert((int)CUDA_TOKEN_DRAWN == (int)LS_TOKEN_DRAWN, "kernels know drawn
 
 #define MATMULS(name) "decode_matmul_" name "_odd", "decode_matmul_" name "_8", "decode_matmul_" name "_16"
 #define WIDE_MATMULS(name) MATMULS(name), "decode_matmul_" name "_24", "decode_matmul_" name "_32"
+#define LONG_MATMUL(name) "decode_matmul_" name "_8_long"
 #define ATTNS(name) "decode_attn_" name "_64", "decode_attn_" name "_128", "decode_attn_" name "_256"
 
 /* Matmuls and attention in the order of ls_dtype. */
 const char *const decode_kernel_names[] = {
-    "decode_embed",           "decode_exchange",   "decode_sample",     MATMULS("f32"),
-    WIDE_MATMULS("bf16"),     WIDE_MATMULS("f16"), MATMULS("int8_f32"), WIDE_MATMULS("int8_bf16"),
-    WIDE_MATMULS("int8_f16"), ATTNS("f32"),        ATTNS("bf16"),       ATTNS("f16"),
+    "decode_embed",
+    "decode_exchange",
+    "decode_sample",
+    MATMULS("f32"),
+    WIDE_MATMULS("bf16"),
+    WIDE_MATMULS("f16"),
+    MATMULS("int8_f32"),
+    WIDE_MATMULS("int8_bf16"),
+    WIDE_MATMULS("int8_f16"),
+    LONG_MATMUL("bf16"),
+    LONG_MATMUL("f16"),
+    ATTNS("f32"),
+    ATTNS("bf16"),
+    ATTNS("f16"),
 };
 const int n_decode_kernels = sizeof decode_kernel_names / sizeof *decode_kernel_names;
 
@@ -43,7 +55,8 @@ enum {
     OF_F32 = 3, /* by width: columns_of */
     OF_WIDE = 5,
     KERNEL_INT8 = KERNEL_MATMUL + OF_F32 + 2 * OF_WIDE,
-    KERNEL_ATTN = KERNEL_INT8 + OF_F32 + 2 * OF_WIDE,
+    KERNEL_LONG = KERNEL_INT8 + OF_F32 + 2 * OF_WIDE, /* bf16, f16 */
+    KERNEL_ATTN = KERNEL_LONG + 2,
     OF_ATTN = 3 /* heads up to 64, 128, 256 */
 };
 
@@ -52,7 +65,10 @@ enum {
     MAX_EXCHANGE_THREADS = 1024,
     PLAIN_SHARED_BYTES = 48 << 10,     /* more must be asked for */
     MAX_ATTN_BYTES = 192 << 10,        /* with more, L1 is too small for the loads of the kernels beside: measured */
-    BLOCKS_PER_SM = 2,                 /* what matmuls' shared memory is cut for, where it lasts */
+    BLOCKS_PER_SM = 2,                 /* what matmuls' shared memory is cut for, where it lasts and stages are short */
+    LONG_LEAF_BYTES = 1024,            /* 16-bit leaves of fewer bytes of a row lose by long stages: measured */
+    LONG_SHARED_BYTES = 144 << 10,     /* room for two long stages of eight warps */
+    LEAST_ROWS = 4,                    /* of a block's even share, where the chip holds more blocks */
     MAX_X_ROOM = 5120,                 /* bytes of it for a warp's part of x */
     BLOCK_RESERVE_BYTES = 1024,        /* of it that a block has for CUDA itself */
     SAMPLE_COUNTERS = CUDA_SAMPLE_ROWS /* the last of rank->counters: one for each output row, prefill's too */
@@ -190,24 +206,32 @@ static int x_room(const decode_matmul_args *args, int element_bytes, int rows) {
     return bytes <= MAX_X_ROOM ? (int)bytes : 0;
 }
 
+/* Whether long stages do 16-bit weights good. */
+static bool has_long_stages(const cuda_rank *rank, const decode_matmul_args *args) {
+    return 2 * (args->k / args->n_leaves) >= LONG_LEAF_BYTES && rank->facts.shared_bytes_per_block >= LONG_SHARED_BYTES;
+}
+
 /* How a block of a matmul uses its shared memory: sums, rings and (x_rows > 0) x. The deepest ring with which two blocks of
- * eight warps fit an SM; fewer blocks before a ring of less than four stages. Returns its bytes. */
-static int place_in_shared(const cuda_rank *rank, decode_matmul_args *args, int warps, int columns, int x_rows) {
-    static const int rings[] = {8, 6, 5, 4};
+ * eight warps fit an SM (one, if stages are long); fewer blocks before a ring of less than four pairs. Returns its bytes. */
+static int place_in_shared(const cuda_rank *rank, decode_matmul_args *args, bool is_long, int warps, int columns,
+                           int x_rows) {
+    static const int short_rings[] = {8, 6, 5, 4, 0}, long_rings[] = {3, 2, 1, 0};
+    const int *rings = is_long ? long_rings : short_rings;
+    const int stage = (is_long ? DECODE_LONG_PAIRS : 1) * DECODE_PAIR_BYTES;
     const int sums = 2 * columns * DECODE_TILE * (int)sizeof(float); /* here and below: of a warp */
     const int sm = rank->facts.shared_bytes_per_block + BLOCK_RESERVE_BYTES;
     args->x_room = x_room(args, (int)ls_dtype_bytes(rank->bind.dtype), x_rows);
-    for (int per_sm = BLOCKS_PER_SM; per_sm > 0; per_sm--) {
+    for (int per_sm = is_long ? 1 : BLOCKS_PER_SM; per_sm > 0; per_sm--) {
         const int most = (sm / per_sm - BLOCK_RESERVE_BYTES * LS_LEAVES / warps) / LS_LEAVES;
-        for (size_t i = 0; i < sizeof rings / sizeof *rings; i++) {
+        for (int i = 0; rings[i] > 0; i++) {
             args->ring = rings[i];
-            if (args->ring * DECODE_STAGE_BYTES + sums + args->x_room <= most) {
-                return warps * (args->ring * DECODE_STAGE_BYTES + sums + args->x_room);
+            if (args->ring * stage + sums + args->x_room <= most) {
+                return warps * (args->ring * stage + sums + args->x_room);
             }
         }
     }
     args->x_room = 0;
-    return warps * (args->ring * DECODE_STAGE_BYTES + sums);
+    return warps * (args->ring * stage + sums);
 }
 
 /* Every row begins at a multiple of 16 bytes. */
@@ -219,7 +243,7 @@ static bool is_aligned(const decode_matmul_args *args, size_t element_bytes) {
     return aligned;
 }
 
-/* args without step, k and leaves; the shape of `like` is that of all its matrices, but for rows. */
+/* args without step, k and what counts rows; the shape of `like` is that of all its matrices, but for rows. */
 static ls_status launch_matmul(cuda_rank *rank, decode_matmul_args *args, const ls_weight *like, int tiles, int nodes,
                                int m_bucket, ls_error *err) {
     args->step = device(rank->step);
@@ -227,6 +251,7 @@ static ls_status launch_matmul(cuda_rank *rank, decode_matmul_args *args, const 
     args->n_tiles = tiles;
     args->is_pair = args->kind == DECODE_FFN_IN;
     for (int i = 0, tile = 0; i < 3; i++) {
+        args->n_rows += i == 0 || args->kind == DECODE_QKV ? args->matrix[i].rows : 0;
         args->matrix[i].first_tile = i == 0 || args->kind == DECODE_QKV ? tile : INT32_MAX;
         tile += ceil_div(args->matrix[i].rows, DECODE_TILE);
     }
@@ -243,15 +268,19 @@ static ls_status launch_matmul(cuda_rank *rank, decode_matmul_args *args, const 
         }
     }
     const int columns = columns_of[width], warps = args->n_leaves / nodes;
+    const bool is_f32 = dtype == LS_F32;
+    const bool is_long = like->format != LS_INT8 && (is_f32 || (width == 1 && has_long_stages(rank, args)));
+    kernel = is_long && !is_f32 ? KERNEL_LONG + (dtype == LS_F16) : kernel + width;
     int shared = warps * columns * DECODE_TILE * (int)sizeof(float), blocks = tiles;
-    if (columns <= CUDA_MAX_DECODE) { /* all at a time, with as many tiles each, but for the last */
-        shared = place_in_shared(rank, args, warps, columns, width > 0 ? at_most(m_bucket, columns) : 0);
+    if (columns <= CUDA_MAX_DECODE) { /* all at a time, with as many rows each, or tiles, but for the last */
+        shared = place_in_shared(rank, args, is_long, warps, columns, width > 0 ? at_most(m_bucket, columns) : 0);
         const int most = at_least_one((rank->facts.shared_bytes_per_block + BLOCK_RESERVE_BYTES) /
                                       (shared + BLOCK_RESERVE_BYTES) * rank->facts.sm_count / nodes);
-        blocks = ceil_div(tiles, at_least_one(ceil_div(tiles, most)));
+        blocks = is_long ? at_most(most, ceil_div(args->n_rows, LEAST_ROWS))
+                         : ceil_div(tiles, at_least_one(ceil_div(tiles, most)));
     }
-    return launch(rank, kernel + width, (unsigned)at_least_one(blocks), (unsigned)nodes,
-                  (unsigned)ceil_div(m_bucket, columns), (unsigned)(warps * WARP), (size_t)shared, args, err);
+    return launch(rank, kernel, (unsigned)at_least_one(blocks), (unsigned)nodes, (unsigned)ceil_div(m_bucket, columns),
+                  (unsigned)(warps * WARP), (size_t)shared, args, err);
 }
 
 static ls_status launch_qkv(cuda_rank *rank, const ls_op *op, void *y, int m_bucket, ls_error *err) {

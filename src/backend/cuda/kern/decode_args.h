@@ -10,16 +10,17 @@
 enum { KERN_F32 = 1, KERN_BF16 = 2, KERN_F16 = 3, KERN_INT8 = 4 };
 
 enum {
-    DECODE_LEAVES = 8,         /* = LS_LEAVES = CUDA_NODES */
-    DECODE_TILE = 16,          /* rows of W that a warp takes: mma's M */
-    DECODE_STAGE_BYTES = 2048, /* of weights that a warp asks for at a time: 128 of each row of a tile */
-    DECODE_ATTN_HEADS = 4,     /* query heads of one KV head that a block of attention takes */
-    DECODE_ATTN_WARPS = 9,     /* of a block, at most */
-    DECODE_ATTN_WIDE = 8,      /* ... with heads of more than 128 elements */
-    DECODE_ATTN_UNIT = 32,     /* tokens that a warp takes at a time; a page has whole units */
-    DECODE_ATTN_TOKENS = 512,  /* of a split, at least */
-    DECODE_ATTN_SPLITS = 32,   /* of a row's tokens, at most */
-    DECODE_ATTN_BYTES = 8192,  /* of shared memory, besides the warps' */
+    DECODE_LEAVES = 8,        /* = LS_LEAVES = CUDA_NODES */
+    DECODE_TILE = 16,         /* rows of W that a warp takes: mma's M */
+    DECODE_PAIR_BYTES = 2048, /* of weights, that a warp takes at a time: 128 of each row of a tile */
+    DECODE_LONG_PAIRS = 4,    /* of them, that it asks for at a time in a long stage; else one */
+    DECODE_ATTN_HEADS = 4,    /* query heads of one KV head that a block of attention takes */
+    DECODE_ATTN_WARPS = 9,    /* of a block, at most */
+    DECODE_ATTN_WIDE = 8,     /* ... with heads of more than 128 elements */
+    DECODE_ATTN_UNIT = 32,    /* tokens that a warp takes at a time; a page has whole units */
+    DECODE_ATTN_TOKENS = 512, /* of a split, at least */
+    DECODE_ATTN_SPLITS = 32,  /* of a row's tokens, at most */
+    DECODE_ATTN_BYTES = 8192, /* of shared memory, besides the warps' */
     DECODE_SAMPLE_THREADS = 256,
     DECODE_SAMPLE_BLOCKS = 64 /* of one row, at most */
 };
@@ -63,22 +64,24 @@ typedef struct decode_matrix {
 
 enum { DECODE_QKV, DECODE_FFN_IN, DECODE_ROW, DECODE_HEAD };
 
-/* A block takes every gridDim.x-th tile of 16 rows (ffn_in: 8 of gate and the same 8 of up), of all matrices in turn, and one
- * node of the leaf tree, a leaf a warp. blockIdx.y: node; blockIdx.z: rows of x, as many as the kernel takes. */
+/* A block takes a share of the rows of all matrices in turn, in tiles of 16 rows (ffn_in: 8 of gate and the same 8 of up), and
+ * one node of the leaf tree, a leaf a warp. blockIdx.y: node; blockIdx.z: rows of x, as many as the kernel takes. */
 typedef struct decode_matmul_args {
     const cuda_step *step;
     const void *x; /* act [M][k] */
     void *y;       /* f32 [M][y_stride]; ffn_in: act */
     int32_t *fault;
     decode_matrix matrix[3]; /* q, k, v; gate, up; or one; rows = 0: not there */
-    int32_t kind, k, n_leaves, n_tiles;
+    int32_t kind, k, n_leaves;
+    int32_t n_tiles; /* of 16 rows, none of which lies in two matrices */
     int32_t is_pair; /* ffn_in: a tile is half of matrix[0], half of matrix[1] */
-    int32_t ring;    /* stages of weights that a warp has in flight: 4, 5, 6 or 8 */
+    int32_t ring;    /* stages of weights that a warp has in flight: 4, 5, 6 or 8; long ones: 1, 2 or 3 */
     int32_t x_room;  /* bytes of shared memory a warp has for its leaf of all rows of x; 0: x stays where it is */
     int32_t border[DECODE_LEAVES + 1]; /* first column of each leaf; the last one is k */
     int32_t y_stride;
     int32_t op_index;
     int64_t node_stride; /* row: floats between the nodes' outputs */
+    int32_t n_rows;      /* of all matrices; ffn_in: of one */
 } decode_matmul_args;
 
 /* attn, with what qkv leaves to it. Blocks share the items (row, KV head and group of its query heads, split) among them. */

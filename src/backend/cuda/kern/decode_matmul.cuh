@@ -8,23 +8,72 @@
 
 #include "backend/cuda/kern/common.cuh"
 
-/* Where a tile lies: rows [first, first + 16) of a matrix; ffn_in: rows [first, first + 8) of gate and of up. */
-struct place {
-    int low, high; /* the matrices of the tile's two halves */
-    int first;     /* row */
+/* A row of a matrix; where not wanted, it lies behind its tile. */
+struct matrix_row {
+    int matrix, row;
+    bool wanted;
+};
 
-    DEVICE_MEMBER place(const decode_matmul_args &a, int i_tile) {
-        low = (i_tile >= a.matrix[1].first_tile) + (i_tile >= a.matrix[2].first_tile);
-        high = low + a.is_pair;
-        first = (i_tile - a.matrix[low].first_tile) * (a.is_pair ? DECODE_TILE / 2 : DECODE_TILE);
+/* Where a tile lies. EVEN: rows [first, end) of all matrices in turn. Else, and in ffn_in: rows from `first` on of the matrix
+ * `low`, 16 or as many as there are; ffn_in: of gate and of up, 8 each. */
+template <bool EVEN> struct place {
+    int low, first, end;
+
+    /* Row i of the tile, or of a half of it. */
+    DEVICE_MEMBER matrix_row row(const decode_matmul_args &a, int i) const {
+        if (EVEN) {
+            const int row = first + i, q = a.matrix[0].rows, matrix = (row >= q) + (row >= q + a.matrix[1].rows);
+            return {matrix, row - a.matrix[matrix].y_first, row < end};
+        }
+        return {low, first + i, first + i < a.matrix[low].rows};
     }
 
-    /* Rows of lane group g. Those behind the last one are read as the last one and not stored. */
-    DEVICE_MEMBER int row_low(const decode_matmul_args &a, int g) const {
-        return min(first + g, a.matrix[low].rows - 1);
+    /* What lane group g reads as its row of the low or the high half: the last one instead of those behind it. EVEN: that is
+     * not wanted. */
+    DEVICE_MEMBER matrix_row lane_row(const decode_matmul_args &a, int half, int g) const {
+        const int i = first + g + (a.is_pair ? 0 : half * DECODE_TILE / 2);
+        if (EVEN) {
+            matrix_row it = row(a, min(i, end - 1) - first);
+            it.matrix += a.is_pair ? half : 0;
+            it.wanted = i < end;
+            return it;
+        }
+        const int matrix = low + (half == 0 ? 0 : a.is_pair);
+        return {matrix, min(i, a.matrix[matrix].rows - 1), true};
     }
-    DEVICE_MEMBER int row_high(const decode_matmul_args &a, int g) const {
-        return min(first + g + (a.is_pair ? 0 : DECODE_TILE / 2), a.matrix[high].rows - 1);
+};
+
+/* The tiles of a block. EVEN: as many rows as other blocks have, in tiles that are as equal; else every gridDim.x-th tile. */
+template <bool EVEN> struct share {
+    int first, count, n_tiles; /* EVEN: rows; tiles of them */
+
+    DEVICE_MEMBER share(const decode_matmul_args &a) {
+        if (EVEN) {
+            const int blocks = (int)gridDim.x, block = (int)blockIdx.x, least = a.n_rows / blocks,
+                      more = a.n_rows - least * blocks, most = a.is_pair ? DECODE_TILE / 2 : DECODE_TILE;
+            first = least * block + min(block, more);
+            count = least + (block < more);
+            n_tiles = (count + most - 1) / most;
+        }
+    }
+
+    /* Numbers of tiles. */
+    DEVICE_MEMBER int begin() const {
+        return EVEN ? 0 : blockIdx.x;
+    }
+    DEVICE_MEMBER int step() const {
+        return EVEN ? 1 : gridDim.x;
+    }
+    DEVICE_MEMBER int end(const decode_matmul_args &a) const {
+        return EVEN ? n_tiles : a.n_tiles;
+    }
+
+    DEVICE_MEMBER place<EVEN> tile(const decode_matmul_args &a, int i) const {
+        if (EVEN) {
+            return {0, first + count * i / n_tiles, first + count * (i + 1) / n_tiles};
+        }
+        const int low = (i >= a.matrix[1].first_tile) + (i >= a.matrix[2].first_tile);
+        return {low, (i - a.matrix[low].first_tile) * (a.is_pair ? DECODE_TILE / 2 : DECODE_TILE), 0};
     }
 };
 
@@ -34,9 +83,8 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct units {
     static constexpr int TILES = COLUMNS / 8;
     static constexpr int W_BYTES = INT8 ? 1 : IS_F32 ? 4 : 2;
     static constexpr int X_BYTES = IS_F32 ? 4 : 2;
-    static constexpr int UNIT = 16 / W_BYTES; /* elements of a unit */
-    static constexpr int CHUNK = 4 * UNIT;    /* elements of a row that a warp takes at a time */
-    static constexpr int STAGE = 2 * CHUNK;   /* elements of a row that a warp asks for at a time: 128 bytes */
+    static constexpr int UNIT = 16 / W_BYTES;           /* elements of a unit */
+    static constexpr int CHUNK = 4 * UNIT;              /* elements of a row that a warp takes at a time */
     static constexpr int X_LOADS = UNIT * X_BYTES / 16; /* 16-byte loads of x for a unit */
 
     const char *x;    /* so that elements of the leaf are found by their number in all of k */
@@ -44,7 +92,6 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct units {
     int n_rows;       /* of x */
     int unit_k;       /* first element of this lane's unit in the first chunk */
     int end;          /* of the leaf */
-    int n_stages;     /* of the leaf */
 
     /* This warp's part of x comes to `to`, in shared memory. */
     DEVICE_MEMBER void move_x(char *to, int begin) {
@@ -200,17 +247,19 @@ DEVICE void leave(tile<ACT, INT8, COLUMNS, ODD> &s, float *sums, int g, int t, f
     }
 }
 
-/* Adds the leaves of this block and passes the outputs on. first_row: of the tile, in its matrix. */
-template <int ACT, int COLUMNS>
-DEVICE void finish(const decode_matmul_args &a, const decode_matrix &w, const float *sums, int first_row, int first_m,
-                   int n_rows) {
+/* Adds the leaves of this block and passes the outputs on. */
+template <int ACT, int COLUMNS, bool EVEN>
+DEVICE void finish(const decode_matmul_args &a, const place<EVEN> &where, const float *sums, int first_m, int n_rows) {
     const int n_leaves = blockDim.x / 32;
     const int tile_rows = a.kind == DECODE_FFN_IN ? DECODE_TILE / 2 : DECODE_TILE;
     for (int i = threadIdx.x; i < COLUMNS * tile_rows; i += blockDim.x) {
-        const int r = i % tile_rows, m = i / tile_rows, row = first_row + r;
-        if (m >= n_rows || row >= w.rows) {
+        const int r = i % tile_rows, m = i / tile_rows;
+        const matrix_row at_r = where.row(a, r);
+        const int row = at_r.row;
+        if (m >= n_rows || !at_r.wanted) {
             continue;
         }
+        const decode_matrix &w = a.matrix[at_r.matrix];
         float leaf[DECODE_LEAVES], other[DECODE_LEAVES];
 #pragma unroll
         for (int j = 0; j < DECODE_LEAVES; j++) {

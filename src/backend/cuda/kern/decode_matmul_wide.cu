@@ -14,12 +14,12 @@ template <int ACT, bool INT8, int COLUMNS> DEVICE void matmul(const decode_matmu
     const int leaf = blockIdx.y * (blockDim.x / 32) + warp, first_m = blockIdx.z * COLUMNS;
     let_next_kernel_start();
 
-    const place where(a, blockIdx.x);
-    const decode_matrix &low = a.matrix[where.low], &high = a.matrix[where.high];
-    const int row_low = where.row_low(a, g), row_high = where.row_high(a, g);
+    const place<false> where = share<false>(a).tile(a, blockIdx.x);
+    const matrix_row low_row = where.lane_row(a, 0, g), high_row = where.lane_row(a, 1, g);
+    const decode_matrix &low = a.matrix[low_row.matrix], &high = a.matrix[high_row.matrix];
     const int64_t row_bytes = (int64_t)a.k * tile_t::W_BYTES;
-    const char *w_low = static_cast<const char *>(low.w) + row_low * row_bytes;
-    const char *w_high = static_cast<const char *>(high.w) + row_high * row_bytes;
+    const char *w_low = static_cast<const char *>(low.w) + low_row.row * row_bytes;
+    const char *w_high = static_cast<const char *>(high.w) + high_row.row * row_bytes;
     tile_t s;
     s.x_stride = (int64_t)a.k * tile_t::X_BYTES;
     s.x = static_cast<const char *>(a.x) + first_m * s.x_stride;
@@ -41,8 +41,8 @@ template <int ACT, bool INT8, int COLUMNS> DEVICE void matmul(const decode_matmu
     }
     float scale_low = 0.0F, scale_high = 0.0F;
     if (INT8) {
-        scale_low = low.scale[(int64_t)row_low * a.n_leaves + leaf];
-        scale_high = high.scale[(int64_t)row_high * a.n_leaves + leaf];
+        scale_low = low.scale[(int64_t)low_row.row * a.n_leaves + leaf];
+        scale_high = high.scale[(int64_t)high_row.row * a.n_leaves + leaf];
     }
     s.n_rows = min(COLUMNS, (a.kind == DECODE_HEAD ? a.step->n_out : a.step->n_rows) - first_m);
     wait_for_earlier_kernels();
@@ -64,7 +64,7 @@ template <int ACT, bool INT8, int COLUMNS> DEVICE void matmul(const decode_matmu
     }
     leave(s, matmul_room + warp * COLUMNS * DECODE_TILE, g, t, scale_low, scale_high);
     __syncthreads();
-    finish<ACT, COLUMNS>(a, low, matmul_room, where.first, first_m, s.n_rows);
+    finish<ACT, COLUMNS>(a, where, matmul_room, first_m, s.n_rows);
 }
 
 /* Names: dtype of x, of W where it differs; the most rows. */

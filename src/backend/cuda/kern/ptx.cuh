@@ -127,6 +127,20 @@ DEVICE void wait_for_copies_but(int pending) {
                  : "memory");
 }
 
+/* ... : 0, 1 or 2. */
+DEVICE void wait_for_copies_but_few(int pending) {
+    asm volatile("{\n"
+                 ".reg .pred p<3>;\n"
+                 "setp.eq.s32 p0, %0, 0;\n"
+                 "setp.eq.s32 p1, %0, 1;\n"
+                 "setp.gt.s32 p2, %0, 1;\n"
+                 "@p0 cp.async.wait_group 0;\n"
+                 "@p1 cp.async.wait_group 1;\n"
+                 "@p2 cp.async.wait_group 2;\n"
+                 "}\n" ::"r"(pending)
+                 : "memory");
+}
+
 /* ---- Matrices of 8 x 8 16-bit elements: lane l holds elements 2 (l % 4) and the next of row l / 4 ---- */
 
 /* Four of them from shared memory: lane l names row l % 8 of matrix l / 8. */
