@@ -252,10 +252,13 @@ static size_t cuda_profile_lines(const ls_engine *engine, const ls_profile_line 
     return profile != NULL ? (size_t)profile->n_lines : 0;
 }
 
+/* A plain copy may still be on its way when it returns, and the stream would not wait for it. */
 static ls_status cuda_copy_in(const ls_engine *engine, void *device, const void *from, size_t bytes, ls_error *err) {
     const cuda_rank *rank = &engine_cuda(engine)->rank;
     TRY(cuda_rank_enter(rank, err));
-    return cuda_check(rank, rank->driver->cuMemcpyHtoD((CUdeviceptr)(uintptr_t)device, from, bytes), "copying in", err);
+    TRY(cuda_check(rank, rank->driver->cuMemcpyHtoDAsync((CUdeviceptr)(uintptr_t)device, from, bytes, rank->stream),
+                   "copying in", err));
+    return cuda_check(rank, rank->driver->cuStreamSynchronize(rank->stream), "copying in", err);
 }
 
 static ls_status cuda_copy_out(const ls_engine *engine, const void *device, void *to, size_t bytes, ls_error *err) {

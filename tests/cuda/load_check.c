@@ -128,9 +128,10 @@ static bool reference(const load_case *k, const void *in, uint64_t hash, uint8_t
 
 /* ---- One case ---- */
 
+/* In the stream: a plain copy may still be on its way when it returns, and the stream does not wait for it. */
 static void to_device(check *c, CUdeviceptr to, const void *from, size_t n) {
     ls_error err;
-    must_ok(cuda_check(&c->rank, c->driver->cuMemcpyHtoD(to, from, n), "copy", &err), &err);
+    must_ok(cuda_check(&c->rank, c->driver->cuMemcpyHtoDAsync(to, from, n, c->rank.stream), "copy", &err), &err);
 }
 
 static void from_device(check *c, void *to, CUdeviceptr from, size_t n) {

@@ -68,7 +68,7 @@ static void fill(bench *b) {
         memcpy(&bits, &x, sizeof bits);
         block[i] = (uint16_t)(bits >> 16);
     }
-    cuda(b, b->driver->cuMemcpyHtoD(b->base, block, BLOCK), "copy");
+    cuda(b, b->driver->cuMemcpyHtoDAsync(b->base, block, BLOCK, b->rank.stream), "copy");
     for (size_t at = BLOCK; at + BLOCK <= b->bytes; at += BLOCK) {
         cuda(b, b->driver->cuMemcpyDtoDAsync(b->base + at, b->base, BLOCK, b->rank.stream), "copy");
     }
@@ -111,7 +111,7 @@ static ls_step put_step(bench *b, const op_attn *a, int n_past, int n_rows) {
         flash_tiles(a, &step, (cuda_tile *)(image + head.tile));
     }
     b->rank.step = take(b, bytes);
-    cuda(b, b->driver->cuMemcpyHtoD(b->rank.step, image, bytes), "copy");
+    cuda(b, b->driver->cuMemcpyHtoDAsync(b->rank.step, image, bytes, b->rank.stream), "copy");
     free(image);
     return step;
 }

@@ -140,8 +140,7 @@ static CUdeviceptr device_take(gpu *g, size_t bytes) {
 }
 
 static void to_device(gpu *g, CUdeviceptr to, const void *from, size_t bytes) {
-    must(g, g->driver->cuStreamSynchronize(g->rank.stream), "a kernel");
-    must(g, g->driver->cuMemcpyHtoD(to, from, bytes), "copy");
+    must(g, g->driver->cuMemcpyHtoDAsync(to, from, bytes, g->rank.stream), "copy");
 }
 
 static void from_device(gpu *g, void *to, CUdeviceptr from, size_t bytes) {

@@ -206,9 +206,10 @@ static int x_room(const decode_matmul_args *args, int element_bytes, int rows) {
     return bytes <= MAX_X_ROOM ? (int)bytes : 0;
 }
 
-/* Whether long stages do 16-bit weights good. */
-static bool has_long_stages(const cuda_rank *rank, const decode_matmul_args *args) {
-    return 2 * (args->k / args->n_leaves) >= LONG_LEAF_BYTES && rank->facts.shared_bytes_per_block >= LONG_SHARED_BYTES;
+/* Whether long stages do 16-bit weights good. With rows of x that shared memory has no room for they do not: measured. */
+static bool has_long_stages(const cuda_rank *rank, const decode_matmul_args *args, int rows) {
+    return 2 * (args->k / args->n_leaves) >= LONG_LEAF_BYTES &&
+           rank->facts.shared_bytes_per_block >= LONG_SHARED_BYTES && x_room(args, 2, rows) > 0;
 }
 
 /* How a block of a matmul uses its shared memory: sums, rings and (x_rows > 0) x. The deepest ring with which two blocks of
@@ -269,7 +270,8 @@ static ls_status launch_matmul(cuda_rank *rank, decode_matmul_args *args, const 
     }
     const int columns = columns_of[width], warps = args->n_leaves / nodes;
     const bool is_f32 = dtype == LS_F32;
-    const bool is_long = like->format != LS_INT8 && (is_f32 || (width == 1 && has_long_stages(rank, args)));
+    const bool is_long =
+        like->format != LS_INT8 && (is_f32 || (width == 1 && has_long_stages(rank, args, at_most(m_bucket, columns))));
     kernel = is_long && !is_f32 ? KERNEL_LONG + (dtype == LS_F16) : kernel + width;
     int shared = warps * columns * DECODE_TILE * (int)sizeof(float), blocks = tiles;
     if (columns <= CUDA_MAX_DECODE) { /* all at a time, with as many rows each, or tiles, but for the last */

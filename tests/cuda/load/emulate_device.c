@@ -15,7 +15,8 @@ static CUresult mem_free(CUdeviceptr at) {
     free((void *)at);
     return CUDA_SUCCESS;
 }
-static CUresult to_device(CUdeviceptr to, const void *from, size_t bytes) {
+static CUresult to_device(CUdeviceptr to, const void *from, size_t bytes, CUstream stream) {
+    (void)stream;
     memcpy((void *)to, from, bytes);
     return CUDA_SUCCESS;
 }
@@ -39,7 +40,7 @@ ls_status cuda_driver_open(cuda_driver **out, ls_error *err) {
     }
     driver->cuMemAlloc = mem_alloc;
     driver->cuMemFree = mem_free;
-    driver->cuMemcpyHtoD = to_device;
+    driver->cuMemcpyHtoDAsync = to_device;
     driver->cuMemcpyDtoH = from_device;
     driver->cuLaunchKernel = launch;
     *out = driver;
