@@ -200,8 +200,8 @@ inline void note_wgmma(const emulated_wgmma &w) {
     }
     bool known = false;
     for (const emulated_group &g : groups) {
-        for (const emulated_sums &s : g.before) {
-            known = known || s.at == w.sums;
+        for (const emulated_wgmma &other : g.wgmma) { // in flight: it goes on from those
+            known = known || other.sums == w.sums;
         }
     }
     if (!known) {
