@@ -106,7 +106,7 @@ static unsigned attn_any_shared_bytes(int d_head) {
 }
 
 /* The most rows of a step for which decode's matmul kernels are faster than what there is otherwise; engine_of is the one
- * place that asks. `prefill_bench matmul` prints both sides, `prefill_bench rows` all three. Where wide.c serves it begins
+ * place that asks. `prefill_bench rows` prints all sides. Where wide.c serves it begins
  * behind the rows that decode's kernels take in one tile. Time to first token of
  * Qwen3-4B on an H100 in ms, decode's kernels / cuBLASLt (int8: the kernel of prefill_matmul.cu, which the
  * head and shapes that cuBLASLt refuses still run; layers widen a weight and leave it to cuBLASLt, and 96 is reckoned from bf16's
