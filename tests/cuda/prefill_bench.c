@@ -4,7 +4,7 @@
  *   prefill_bench attn     attention by both kernels, causal, bf16, 32 query heads: TFLOP/s, and memory besides q, k, v, out
  *   prefill_bench rows     a layer's matmuls by decode's kernels, by cuBLASLt (int8: or our own) and by wide.c, 17 to 256
  *                          rows: what prefill.c's few_rows states; of the best layer, % of reading its weights
- *   prefill_bench step     a layer's ops on 512 and 2048 rows, one sequence
+ *   prefill_bench step     a layer's ops on 512 and 2048 rows, one sequence, matmuls by cuBLASLt and by wide.c
  *   prefill_bench gemm     cuBLASLt's choices for the shapes of two models, and 8192^3 for comparison: TFLOP/s of each
  *
  * Whole layers are timed, weights larger than L2, so that no matmul finds its weights there.
@@ -355,19 +355,24 @@ static void step_of(bench *b, const model *m, int n_rows) {
     must(b, decode_prepare(&b->rank, &err), &err);
     must(b, prefill_prepare(&b->rank, op, N_OPS, &err), &err);
     const ls_step step = put_step(b, &op[2].attn, 0, n_rows);
-    printf("step of %4d rows, a layer of %s, us (TFLOP/s):", n_rows, m->name);
-    for (int i = 0; i < N_OPS; i++) {
-        const double ms = time_ms(b, op, N_OPS, i, &step);
-        printf(" %s %.0f (%.0f)", op_kind_name(op[i].kind), ms * 1e3, per_row[i] * n_rows / ms / 1e9);
-        flop += per_row[i] * n_rows;
+    const bool has_tall = b->rank.tall;
+    for (int side = 0; side < 1 + has_tall; side++, flop = 0) {
+        b->rank.tall = side == 1;
+        printf("step of %4d rows, a layer of %s%s, us (TFLOP/s):", n_rows, m->name, side == 1 ? " by wide.c" : "");
+        for (int i = 0; i < N_OPS; i++) {
+            const double ms = time_ms(b, op, N_OPS, i, &step);
+            printf(" %s %.0f (%.0f)", op_kind_name(op[i].kind), ms * 1e3, per_row[i] * n_rows / ms / 1e9);
+            flop += per_row[i] * n_rows;
+        }
+        cuda(b, b->driver->cuEventRecord(b->start, b->rank.stream), "event");
+        for (int i = 0; i < TIMES * N_OPS; i++) {
+            launch(b, op, N_OPS, i % N_OPS, &step);
+        }
+        const double ms = stop_ms(b, "layers") / TIMES;
+        printf(", layer %.0f (%.0f)\n", ms * 1e3, flop / ms / 1e9);
+        fflush(stdout);
     }
-    cuda(b, b->driver->cuEventRecord(b->start, b->rank.stream), "event");
-    for (int i = 0; i < TIMES * N_OPS; i++) {
-        launch(b, op, N_OPS, i % N_OPS, &step);
-    }
-    const double ms = stop_ms(b, "layers") / TIMES;
-    printf(", layer %.0f (%.0f)\n", ms * 1e3, flop / ms / 1e9);
-    fflush(stdout);
+    b->rank.tall = has_tall;
 }
 
 static const model models[] = {{"qwen3-4b", 2560, 32, 8, 128, 9728, 151936},

@@ -592,9 +592,9 @@ typedef enum engine { BY_DECODE, BY_WIDE, BY_LIBRARY } engine;
 static engine engine_of(const cuda_rank *rank, const ls_op *op, const ls_step *step) {
     const bool is_head = op->kind == OP_HEAD;
     const int n_rows = is_head ? step->n_out : step->n_rows;
-    return n_rows <= (is_head ? rank->few_out : rank->few_rows) ? BY_DECODE
-           : wide_serves(rank, op, n_rows)                      ? BY_WIDE
-                                                                : BY_LIBRARY;
+    return n_rows <= (is_head ? rank->few_out : rank->few_rows)    ? BY_DECODE
+           : n_rows <= CHUNK_ROWS && wide_serves(rank, op, n_rows) ? BY_WIDE
+                                                                   : BY_LIBRARY;
 }
 
 static bool is_matmul(const ls_op *op) {
@@ -612,7 +612,7 @@ static int nodes_of(const cuda_rank *rank, const ls_op *op, const ls_step *step,
     const ls_weight *w = &bind->weight[op->row.weight];
     const engine by = engine_of(rank, op, step);
     if (alone || by != BY_LIBRARY) {
-        return alone ? 1 : by == BY_DECODE ? decode_row_nodes(rank, op) : wide_row_nodes(rank, op, alone);
+        return alone ? 1 : by == BY_DECODE ? decode_row_nodes(rank, op) : wide_row_nodes(rank, op, step->n_rows, alone);
     }
     /* Many rows are enough for 16-bit tiles; in f32 parts are faster for any number. */
     const parts cut = row_parts(bind, &op->row);

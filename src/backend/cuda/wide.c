@@ -59,9 +59,10 @@ static int count_tiles(const shape *s, const ls_bind *bind) {
 }
 
 /* Whole tiles where turns of them leave few blocks idle; else as few cut tiles as give every block its share. */
-static wide_work cut(int tiles, int k, int blocks) {
+static wide_work cut(int tiles, int across, int k, int blocks) {
     enum { IDLE = 16 }; /* one in so many blocks' turns */
-    wide_work w = {.n_tiles = tiles, .n_k = ceil_div(k, WIDE_K)};
+    tiles *= across;
+    wide_work w = {.n_tiles = tiles, .n_k = ceil_div(k, WIDE_K), .n_across = across};
     const int turns = tiles / blocks, rest = tiles % blocks;
     w.n_whole = tiles;
     if (rest == 0 || (blocks - rest) * IDLE < (turns + 1) * blocks) {
@@ -86,8 +87,12 @@ static int most_pieces(const wide_work *w) {
     return most;
 }
 
+/* Pieces of a tile begin at borders that lie n_stream / n_cut to a tile. */
 static int64_t part_floats(const wide_work *w, int n_rows) {
-    return w->n_stream == 0 ? 0 : (int64_t)most_pieces(w) * n_rows * (w->n_tiles - w->n_whole) * WIDE_TILE;
+    const int n_cut = w->n_tiles - w->n_whole;
+    return w->n_stream == 0 ? 0
+                            : (int64_t)at_most(ceil_div(w->n_stream, n_cut) + 1, WIDE_PARTS) *
+                                  at_most(n_rows, WIDE_ROWS) * n_cut * WIDE_TILE;
 }
 
 static int blocks_of(const cuda_rank *rank) {
@@ -104,10 +109,12 @@ size_t wide_workspace(const ls_op *op, int n_ops, const ls_bind *bind) {
         if (op[i].layer > 1 || !shape_of(&op[i], &s)) { /* layers are alike */
             continue;
         }
-        for (int blocks = 1; blocks <= WIDE_BLOCKS; blocks++) {
-            const wide_work w = cut(count_tiles(&s, bind), bind->weight[s.weight[0]].cols, blocks);
-            const int64_t floats = part_floats(&w, at_most(bind->m_max, WIDE_ROWS));
-            most = floats > most ? floats : most;
+        for (int across = 1; across <= ceil_div(bind->m_max, WIDE_ROWS); across++) {
+            for (int blocks = 1; blocks <= WIDE_BLOCKS; blocks++) {
+                const wide_work w = cut(count_tiles(&s, bind), across, bind->weight[s.weight[0]].cols, blocks);
+                const int64_t floats = part_floats(&w, bind->m_max);
+                most = floats > most ? floats : most;
+            }
         }
     }
     return (size_t)most * sizeof(float);
@@ -120,6 +127,7 @@ ls_status wide_prepare(cuda_rank *rank, CUfunction *fn, ls_error *err) {
     rank->wide_fn = fn;
     rank->wide = rank->facts.cc_major == 9 && rank->facts.cc_minor == 0 && rank->overlap &&
                  (dtype == LS_BF16 || dtype == LS_F16);
+    rank->tall = rank->wide;
     for (int i = 0; i < WIDE_KERNELS && rank->wide; i++) {
         TRY(cuda_check(rank,
                        rank->driver->cuFuncSetAttribute(fn[(dtype == LS_F16) * WIDE_KERNELS + i],
@@ -137,7 +145,7 @@ static const void *input_of(const ls_bind *bind, const ls_op *op) {
 bool wide_serves(const cuda_rank *rank, const ls_op *op, int n_rows) {
     const ls_bind *bind = &rank->bind;
     shape s;
-    bool serves = rank->wide && n_rows <= WIDE_ROWS && shape_of(op, &s);
+    bool serves = rank->wide && (n_rows <= WIDE_ROWS || rank->tall) && shape_of(op, &s);
     for (int i = 0; serves && i < s.n_weights; i++) {
         const ls_weight *w = &bind->weight[s.weight[i]];
         serves = w->format == bind->dtype && w->rows > 0 && w->cols > 0 && w->cols % 8 == 0 &&
@@ -148,24 +156,28 @@ bool wide_serves(const cuda_rank *rank, const ls_op *op, int n_rows) {
 
 /* ---- Work ---- */
 
-/* A power of two; 0: more than there is room for. */
+/* A power of two; 0: more than there is room for, or than so many rows are worth. */
 static int nodes_of(const cuda_rank *rank, const wide_work *w) {
     const int most = CUDA_NODES / rank->bind.group.size;
     int nodes = 1;
+    if (w->n_across > 1) {
+        return 0;
+    }
     while (nodes < most_pieces(w)) {
         nodes *= 2;
     }
     return nodes <= most ? nodes : 0;
 }
 
-static wide_work work_of(const cuda_rank *rank, const ls_op *op) {
+static wide_work work_of(const cuda_rank *rank, const ls_op *op, int n_rows) {
     shape s;
     (void)shape_of(op, &s);
-    return cut(count_tiles(&s, &rank->bind), rank->bind.weight[s.weight[0]].cols, blocks_of(rank));
+    return cut(count_tiles(&s, &rank->bind), ceil_div(n_rows, WIDE_ROWS), rank->bind.weight[s.weight[0]].cols,
+               blocks_of(rank));
 }
 
-int wide_row_nodes(const cuda_rank *rank, const ls_op *op, bool alone) {
-    const wide_work w = work_of(rank, op);
+int wide_row_nodes(const cuda_rank *rank, const ls_op *op, int n_rows, bool alone) {
+    const wide_work w = work_of(rank, op, n_rows);
     const int nodes = nodes_of(rank, &w);
     return alone || nodes == 0 ? 1 : nodes;
 }
@@ -217,7 +229,7 @@ static ls_status finish(cuda_rank *rank, wide_out *o, ls_error *err) {
     const int of_tile = (o->kind == WIDE_FFN_IN ? WIDE_TILE / 2 : WIDE_TILE) / 4;
     const int columns = (o->work.n_tiles - o->work.n_whole) * of_tile;
     return cuda_launch_overlapping(rank, rank->wide_fn[2 * WIDE_KERNELS], "wide_finish",
-                                   (unsigned)ceil_div(columns, WIDE_FINISH_THREADS), (unsigned)o->n_rows, 1,
+                                   (unsigned)ceil_div(columns, WIDE_FINISH_THREADS), (unsigned)o->part_rows, 1,
                                    WIDE_FINISH_THREADS, 0, (void *[]){o}, err);
 }
 
@@ -225,17 +237,18 @@ ls_status wide_matmul(cuda_rank *rank, const ls_op *op, int index, int n_rows, b
                       ls_error *err) {
     const ls_bind *bind = &rank->bind;
     int i_width = 0;
-    while (widths[i_width] < n_rows) {
+    while (i_width < WIDE_KERNELS - 1 && widths[i_width] < n_rows) {
         i_width++;
     }
     shape s;
     (void)shape_of(op, &s);
     const int k = bind->weight[s.weight[0]].cols;
     wide_args args = {.out = {.step = (const cuda_step *)(uintptr_t)rank->step,
-                              .work = work_of(rank, op),
+                              .work = work_of(rank, op, n_rows),
                               .kind = s.kind,
                               .dtype = (int32_t)bind->dtype,
                               .n_rows = n_rows,
+                              .part_rows = at_most(n_rows, WIDE_ROWS),
                               .part = (float *)(uintptr_t)part}};
     set_output(rank, op, index, alone, y, &args.out);
     TRY(map_rows(rank, input_of(bind, op), n_rows, k, widths[i_width], &args.x_map, err));

@@ -70,6 +70,8 @@ static const seqs wide_lengths[] = {
     {.name = "5+1, 129", .seq = {{5, 1}, {0, 129}}},
     {.name = "90+190", .seq = {{90, 190}}},
     {.name = "256", .seq = {{0, 256}}},
+    {.name = "100+1, 300", .seq = {{100, 1}, {0, 300}}},
+    {.name = "520", .seq = {{0, 520}}},
 };
 
 /* Widths that leave no tile whole, or the last one. */

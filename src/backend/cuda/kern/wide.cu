@@ -1,10 +1,10 @@
-// Matmuls of 17 to 256 rows of x on Hopper, 16-bit weights: y[m][n] = sum over k of w[n][k] x[m][k], by wgmma with W's rows as
+// Matmuls of 17 rows of x and more on Hopper, 16-bit weights: y[m][n] = sum over k of w[n][k] x[m][k], by wgmma with W's rows as
 // rows of the tile and x's as its columns. wide_args.h says how the work is cut.
 //
-//   wide_<dtype>_<rows>   up to so many rows of x
+//   wide_<dtype>_<rows>   up to so many rows of x, 256 any number
 //   wide_finish           adds up the pieces of tiles that were cut, and does what the op asks for
 //
-// Such a matmul waits for W: what counts is that every block streams without a stop. One warp loads W and x by tensor copies
+// Up to 128 rows such a matmul waits for W: what counts is that every block streams without a stop. One warp loads W and x by tensor copies
 // into a ring of stages. It asks for W before the kernels ahead of this one have ended, for x when they have; neither the
 // next tile nor the way out of sums stops it. Two warpgroups each take half of x's rows: both halves of the tile's 128 rows of
 // W, which for ffn_in are gate and up of the same columns, so that a thread has both.
@@ -44,6 +44,7 @@ template <int N> struct wide_memory {
 
 struct wide_piece {
     int tile, k_first, k_end; // blocks of k
+    int of_w, of_x;           // which of W's tiles and of x's it is
     int index, count;         // among the tile's pieces
 };
 
@@ -61,6 +62,8 @@ static __device__ bool find_piece(wide_piece *p, const wide_work &w, int turn) {
             p->k_end = min(end - at, w.n_k);
             p->index = block - wide_owner(&w, at);
             p->count = wide_pieces(&w, i);
+            p->of_w = p->tile / w.n_across;
+            p->of_x = p->tile % w.n_across;
             return true;
         }
     }
@@ -69,6 +72,8 @@ static __device__ bool find_piece(wide_piece *p, const wide_work &w, int turn) {
     p->k_end = w.n_k;
     p->index = 0;
     p->count = 1;
+    p->of_w = p->tile / w.n_across;
+    p->of_x = p->tile % w.n_across;
     return p->tile < w.n_whole;
 }
 
@@ -94,7 +99,7 @@ template <int N> static __device__ void load_pieces(const wide_args &a) {
             wait_for_earlier_kernels();
         }
         for (int turn = 0; (with_x || n < memory::STAGES) && find_piece(&p, a.out.work, turn); turn++) {
-            const wide_place low(a.out, p.tile, 0), high(a.out, p.tile, 1);
+            const wide_place low(a.out, p.of_w, 0), high(a.out, p.of_w, 1);
             for (int k = p.k_first; k < p.k_end && (with_x || n < memory::STAGES); k++, n++) {
                 const int stage = n % memory::STAGES;
                 uint64_t *full = memory::full(stage);
@@ -105,7 +110,7 @@ template <int N> static __device__ void load_pieces(const wide_args &a) {
                     copy_box(memory::w(stage) + HALF * K_BYTES, &a.w_map[high.which], k * WIDE_K, high.row, full);
                 }
                 if (with_x) {
-                    copy_box(memory::x(stage), &a.x_map, k * WIDE_K, 0, full);
+                    copy_box(memory::x(stage), &a.x_map, k * WIDE_K, p.of_x * N, full);
                 }
             }
         }
@@ -133,21 +138,24 @@ static __device__ void store_piece(const wide_out &o, const wide_piece &p, const
                                    const float (&high)[ROWS / 2]) {
     if (p.count > 1 && o.n_nodes == 0) {
         const int64_t cols = (int64_t)(o.work.n_tiles - o.work.n_whole) * WIDE_TILE;
-        float *to = o.part + p.index * o.n_rows * cols + (p.tile - o.work.n_whole) * WIDE_TILE;
-        for_sums<ROWS>(low, high, o.n_rows, [&](int m, int r, float x, float z) {
+        float *to = o.part + p.index * o.part_rows * cols + (p.tile - o.work.n_whole) * WIDE_TILE;
+        for_sums<ROWS>(low, high, o.part_rows, [&](int m, int r, float x, float z) {
             to[m * cols + r] = x;
             to[m * cols + r + HALF] = z;
         });
         return;
     }
-    const wide_place where(o, p.tile, 0);
+    const wide_place where(o, p.of_w, 0);
     const wide_matrix &matrix = o.matrix[where.which];
     const int left = matrix.rows - where.row; // rows of W from the tile's first on
+    const int first_m = p.of_x * ROWS * 2;
+    const int64_t above = (int64_t)first_m * o.y_stride; // elements of y
+    const int n_rows = o.n_rows - first_m;
     const float *bias = matrix.bias == nullptr ? nullptr : matrix.bias + where.row;
     if (o.kind == WIDE_FFN_IN) {
         const float *up_bias = o.matrix[1].bias == nullptr ? nullptr : o.matrix[1].bias + where.row;
-        uint16_t *act = (uint16_t *)o.y + where.row;
-        for_sums<ROWS>(low, high, o.n_rows, [&](int m, int r, float gate, float up) {
+        uint16_t *act = (uint16_t *)o.y + above + where.row;
+        for_sums<ROWS>(low, high, n_rows, [&](int m, int r, float gate, float up) {
             if (r < left) {
                 gate = bias == nullptr ? gate : gate + bias[r];
                 up = up_bias == nullptr ? up : up + up_bias[r];
@@ -156,8 +164,8 @@ static __device__ void store_piece(const wide_out &o, const wide_piece &p, const
         });
         return;
     }
-    float *y = (float *)o.y + p.index * o.node_stride + matrix.y_first + where.row;
-    for_sums<ROWS>(low, high, o.n_rows, [&](int m, int r, float x, float z) {
+    float *y = (float *)o.y + above + p.index * o.node_stride + matrix.y_first + where.row;
+    for_sums<ROWS>(low, high, n_rows, [&](int m, int r, float x, float z) {
         float *to = y + (int64_t)m * o.y_stride + r;
         if (r < left) {
             to[0] = bias == nullptr ? x : x + bias[r];
@@ -166,12 +174,12 @@ static __device__ void store_piece(const wide_out &o, const wide_piece &p, const
             to[HALF] = bias == nullptr ? z : z + bias[r + HALF];
         }
         if (o.kind == WIDE_HEAD && ((r < left && !is_finite(x)) || (r + HALF < left && !is_finite(z)))) {
-            note_fault(o.fault, of_step<int32_t>(o.step, o.step->out_row)[m], o.op_index);
+            note_fault(o.fault, of_step<int32_t>(o.step, o.step->out_row)[first_m + m], o.op_index);
         }
     });
     for (int node = p.count; node < o.n_nodes && p.index == p.count - 1; node++) { // nobody else's
         y += o.node_stride;
-        for_sums<ROWS>(low, high, o.n_rows, [&](int m, int r, float, float) {
+        for_sums<ROWS>(low, high, n_rows, [&](int m, int r, float, float) {
             float *to = y + (int64_t)m * o.y_stride + r;
             if (r < left) {
                 to[0] = 0;
@@ -298,20 +306,21 @@ static __device__ float with_bias(const wide_matrix &matrix, int row, float x) {
 // Four columns a thread. Grid: blocks along the columns of all tiles that were cut; rows of x.
 extern "C" __global__ void __launch_bounds__(WIDE_FINISH_THREADS) wide_finish(const __grid_constant__ wide_out o) {
     const bool is_pair = o.kind == WIDE_FFN_IN;
-    const int of_tile = (is_pair ? WIDE_TILE / 2 : WIDE_TILE) / 4, m = blockIdx.y;
+    const int of_tile = (is_pair ? WIDE_TILE / 2 : WIDE_TILE) / 4;
     const int item = blockIdx.x * WIDE_FINISH_THREADS + threadIdx.x, i = item / of_tile, r = item % of_tile * 4;
-    const int n_cut = o.work.n_tiles - o.work.n_whole, tile = o.work.n_whole + i;
+    const int n_cut = o.work.n_tiles - o.work.n_whole, of_w = (o.work.n_whole + i) / o.work.n_across;
+    const int m = (o.work.n_whole + i) % o.work.n_across * WIDE_ROWS + blockIdx.y;
     let_next_kernel_start();
     wait_for_earlier_kernels();
-    if (i >= n_cut) {
+    if (i >= n_cut || m >= o.n_rows) {
         return;
     }
-    const int64_t cols = (int64_t)n_cut * WIDE_TILE, stride = o.n_rows * cols;
-    const float *at = o.part + m * cols + (int64_t)i * WIDE_TILE + r;
+    const int64_t cols = (int64_t)n_cut * WIDE_TILE, stride = o.part_rows * cols;
+    const float *at = o.part + blockIdx.y * cols + (int64_t)i * WIDE_TILE + r;
     const int n = wide_pieces(&o.work, i);
-    const int which = is_pair ? 0 : (tile >= o.matrix[1].first_tile) + (tile >= o.matrix[2].first_tile);
+    const int which = is_pair ? 0 : (of_w >= o.matrix[1].first_tile) + (of_w >= o.matrix[2].first_tile);
     const wide_matrix &matrix = o.matrix[which];
-    const int row = is_pair ? tile * (WIDE_TILE / 2) + r : (tile - matrix.first_tile) * WIDE_TILE + r;
+    const int row = is_pair ? of_w * (WIDE_TILE / 2) + r : (of_w - matrix.first_tile) * WIDE_TILE + r;
     if (n == 1) { // that tile's sums went their way
         return;
     }

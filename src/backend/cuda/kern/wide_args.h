@@ -1,7 +1,7 @@
 /*
- * Matmuls of 17 to 256 rows on Hopper: what wide.c fills in and kern/wide.cu reads, and how the work is cut, which both count.
+ * Matmuls of 17 rows and more on Hopper: what wide.c fills in and kern/wide.cu reads, and how the work is cut, which both count.
  *
- * A tile is 128 rows of W by all of k (ffn_in: 64 of gate and the same 64 of up), k in blocks of 64. The first n_whole tiles
+ * A tile is 128 rows of W (ffn_in: 64 of gate and the same 64 of up) and up to 256 of x by all of k, k in blocks of 64. The first n_whole tiles
  * are a block's own, in turns. The rest is one line of k blocks, tile after tile, which n_stream blocks cut into equal
  * stretches: so all of them read the same number of bytes. A tile is cut into at most WIDE_PARTS pieces. Where it is cut
  * depends on the shape and the chip alone, not on the number of rows.
@@ -16,7 +16,7 @@ enum {
     WIDE_K = 64,        /* the 128 bytes that the swizzle of wgmma's operands works on */
     WIDE_THREADS = 288, /* two warpgroups that compute, a warp that loads */
     WIDE_PARTS = 8,     /* = CUDA_NODES */
-    WIDE_ROWS = 256,    /* of x, at most */
+    WIDE_ROWS = 256,    /* of x in a tile, at most */
     WIDE_BLOCKS = 132,  /* at most: what scratch is counted for */
     WIDE_FINISH_THREADS = 256
 };
@@ -27,6 +27,7 @@ enum {
 
 typedef struct wide_work {
     int32_t n_tiles, n_whole, n_k, n_stream;
+    int32_t n_across; /* tiles that have the same rows of W: they follow one another */
 } wide_work;
 
 typedef struct wide_matrix {
@@ -44,13 +45,14 @@ typedef struct wide_out {
     wide_work work;
     wide_matrix matrix[3]; /* q, k, v; gate, up; or one */
     int32_t kind, dtype;
-    int32_t n_rows;
+    int32_t n_rows;    /* of x */
+    int32_t part_rows; /* min(n_rows, the kernel's rows) */
     int32_t op_index;
     void *y; /* f32 [n_rows][y_stride]; ffn_in: act */
     int32_t y_stride;
     int32_t n_nodes;     /* row: pieces lie in so many nodes of y, zeros where there are fewer; 0: in `part` */
     int64_t node_stride; /* floats */
-    float *part;         /* [piece][n_rows][128 columns of each tile that is cut] */
+    float *part;         /* [piece][part_rows][128 columns of each tile that is cut] */
     int32_t *fault;      /* head: of the step's rows */
 } wide_out;
 
