@@ -451,7 +451,7 @@ static void make_gpu(world *w) {
     }
     w->engines_few = rank->few_rows;
     rank->few_rows = rank->few_out = w->few ? MAX_ROWS : 0;
-    rank->wide = rank->wide && w->wide;
+    rank->wide = rank->wide_always = rank->wide && w->wide;
 }
 
 static void make_world(world *w) {

@@ -67,9 +67,9 @@ typedef struct cuda_rank {
     CUdeviceptr sums;    /* in workspace: prefill.c's f32 sums */
     CUdeviceptr widened; /* in workspace: a weight that is int8, in the run dtype; 0: no room for it */
     bool wide;           /* wide.c serves, with its kernels */
-    bool tall;           /* and steps of more than 256 rows */
+    bool wide_always;    /* wherever it can, not where it is faster: for tests and benches */
     CUfunction *wide_fn;
-    bool flash;          /* flash.c serves: its maps of the K and of the V cache (CUtensorMap) */
+    bool flash; /* flash.c serves: its maps of the K and of the V cache (CUtensorMap) */
     uint64_t flash_map[2][16];
     bool
         overlap; /* kernels that know how begin while the one before them ends (programmatic dependent launch); only with the

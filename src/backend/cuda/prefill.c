@@ -586,15 +586,25 @@ static ls_status attn(cuda_rank *rank, const op_attn *a, int layer, const ls_ste
                                         attn_shared_bytes(a->d_head), &args, err);
 }
 
+/* Against cuBLASLt, by `prefill_bench rows` and `step` on an H100: Qwen3-4B, and Mistral 7B where that differs. Behind those
+ * rows x passes L2 too often. */
+static bool wide_is_faster(const cuda_rank *rank, ls_op_kind kind, int n_rows) {
+    if (rank->cublaslt == NULL || rank->wide_always) {
+        return n_rows <= CHUNK_ROWS;
+    }
+    return n_rows <= (kind == OP_QKV || kind == OP_HEAD ? 128 : 64);
+}
+
 /* Who runs a matmul: decode.c, wide.c, or matmul() above. */
 typedef enum engine { BY_DECODE, BY_WIDE, BY_LIBRARY } engine;
 
 static engine engine_of(const cuda_rank *rank, const ls_op *op, const ls_step *step) {
     const bool is_head = op->kind == OP_HEAD;
     const int n_rows = is_head ? step->n_out : step->n_rows;
-    return n_rows <= (is_head ? rank->few_out : rank->few_rows)    ? BY_DECODE
-           : n_rows <= CHUNK_ROWS && wide_serves(rank, op, n_rows) ? BY_WIDE
-                                                                   : BY_LIBRARY;
+    if (n_rows <= (is_head ? rank->few_out : rank->few_rows)) {
+        return BY_DECODE;
+    }
+    return wide_is_faster(rank, op->kind, n_rows) && wide_serves(rank, op) ? BY_WIDE : BY_LIBRARY;
 }
 
 static bool is_matmul(const ls_op *op) {

@@ -127,7 +127,6 @@ ls_status wide_prepare(cuda_rank *rank, CUfunction *fn, ls_error *err) {
     rank->wide_fn = fn;
     rank->wide = rank->facts.cc_major == 9 && rank->facts.cc_minor == 0 && rank->overlap &&
                  (dtype == LS_BF16 || dtype == LS_F16);
-    rank->tall = rank->wide;
     for (int i = 0; i < WIDE_KERNELS && rank->wide; i++) {
         TRY(cuda_check(rank,
                        rank->driver->cuFuncSetAttribute(fn[(dtype == LS_F16) * WIDE_KERNELS + i],
@@ -142,10 +141,10 @@ static const void *input_of(const ls_bind *bind, const ls_op *op) {
     return bind->buf[op->kind == OP_OUT ? BUF_ATT : op->kind == OP_FFN_OUT ? BUF_ACT : BUF_X];
 }
 
-bool wide_serves(const cuda_rank *rank, const ls_op *op, int n_rows) {
+bool wide_serves(const cuda_rank *rank, const ls_op *op) {
     const ls_bind *bind = &rank->bind;
     shape s;
-    bool serves = rank->wide && (n_rows <= WIDE_ROWS || rank->tall) && shape_of(op, &s);
+    bool serves = rank->wide && shape_of(op, &s);
     for (int i = 0; serves && i < s.n_weights; i++) {
         const ls_weight *w = &bind->weight[s.weight[i]];
         serves = w->format == bind->dtype && w->rows > 0 && w->cols > 0 && w->cols % 8 == 0 &&

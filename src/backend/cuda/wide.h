@@ -18,7 +18,7 @@ size_t wide_workspace(const ls_op *op, int n_ops, const ls_bind *bind);
 ls_status wide_prepare(cuda_rank *rank, CUfunction *fn, ls_error *err);
 
 /* The rule for an op: its weights in the run dtype, rows and buffers on 16-byte borders. */
-bool wide_serves(const cuda_rank *rank, const ls_op *op, int n_rows);
+bool wide_serves(const cuda_rank *rank, const ls_op *op);
 
 /* Nodes of the leaf tree that out and ffn_out leave in BUF_PART; alone: 1. */
 int wide_row_nodes(const cuda_rank *rank, const ls_op *op, int n_rows, bool alone);

@@ -70,6 +70,11 @@ __device__ inline void copy_box(void *to, const prefill_map *map, int column, in
         : "memory");
 }
 
+// The map itself comes to where copies look for it.
+__device__ inline void prefetch_map(const prefill_map *map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 // The same value in all lanes, and the compiler knows it.
 __device__ inline int uniform(int value) {
     return __shfl_sync(0xffffffff, value, 0);

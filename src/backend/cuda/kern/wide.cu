@@ -96,6 +96,7 @@ template <int N> static __device__ void load_pieces(const wide_args &a) {
     for (int with_x = 0; with_x < 2; with_x++) { // first what fits of W, then all the rest
         int n = 0;
         if (with_x) {
+            prefetch_map(&a.x_map);
             wait_for_earlier_kernels();
         }
         for (int turn = 0; (with_x || n < memory::STAGES) && find_piece(&p, a.out.work, turn); turn++) {

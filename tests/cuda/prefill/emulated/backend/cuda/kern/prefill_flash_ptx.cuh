@@ -128,6 +128,7 @@ inline void copy_box(void *to, const prefill_map *map, int column, int row, uint
     barrier_at(barrier).boxes.push_back(box);
 }
 
+inline void prefetch_map(const prefill_map *) {}
 inline int uniform(int value) {
     int *all = (int *)emulated_warp_memory();
     all[emulated_lane()] = value;
