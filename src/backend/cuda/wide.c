@@ -155,17 +155,16 @@ bool wide_serves(const cuda_rank *rank, const ls_op *op) {
 
 /* ---- Work ---- */
 
-/* A power of two; 0: more than there is room for, or than so many rows are worth. */
+/* A power of two; 0: one, once the pieces are added up. */
 static int nodes_of(const cuda_rank *rank, const wide_work *w) {
-    const int most = CUDA_NODES / rank->bind.group.size;
     int nodes = 1;
-    if (w->n_across > 1) {
+    if (w->n_across > 1 || rank->bind.group.size > 1) { /* ranks may hold different numbers of columns */
         return 0;
     }
     while (nodes < most_pieces(w)) {
         nodes *= 2;
     }
-    return nodes <= most ? nodes : 0;
+    return nodes;
 }
 
 static wide_work work_of(const cuda_rank *rank, const ls_op *op, int n_rows) {
