@@ -215,21 +215,6 @@ static void add_weight(bench *b, ls_weight *w, ls_dtype format, int rows, int co
     w->scale = format == LS_INT8 ? device(take(b, (size_t)rows * LS_LEAVES * 4)) : NULL;
 }
 
-static void with_room(bench *b, bool all) {
-    for (int i = 0; i < 3; i++) {
-        cuda(b,
-             b->driver->cuFuncSetAttribute(b->rank.decode_fn[i], CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
-                                           all ? 100 : -1),
-             "carve-out");
-    }
-    for (int i = 0; i < 9; i++) {
-        cuda(b,
-             b->driver->cuFuncSetAttribute(b->rank.wide_fn[i], CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
-                                           all ? 100 : -1),
-             "carve-out");
-    }
-}
-
 static const int row_counts[] = {17, 24, 32, 48, 64, 96, 128, 192, 256};
 
 static void matmuls(bench *b, const model *m, ls_dtype format) {
@@ -309,15 +294,6 @@ static void matmuls(bench *b, const model *m, ls_dtype format) {
             }
             sum[side] = stop_ms(b, "layers") * 1e3 / TIMES;
             best = sum[side] < best ? sum[side] : best;
-            if (side == 2) {
-                with_room(b, true);
-                cuda(b, b->driver->cuEventRecord(b->start, b->rank.stream), "event");
-                for (int i = 0; i < TIMES * (N_OPS - 1); i++) {
-                    launch(b, op, N_OPS, i % (N_OPS - 1), &step);
-                }
-                printf("  %.0f with room ", stop_ms(b, "layers") * 1e3 / TIMES);
-                with_room(b, false);
-            }
         }
         b->rank.wide = has_wide;
         printf(
