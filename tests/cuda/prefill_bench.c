@@ -2,8 +2,9 @@
  * Times of prefill's kernels on random data, ops alone, one sequence; at most 30 lines a part.
  *
  *   prefill_bench attn     attention by both kernels, causal, bf16, 32 query heads: TFLOP/s, and memory besides q, k, v, out
- *   prefill_bench matmul   a layer's matmuls by decode's kernels and by what there is otherwise, 17 to 256 rows: the
- *                          crossovers that prefill.c's few_rows states
+ *   prefill_bench rows     a layer's matmuls by decode's kernels, by cuBLASLt (int8: or our own) and by wide.c, 17 to 256
+ *                          rows: what prefill.c's few_rows states; of the best layer, % of reading its weights
+ *   prefill_bench step     a layer's ops on 512 and 2048 rows, one sequence, matmuls by cuBLASLt and by wide.c
  *   prefill_bench gemm     cuBLASLt's choices for the shapes of two models, and 8192^3 for comparison: TFLOP/s of each
  *
  * Whole layers are timed, weights larger than L2, so that no matmul finds its weights there.
@@ -14,6 +15,7 @@
 
 #include "backend/cuda/cublaslt.h"
 #include "backend/cuda/flash.h"
+#include "backend/cuda/measure.h"
 
 typedef struct bench {
     cuda_driver *driver;
@@ -258,14 +260,23 @@ static void matmuls(bench *b, const model *m, ls_dtype format) {
     b->rank.workspace = take(b, b->rank.workspace_bytes);
     must(b, decode_prepare(&b->rank, &err), &err);
     must(b, prefill_prepare(&b->rank, op, N_OPS, &err), &err);
-    printf("%s %s, us by decode's kernels / otherwise (an engine changes behind %d rows)\n", m->name,
-           ls_dtype_name(format), b->rank.few_rows);
+    ls_rate read;
+    must(b, cuda_measure_read(&b->rank, b->base + b->used, (int64_t)1 << 30, b->base + b->bytes - 256, &read, &err),
+         &err);
+    const bool has_wide = b->rank.wide && format != LS_INT8;
+    const double layer_us =
+        (double)((2 * q + 2 * kv) + 3 * (int64_t)m->d_ffn) * m->d * (double)ls_dtype_bytes(format) / read.best * 1e6;
+    printf("%s %s, us by decode's kernels / otherwise / wide (an engine leaves decode's behind %d rows); a layer's "
+           "%.0f us "
+           "of reading at %.0f GB/s\n",
+           m->name, ls_dtype_name(format), b->rank.few_rows, layer_us, read.best / 1e9);
     for (size_t r = 0; r < sizeof row_counts / sizeof *row_counts; r++) {
         const ls_step step = put_step(b, NULL, 0, row_counts[r]);
-        double us[2][N_OPS], sum[2] = {0};
-        for (int side = 0; side < 2; side++) {
+        double us[3][N_OPS] = {{0}}, sum[3] = {0}, best = 1e30;
+        for (int side = 0; side < 2 + has_wide; side++) {
             enum { TIMES = 20 };
             b->rank.few_rows = b->rank.few_out = side == 0 ? m_max : 0;
+            b->rank.wide = b->rank.wide_always = side == 2;
             for (int i = 0; i < N_OPS; i++) {
                 us[side][i] = 0;
             }
@@ -277,22 +288,108 @@ static void matmuls(bench *b, const model *m, ls_dtype format) {
                     us[side][i] += t < 2 ? 0 : ms * 1e3 / TIMES;
                 }
             }
-            for (int i = 0; i < N_OPS - 1; i++) {
-                sum[side] += us[side][i];
+            cuda(b, b->driver->cuEventRecord(b->start, b->rank.stream), "event");
+            for (int i = 0; i < TIMES * (N_OPS - 1); i++) { /* one behind the other, as in a step */
+                launch(b, op, N_OPS, i % (N_OPS - 1), &step);
             }
+            sum[side] = stop_ms(b, "layers") * 1e3 / TIMES;
+            best = sum[side] < best ? sum[side] : best;
         }
+        b->rank.wide = has_wide;
         printf(
-            "  %3d rows: qkv %4.0f/%4.0f, out %4.0f/%4.0f, in %4.0f/%4.0f, down %4.0f/%4.0f, layer %5.0f/%5.0f; head "
-            "%5.0f/%5.0f\n",
-            row_counts[r], us[0][0], us[1][0], us[0][1], us[1][1], us[0][2], us[1][2], us[0][3], us[1][3], sum[0],
-            sum[1], us[0][4], us[1][4]);
+            "  %3d rows: qkv %3.0f/%3.0f/%3.0f, out %3.0f/%3.0f/%3.0f, in %3.0f/%3.0f/%3.0f, down %3.0f/%3.0f/%3.0f, "
+            "layer %4.0f/%4.0f/%4.0f %2.0f %%; head %4.0f/%4.0f/%4.0f\n",
+            row_counts[r], us[0][0], us[1][0], us[2][0], us[0][1], us[1][1], us[2][1], us[0][2], us[1][2], us[2][2],
+            us[0][3], us[1][3], us[2][3], sum[0], sum[1], sum[2], layer_us / best * 100, us[0][4], us[1][4], us[2][4]);
         fflush(stdout);
     }
 }
 
+/* A layer as a chunk of a prompt passes it, ops alone and then ten layers one behind the other. */
+static void step_of(bench *b, const model *m, int n_rows) {
+    enum { PAGES = 64, TIMES = 10 };
+    const int q = m->n_heads * m->d_head, kv = m->n_kv * m->d_head;
+    const ls_op op[] = {
+        {.kind = OP_EXCHANGE, .exchange = {.init = false, .bias = -1, .slot = 1}},
+        {.kind = OP_QKV,
+         .qkv = {W_NORM, W_Q, W_K, W_V, -1, -1, -1, W_NORM, W_NORM, m->n_heads, m->n_kv, m->d_head, 1e-6F}},
+        {.kind = OP_ATTN, .attn = {m->n_heads, m->n_kv, m->d_head, 0, 0.088F}},
+        {.kind = OP_OUT, .row = {W_OUT, q, 0, LS_LEAVES, 0}},
+        {.kind = OP_EXCHANGE, .exchange = {.init = false, .bias = -1, .slot = 0}},
+        {.kind = OP_FFN_IN, .ffn_in = {W_NORM, W_GATE, W_UP, -1, -1, m->d_ffn, 1e-6F}},
+        {.kind = OP_FFN_OUT, .row = {W_DOWN, m->d_ffn, 0, LS_LEAVES, 1}}};
+    enum { N_OPS = sizeof op / sizeof *op };
+    const double per_row[N_OPS] = {0, 2.0 * (q + 2 * kv) * m->d, 2.0 * n_rows * q,     2.0 * q * m->d,
+                                   0, 4.0 * m->d_ffn * m->d,     2.0 * m->d_ffn * m->d};
+    const size_t floats[] = {(size_t)m->d, (size_t)m->d, (size_t)(q + 2 * kv), (size_t)q, (size_t)m->d_ffn};
+    const ls_buf buf[] = {BUF_H, BUF_X, BUF_QKV, BUF_ATT, BUF_ACT};
+    ls_weight weight[W_COUNT] = {{0}};
+    ls_error err = {0};
+    double flop = 0;
+    b->used = 0;
+    b->rank.bind = (ls_bind){.group = {0, 1},
+                             .dtype = LS_BF16,
+                             .kv_dtype = LS_BF16,
+                             .d_model = m->d,
+                             .m_max = n_rows,
+                             .n_pages = PAGES,
+                             .weight = weight};
+    for (size_t i = 0; i < sizeof buf / sizeof *buf; i++) {
+        b->rank.bind.buf[buf[i]] = device(take(b, (size_t)n_rows * floats[i] * 4));
+    }
+    b->rank.bind.buf[BUF_PART] = device(take(b, (size_t)2 * CUDA_NODES * (size_t)n_rows * (size_t)m->d * 4));
+    b->rank.bind.k_cache = device(take(b, (size_t)PAGES * (size_t)kv * LS_PAGE_TOKENS * 2));
+    b->rank.bind.v_cache = device(take(b, (size_t)PAGES * (size_t)kv * LS_PAGE_TOKENS * 2));
+    b->rank.bind.rope = device(take(b, (size_t)n_rows * (size_t)m->d_head * 4));
+    b->rank.bind.fault = device(take(b, (size_t)n_rows * 4));
+    add_weight(b, &weight[W_NORM], LS_F32, 1, m->d);
+    add_weight(b, &weight[W_Q], LS_BF16, q, m->d);
+    add_weight(b, &weight[W_K], LS_BF16, kv, m->d);
+    add_weight(b, &weight[W_V], LS_BF16, kv, m->d);
+    add_weight(b, &weight[W_OUT], LS_BF16, m->d, q);
+    add_weight(b, &weight[W_GATE], LS_BF16, m->d_ffn, m->d);
+    add_weight(b, &weight[W_UP], LS_BF16, m->d_ffn, m->d);
+    add_weight(b, &weight[W_DOWN], LS_BF16, m->d, m->d_ffn);
+    b->rank.workspace_bytes = prefill_workspace(op, N_OPS, &b->rank.bind, 4096);
+    b->rank.workspace = take(b, b->rank.workspace_bytes);
+    must(b, decode_prepare(&b->rank, &err), &err);
+    must(b, prefill_prepare(&b->rank, op, N_OPS, &err), &err);
+    const ls_step step = put_step(b, &op[2].attn, 0, n_rows);
+    const bool has_tall = b->rank.wide;
+    for (int side = 0; side < 1 + has_tall; side++, flop = 0) {
+        b->rank.wide = b->rank.wide_always = side == 1;
+        printf("step of %4d rows, a layer of %s%s, us (TFLOP/s):", n_rows, m->name, side == 1 ? " by wide.c" : "");
+        for (int i = 0; i < N_OPS; i++) {
+            const double ms = time_ms(b, op, N_OPS, i, &step);
+            printf(" %s %.0f (%.0f)", op_kind_name(op[i].kind), ms * 1e3, per_row[i] * n_rows / ms / 1e9);
+            flop += per_row[i] * n_rows;
+        }
+        cuda(b, b->driver->cuEventRecord(b->start, b->rank.stream), "event");
+        for (int i = 0; i < TIMES * N_OPS; i++) {
+            launch(b, op, N_OPS, i % N_OPS, &step);
+        }
+        const double ms = stop_ms(b, "layers") / TIMES;
+        printf(", layer %.0f (%.0f)\n", ms * 1e3, flop / ms / 1e9);
+        fflush(stdout);
+    }
+    b->rank.wide = has_tall;
+}
+
+static const model models[] = {{"qwen3-4b", 2560, 32, 8, 128, 9728, 151936},
+                               {"mistral-7b", 4096, 32, 8, 128, 14336, 32000}};
+
+static void all_steps(bench *b) {
+    ls_error err = {0};
+    for (size_t i = 0; i < 2 * sizeof models / sizeof *models; i++) {
+        if (cublaslt_open(&b->rank.cublaslt, &err) != LS_OK) {
+            printf("NOTE no cuBLASLt: %s\n", err.text);
+        }
+        step_of(b, &models[i / 2], i % 2 == 0 ? 512 : 2048);
+        cublaslt_close(&b->rank.cublaslt);
+    }
+}
+
 static void all_matmuls(bench *b) {
-    static const model models[] = {{"qwen3-4b", 2560, 32, 8, 128, 9728, 151936},
-                                   {"mistral-7b", 4096, 32, 8, 128, 14336, 32000}};
     ls_error err = {0};
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         for (int int8 = 0; int8 < 2; int8++) {
@@ -340,12 +437,14 @@ static void gemm(bench *b, cublaslt *const lts[CHOICES], const char *name, int m
 static void all_gemms(bench *b) {
     cublaslt *lts[CHOICES];
     ls_error err = {0};
-    for (int i = 0; i < CHOICES; i++) {
-        must(b, cublaslt_open(&lts[i], &err), &err);
-        cublaslt_pass_over(lts[i], i);
-    }
-    gemm(b, lts, "8192^3", 8192, 8192, 8192);
-    for (int m = 512; m <= 2048; m *= 4) {
+    for (int m = 512; m <= 2048; m *= 4) { /* opened anew: a shape keeps the rows that it was planned for first */
+        for (int i = 0; i < CHOICES; i++) {
+            must(b, cublaslt_open(&lts[i], &err), &err);
+            cublaslt_pass_over(lts[i], i);
+        }
+        if (m == 512) {
+            gemm(b, lts, "8192^3", 8192, 8192, 8192);
+        }
         gemm(b, lts, "qwen q", m, 4096, 2560);
         gemm(b, lts, "qwen k, v", m, 1024, 2560);
         gemm(b, lts, "qwen out", m, 2560, 4096);
@@ -354,9 +453,9 @@ static void all_gemms(bench *b) {
         gemm(b, lts, "mistral q", m, 4096, 4096);
         gemm(b, lts, "mistral in", m, 14336, 4096);
         gemm(b, lts, "mistral dn", m, 4096, 14336);
-    }
-    for (int i = 0; i < CHOICES; i++) {
-        cublaslt_close(&lts[i]);
+        for (int i = 0; i < CHOICES; i++) {
+            cublaslt_close(&lts[i]);
+        }
     }
 }
 
@@ -364,9 +463,9 @@ int main(int argc, char **argv) {
     bench *b = calloc(1, sizeof *b);
     ls_error err = {0};
     const char *what = argc == 2 ? argv[1] : "";
-    const bool attn = strcmp(what, "attn") == 0, gemms = strcmp(what, "gemm") == 0;
-    if (b == NULL || (!attn && !gemms && strcmp(what, "matmul") != 0)) {
-        printf("usage: prefill_bench attn|matmul|gemm\n");
+    const bool attn = strcmp(what, "attn") == 0, gemms = strcmp(what, "gemm") == 0, steps = strcmp(what, "step") == 0;
+    if (b == NULL || (!attn && !gemms && !steps && strcmp(what, "rows") != 0)) {
+        printf("usage: prefill_bench attn|rows|step|gemm\n");
         return 2;
     }
     must(b, cuda_driver_open(&b->driver, &err), &err);
@@ -378,6 +477,8 @@ int main(int argc, char **argv) {
     fill(b);
     if (attn) {
         all_attention(b);
+    } else if (steps) {
+        all_steps(b);
     } else if (gemms) {
         all_gemms(b);
     } else {

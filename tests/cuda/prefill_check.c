@@ -5,6 +5,7 @@
  *   prefill_check [quick]
  *   prefill_check attn              attention in 16 bits alone, by both kernels
  *   prefill_check wide              steps whose sequences have one row each
+ *   prefill_check rows              17 to 256 rows, by wide.c's kernels
  *
  * Device memory is all 0xFF bytes (NaN, -1) where nothing was written, with zones between buffers that must stay so. Each
  * op runs twice and must give the same bits. One line for each failure; exits 1 if there was one.
@@ -63,6 +64,7 @@ typedef struct world {
     const seqs *seqs;
     ls_dtype dtype, kv_dtype;
     bool int8, use_lt, few; /* few: all steps by decode's matmuls, else none */
+    bool wide;              /* and where not, by wide.c's, if they serve */
     int engines_few;        /* how many rows an engine would run by them */
     char text[200];
     gpu *gpu;
@@ -448,6 +450,7 @@ static void make_gpu(world *w) {
     }
     w->engines_few = rank->few_rows;
     rank->few_rows = rank->few_out = w->few ? MAX_ROWS : 0;
+    rank->wide = rank->wide_always = rank->wide && w->wide;
 }
 
 static void make_world(world *w) {
@@ -456,7 +459,11 @@ static void make_world(world *w) {
     w->f_loc = (int)(leaf_border(s->f_total, (s->rank + 1) * leaves) - leaf_border(s->f_total, s->rank * leaves));
     w->qkv_cols = (int64_t)(s->n_heads + 2 * s->n_kv) * s->d_head;
     snprintf(w->text, sizeof w->text, "%s %s%s kv %s %s%s, %s", s->name, ls_dtype_name(w->dtype), w->int8 ? " w8" : "",
-             ls_dtype_name(w->kv_dtype), w->few ? "few " : "", w->use_lt ? "cublaslt" : "own", w->seqs->name);
+             ls_dtype_name(w->kv_dtype),
+             w->few    ? "few "
+             : w->wide ? "wide "
+                       : "",
+             w->use_lt ? "cublaslt" : "own", w->seqs->name);
     make_step(w);
     w->m_max = w->n_rows + 3;
     w->rope = own(w, (size_t)w->n_positions * (size_t)s->d_head * sizeof(float));
@@ -739,7 +746,8 @@ static void check_running(tally *t, world *w, bool decode_only) {
     }
     from_device(w->gpu, &word, second, sizeof word);
     const bool by_lt = w->use_lt && !w->few && !w->int8, is_long = w->gpu_weight[W_OUT].cols >= 4096;
-    const bool wanted = w->few || (by_lt && is_long), unsure = w->few ? !small : by_lt && !is_long;
+    const bool wanted = w->few || (by_lt && is_long);
+    const bool unsure = w->few ? !small : w->gpu->rank.wide || (by_lt && !is_long); /* wide.c: by the shape */
     if (!unsure && (word != UINT32_MAX) != wanted) {
         bad_line(t, w, 4, "part", wanted ? "there is one node where there should be more" : "a second node is written");
     }
@@ -760,7 +768,7 @@ static void check_library(tally *t, world *w) {
 
 /* The widths that short prompts are fast by. */
 static void check_limits(tally *t, const world *w) {
-    const int least = w->dtype == LS_F32 ? 1 : !w->int8 ? 32 : w->use_lt ? 64 : 256;
+    const int least = w->dtype == LS_F32 ? 1 : !w->int8 ? CUDA_MAX_DECODE : w->use_lt ? 64 : 256;
     if (w->engines_few < least) {
         bad_line(t, w, 0, "few rows", "an engine would not run them by decode's kernels");
     }
@@ -792,6 +800,7 @@ static void check_case(gpu *g, tally *t, const shape *s, const seqs *q, ls_dtype
     w->int8 = way.int8;
     w->use_lt = way.lt;
     w->few = way.few;
+    w->wide = way.wide;
     make_world(w);
     check_library(t, w);
     check_limits(t, w);
@@ -884,6 +893,31 @@ static void check_wide(gpu *g, tally *t) {
     }
 }
 
+static void check_rows(gpu *g, tally *t) {
+    static const shape layer = {"qwen3-4b", 2560, 32, 8, 128, 0, 9728, 1000, false, true, 1, 0};
+    static const seqs some[] = {{.name = "200+31", .seq = {{200, 31}}}, {.name = "0+250", .seq = {{0, 250}}}};
+    const bool emulated = g->rank.facts.sm_count < 16; /* slow: some of them */
+    int turn = 0;
+    for (ls_dtype dtype = LS_BF16; dtype <= LS_F16; dtype++) {
+        for (size_t l = 0; l < sizeof wide_lengths / sizeof *wide_lengths; l++) {
+            for (size_t s = 0; s < sizeof shapes / sizeof *shapes && !emulated; s++) {
+                check_case(g, t, &shapes[s], &wide_lengths[l], dtype, dtype, (how){.wide = true});
+            }
+            for (size_t s = 0; s < sizeof wide_shapes / sizeof *wide_shapes; s++, turn++) {
+                if (!emulated || turn % 4 == 0) {
+                    check_case(g, t, &wide_shapes[s], &wide_lengths[l], dtype, dtype, (how){.wide = true});
+                }
+            }
+        }
+        for (size_t s = 0; s < sizeof wide_shapes / sizeof *wide_shapes && !(emulated && dtype == LS_F16); s++) {
+            check_case(g, t, &wide_shapes[s], &single_rows, dtype, dtype, (how){.wide = true});
+        }
+        for (size_t i = 0; i < sizeof some / sizeof *some && !emulated; i++) {
+            check_case(g, t, &layer, &some[i], dtype, dtype, (how){.wide = true});
+        }
+    }
+}
+
 static void open_gpu(gpu *g) {
     const bool generic = getenv("LS_KERNELS") != NULL;
     ls_error err = {0};
@@ -898,10 +932,11 @@ static void open_gpu(gpu *g) {
 }
 
 int main(int argc, char **argv) {
-    bool quick = false, attn = false, wide = false;
+    bool quick = false, attn = false, wide = false, rows = false;
     for (int i = 1; i < argc; i++) {
         attn = attn || strcmp(argv[i], "attn") == 0;
         wide = wide || strcmp(argv[i], "wide") == 0;
+        rows = rows || strcmp(argv[i], "rows") == 0;
         quick = quick || strcmp(argv[i], "quick") == 0;
     }
     gpu *g = calloc(1, sizeof *g);
@@ -917,9 +952,13 @@ int main(int argc, char **argv) {
     if (wide) {
         check_wide(g, &t);
     }
-    if (!attn && !wide) {
+    if (rows) {
+        check_rows(g, &t);
+    }
+    if (!attn && !wide && !rows) {
         check_all(g, &t, quick);
         check_wide(g, &t);
+        check_rows(g, &t);
     }
     printf("prefill_check: %s: %d cases, %d ops, %d failures; worst error f32 %.1e, bf16 %.1e, f16 %.1e; %.1f s\n",
            g->rank.facts.name, t.cases, t.ops, t.bad, t.worst[LS_F32], t.worst[LS_BF16], t.worst[LS_F16],

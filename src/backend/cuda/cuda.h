@@ -7,6 +7,7 @@
  *   decode.c        launches the ops of a decode step, M <= 16 rows; kern/decode_*.cu
  *   prefill.c       launches the ops of any other step, decode-only steps of more rows among them; kern/prefill_*.cu, matmuls by decode's kernels (few rows) or
  *                   cuBLASLt (cublaslt.c), attention on Hopper by flash.c
+ *   wide.c          launches matmuls of 17 rows and more on Hopper; kern/wide.cu
  *   load.c          launches what converts weights, or makes them up; kern/load.cu
  *   measure.[ch]    what the device can do: reads, copies, launches, matmuls; nvml.[ch] its clocks and health
  *
@@ -63,8 +64,12 @@ typedef struct cuda_rank {
     struct cublaslt *cublaslt; /* NULL: not there; prefill then runs its own matmul kernel */
     int few_rows,
         few_out;         /* the largest steps that decode's matmuls are faster for, layers and head: prefill_prepare */
+    CUdeviceptr sums;    /* in workspace: prefill.c's f32 sums */
     CUdeviceptr widened; /* in workspace: a weight that is int8, in the run dtype; 0: no room for it */
-    bool flash;          /* flash.c serves: its maps of the K and of the V cache (CUtensorMap) */
+    bool wide;           /* wide.c serves, with its kernels */
+    bool wide_always;    /* wherever it can, not where it is faster: for tests and benches */
+    CUfunction *wide_fn;
+    bool flash; /* flash.c serves: its maps of the K and of the V cache (CUtensorMap) */
     uint64_t flash_map[2][16];
     bool
         overlap; /* kernels that know how begin while the one before them ends (programmatic dependent launch); only with the

@@ -5,6 +5,7 @@
 #include "backend/cuda/cuda.h"
 #include "backend/cuda/flash.h"
 #include "backend/cuda/kern/prefill_args.h"
+#include "backend/cuda/wide.h"
 
 _Static_assert((int)PREFILL_LEAVES == (int)LS_LEAVES && (int)PREFILL_LEAF_ALIGN == (int)LS_LEAF_ALIGN &&
                    (int)PREFILL_MAX_HEAD == (int)LS_MAX_HEAD && (int)CUDA_PAGE_TOKENS == (int)LS_PAGE_TOKENS,
@@ -54,7 +55,16 @@ enum {
     X(prefill_flash_f16_80)                                                                                            \
     X(prefill_flash_f16_96)                                                                                            \
     X(prefill_flash_f16_128)                                                                                           \
-    X(prefill_flash_f16_256)
+    X(prefill_flash_f16_256)                                                                                           \
+    X(wide_bf16_32)                                                                                                    \
+    X(wide_bf16_64)                                                                                                    \
+    X(wide_bf16_128)                                                                                                   \
+    X(wide_bf16_256)                                                                                                   \
+    X(wide_f16_32)                                                                                                     \
+    X(wide_f16_64)                                                                                                     \
+    X(wide_f16_128)                                                                                                    \
+    X(wide_f16_256)                                                                                                    \
+    X(wide_finish)
 
 enum {
 #define X(name) FN_##name,
@@ -95,8 +105,9 @@ static unsigned attn_any_shared_bytes(int d_head) {
     return (unsigned)((PREFILL_ATTN_ANY_ROWS + 32) * attn_any_stride(d_head) + PREFILL_ATTN_ANY_ROWS * 33) * 4;
 }
 
-/* The most rows of a step for which decode's matmul kernels are faster than what there is otherwise: the one place that says
- * so; `prefill_bench matmul` prints both sides. Time to first token of
+/* The most rows of a step for which decode's matmul kernels are faster than what there is otherwise; engine_of is the one
+ * place that asks. `prefill_bench rows` prints all sides. Where wide.c serves it begins
+ * behind the rows that decode's kernels take in one tile. Time to first token of
  * Qwen3-4B on an H100 in ms, decode's kernels / cuBLASLt (int8: the kernel of prefill_matmul.cu, which the
  * head and shapes that cuBLASLt refuses still run; layers widen a weight and leave it to cuBLASLt, and 96 is reckoned from bf16's
  * times plus 3 bytes of memory traffic a weight):
@@ -108,6 +119,9 @@ static unsigned attn_any_shared_bytes(int d_head) {
  */
 static int few_rows(const cuda_rank *rank, bool int8, bool is_widened) {
     const bool f32 = rank->bind.dtype == LS_F32;
+    if (rank->wide && !int8) {
+        return CUDA_MAX_DECODE;
+    }
     if (is_widened) {
         return 96;
     }
@@ -188,15 +202,21 @@ static int64_t scratch_of_sums(const ls_op *op, int n_ops, const ls_bind *bind) 
     return floats;
 }
 
-/* cuBLASLt's scratch, then f32 sums, then a widened weight. */
+/* cuBLASLt's scratch, or wide.c's. */
+static size_t scratch_of_matmuls(const ls_op *op, int n_ops, const ls_bind *bind) {
+    const size_t wide = (wide_workspace(op, n_ops, bind) + 255) / 256 * 256;
+    return wide > CUBLASLT_WORKSPACE_BYTES ? wide : CUBLASLT_WORKSPACE_BYTES;
+}
+
+/* The matmuls' scratch, then f32 sums, then a widened weight. */
 size_t prefill_workspace(const ls_op *op, int n_ops, const ls_bind *bind, int max_len) {
     (void)max_len;
-    return CUBLASLT_WORKSPACE_BYTES + (size_t)scratch_of_sums(op, n_ops, bind) * sizeof(float) +
+    return scratch_of_matmuls(op, n_ops, bind) + (size_t)scratch_of_sums(op, n_ops, bind) * sizeof(float) +
            (size_t)most_widened_bytes(op, n_ops, bind);
 }
 
 static CUdeviceptr scratch_of(const cuda_rank *rank) {
-    return rank->workspace + CUBLASLT_WORKSPACE_BYTES;
+    return rank->sums;
 }
 
 static CUdeviceptr address(const void *pointer) {
@@ -329,6 +349,8 @@ ls_status prefill_prepare(cuda_rank *rank, const ls_op *op, int n_ops, ls_error 
     }
     TRY(allow_shared(rank, FN_prefill_attn_any, attn_any_shared_bytes(LS_MAX_HEAD), err));
     TRY(flash_prepare(rank, op, n_ops, rank->prefill_fn + FN_prefill_flash_bf16_64, err));
+    TRY(wide_prepare(rank, rank->prefill_fn + FN_wide_bf16_32, err));
+    rank->sums = rank->workspace + scratch_of_matmuls(op, n_ops, &rank->bind);
     bool int8 = false;
     const bool is_widened = rank->cublaslt != NULL && most_widened_bytes(op, n_ops, &rank->bind) > 0;
     rank->widened =
@@ -564,8 +586,30 @@ static ls_status attn(cuda_rank *rank, const op_attn *a, int layer, const ls_ste
                                         attn_shared_bytes(a->d_head), &args, err);
 }
 
-static bool is_few(const cuda_rank *rank, const ls_step *step) {
-    return step->n_rows <= rank->few_rows;
+/* Against cuBLASLt, by `prefill_bench rows` and `step` on an H100: Qwen3-4B, and Mistral 7B where that differs. Behind those
+ * rows x passes L2 too often. */
+static bool wide_is_faster(const cuda_rank *rank, ls_op_kind kind, int n_rows) {
+    if (rank->cublaslt == NULL || rank->wide_always) {
+        return n_rows <= CHUNK_ROWS;
+    }
+    return n_rows <= (kind == OP_QKV || kind == OP_HEAD ? 128 : 64);
+}
+
+/* Who runs a matmul: decode.c, wide.c, or matmul() above. */
+typedef enum engine { BY_DECODE, BY_WIDE, BY_LIBRARY } engine;
+
+static engine engine_of(const cuda_rank *rank, const ls_op *op, const ls_step *step) {
+    const bool is_head = op->kind == OP_HEAD;
+    const int n_rows = is_head ? step->n_out : step->n_rows;
+    if (n_rows <= (is_head ? rank->few_out : rank->few_rows)) {
+        return BY_DECODE;
+    }
+    return wide_is_faster(rank, op->kind, n_rows) && wide_serves(rank, op) ? BY_WIDE : BY_LIBRARY;
+}
+
+static bool is_matmul(const ls_op *op) {
+    return op->kind == OP_QKV || op->kind == OP_OUT || op->kind == OP_FFN_IN || op->kind == OP_FFN_OUT ||
+           op->kind == OP_HEAD;
 }
 
 static bool is_row(const ls_op *op) {
@@ -576,8 +620,9 @@ static bool is_row(const ls_op *op) {
 static int nodes_of(const cuda_rank *rank, const ls_op *op, const ls_step *step, bool alone) {
     const ls_bind *bind = &rank->bind;
     const ls_weight *w = &bind->weight[op->row.weight];
-    if (alone || is_few(rank, step)) {
-        return alone ? 1 : decode_row_nodes(rank, op);
+    const engine by = engine_of(rank, op, step);
+    if (alone || by != BY_LIBRARY) {
+        return alone ? 1 : by == BY_DECODE ? decode_row_nodes(rank, op) : wide_row_nodes(rank, op, step->n_rows, alone);
     }
     /* Many rows are enough for 16-bit tiles; in f32 parts are faster for any number. */
     const parts cut = row_parts(bind, &op->row);
@@ -637,20 +682,17 @@ static ls_status head(cuda_rank *rank, const op_head *a, int index, const ls_ste
 
 /* What decode's kernels do: embedding and exchanges of any step, matmuls of few rows. */
 static bool is_of_decode(const cuda_rank *rank, const ls_op *op, const ls_step *step) {
-    switch (op->kind) {
-    case OP_EMBED:
-    case OP_EXCHANGE:
-        return true;
-    case OP_QKV:
-    case OP_OUT:
-    case OP_FFN_IN:
-    case OP_FFN_OUT:
-        return is_few(rank, step);
-    case OP_HEAD:
-        return step->n_out <= rank->few_out;
-    default:
-        return false;
+    return op->kind == OP_EMBED || op->kind == OP_EXCHANGE || (is_matmul(op) && engine_of(rank, op, step) == BY_DECODE);
+}
+
+/* qkv leaves its sums at y, biases added. */
+static ls_status by_wide(cuda_rank *rank, const ls_op *op, int first, const ls_step *step, bool alone, float *y,
+                         ls_error *err) {
+    const ls_op *o = &op[first];
+    if (!is_row(o)) {
+        TRY(norm(rank, op, first, step, alone, err));
     }
+    return wide_matmul(rank, o, first, o->kind == OP_HEAD ? step->n_out : step->n_rows, alone, y, rank->workspace, err);
 }
 
 /* decode_only: every row is the last of its sequence, and of `step` there is no more than how many. */
@@ -663,10 +705,12 @@ static ls_status launch_op(cuda_rank *rank, const ls_op *op, int n_ops, int firs
         (o->kind == OP_FFN_IN && o->ffn_in.d_ffn_loc == 0)) {
         return LS_OK;
     }
-    if (is_of_decode(rank, o, step)) {
+    const bool is_wide = is_matmul(o) && engine_of(rank, o, step) == BY_WIDE;
+    if (is_wide || is_of_decode(rank, o, step)) {
         float *y = decode_only ? rank->bind.buf[BUF_QKV] : (float *)(uintptr_t)scratch_of(rank);
         const decode_how how = {step->n_rows, step->n_out, n_nodes, alone, y};
-        TRY(decode_launch_rows(rank, op, n_ops, first, &how, err));
+        TRY(is_wide ? by_wide(rank, op, first, step, alone, y, err)
+                    : decode_launch_rows(rank, op, n_ops, first, &how, err));
         if (o->kind != OP_QKV || decode_only) {
             return LS_OK;
         }
@@ -679,7 +723,10 @@ static ls_status launch_op(cuda_rank *rank, const ls_op *op, int n_ops, int firs
         TRY(norm(rank, op, first, step, alone, err));
         return decode_only ? qkv_sums(rank, &o->qkv, step->n_rows, err) : qkv(rank, &o->qkv, o->layer, step, err);
     case OP_ATTN:
-        return decode_only ? decode_launch_attn(rank, op, first, !is_few(rank, step), step->n_rows, err)
+        return decode_only ? decode_launch_attn(rank, op, first,
+                                                first > 0 && op[first - 1].kind == OP_QKV &&
+                                                    engine_of(rank, &op[first - 1], step) == BY_LIBRARY,
+                                                step->n_rows, err)
                            : attn(rank, &o->attn, o->layer, step, err);
     case OP_OUT:
     case OP_FFN_OUT:

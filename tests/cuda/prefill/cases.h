@@ -22,7 +22,7 @@ typedef struct seqs {
 } seqs;
 
 typedef struct how {
-    bool int8, lt, few, only_attn;
+    bool int8, lt, few, only_attn, wide;
 } how;
 
 static const shape shapes[] = {
@@ -57,6 +57,28 @@ static const seqs few_lengths[] = {
     {.name = "9+1, 32", .seq = {{9, 1}, {0, 32}}},
     {.name = "10", .seq = {{0, 10}}},
     {.name = "64", .seq = {{0, 64}}},
+};
+
+/* Rows for each of wide.c's kernels, that fill it and that do not. */
+static const seqs wide_lengths[] = {
+    {.name = "17", .seq = {{0, 17}}},
+    {.name = "5, 9 (fault), 3, 130+1", .seq = {{0, 5}, {7, 9}, {64, 3}, {130, 1}}, .fault = true},
+    {.name = "100+32", .seq = {{100, 32}}},
+    {.name = "9+1, 32", .seq = {{9, 1}, {0, 32}}},
+    {.name = "60+20, 70+60", .seq = {{60, 20}, {70, 60}}},
+    {.name = "128", .seq = {{0, 128}}},
+    {.name = "5+1, 129", .seq = {{5, 1}, {0, 129}}},
+    {.name = "90+190", .seq = {{90, 190}}},
+    {.name = "256", .seq = {{0, 256}}},
+    {.name = "100+1, 300", .seq = {{100, 1}, {0, 300}}},
+    {.name = "520", .seq = {{0, 520}}},
+};
+
+/* Widths that leave no tile whole, or the last one. */
+static const shape wide_shapes[] = {
+    {"d 64 wide", 512, 8, 2, 64, 0, 1088, 1100, true, true, 1, 0},
+    {"d 128 wide", 1032, 9, 1, 128, 0, 648, 1003, false, true, 1, 0},
+    {"d 64 wide rank 1 of 2", 640, 10, 5, 64, 0, 2048, 2560, true, false, 2, 1},
 };
 
 static const seqs single_rows = {.name = "9, 600, 64, 127, 0, 1030 +1",

@@ -5,6 +5,7 @@
 #include "../../../src/backend/cuda/kern/prefill_flash.cu"
 #include "../../../src/backend/cuda/kern/prefill_matmul.cu"
 #include "../../../src/backend/cuda/kern/prefill_rows.cu"
+#include "../../../src/backend/cuda/kern/wide.cu"
 
 enum { MAX_THREADS = 384, STACK = 128 << 10, SHARED = 232448 };
 
@@ -161,6 +162,7 @@ static void run_block(int n_threads) {
     KERNEL(prefill_attn_f16_##d, prefill_attn_args)                                                                    \
     KERNEL(prefill_flash_bf16_##d, prefill_flash_args)                                                                 \
     KERNEL(prefill_flash_f16_##d, prefill_flash_args)
+#define WIDE_BOTH_TYPES(n) KERNEL(wide_bf16_##n, wide_args) KERNEL(wide_f16_##n, wide_args)
 static const struct {
     const char *name;
     void (*run)(void **args);
@@ -170,6 +172,7 @@ static const struct {
     MATMUL(prefill_mm_bf16_32) MATMUL(prefill_mm_bf16_128) MATMUL(prefill_mm_f16_32) MATMUL(prefill_mm_f16_128)
     MATMUL(prefill_mm_bf16_int8_32) MATMUL(prefill_mm_bf16_int8_64) MATMUL(prefill_mm_f16_int8_32)
     MATMUL(prefill_mm_f16_int8_64) MATMUL(prefill_mm_f32) MATMUL(prefill_mm_f32_int8)
+    WIDE_BOTH_TYPES(32) WIDE_BOTH_TYPES(64) WIDE_BOTH_TYPES(128) WIDE_BOTH_TYPES(256) KERNEL(wide_finish, wide_out)
     BOTH(64) BOTH(80) BOTH(96) BOTH(128) BOTH(256) KERNEL(prefill_attn_any, prefill_attn_args)};
 
 /* False: no such kernel, or a launch that the driver would refuse. Shared memory behind shared_bytes must stay untouched. */

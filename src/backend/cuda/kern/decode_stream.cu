@@ -151,6 +151,8 @@ DEVICE void norm_row(const decode_exchange_args &a, int to, const float *kept, f
     }
 }
 
+enum { MANY_ROWS = 256 }; /* more blocks than run at a time: their input is there when they begin */
+
 /* Shared memory: d floats. */
 extern "C" __global__ void __launch_bounds__(1024) decode_exchange(const __grid_constant__ decode_exchange_args a) {
     extern __shared__ __align__(16) float kept[];
@@ -170,7 +172,7 @@ extern "C" __global__ void __launch_bounds__(1024) decode_exchange(const __grid_
     }
     const bool wide = a.d % 4 == 0;
 #pragma unroll 1
-    for (int run = 0; run < 2; run++) {
+    for (int run = gridDim.x > MANY_ROWS; run < 2; run++) {
         const bool stores = run > 0;
         if (stores) {
             wait_for_earlier_kernels();

@@ -1,4 +1,4 @@
-// What Hopper's attention kernels need PTX for: wgmma, mbarriers, tensor copies, named barriers; sm_90a alone has all of it.
+// What Hopper's attention and wide.cu need PTX for: wgmma, mbarriers, tensor copies, named barriers; sm_90a alone has all of it.
 // tests/cuda/prefill has plain C++ in its place, which reads the same descriptors and swizzle.
 #pragma once
 
@@ -68,6 +68,11 @@ __device__ inline void copy_box(void *to, const prefill_map *map, int column, in
         "[%4];" ::"r"(shared_address(to)),
         "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier))
         : "memory");
+}
+
+// The map itself comes to where copies look for it.
+__device__ inline void prefetch_map(const prefill_map *map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
 // The same value in all lanes, and the compiler knows it.
@@ -150,7 +155,7 @@ template <int N> __device__ inline void hold(float (&sums)[N]) {
     "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
     "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
     "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-// x[64][N] = or += a[64][16] b[N][16]^T, both in shared memory, rows of k: scores.
+// x[64][N] = or += a[64][16] b[N][16]^T, both in shared memory, rows of k: scores, and all of wide.cu.
 #define SCORES(type, n, regs, a, b, add) \
     asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " add ", 0;\n" \
                  "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" TEXT##regs "}, " a ", " b \
@@ -165,19 +170,33 @@ template <int N> __device__ inline void hold(float (&sums)[N]) {
 
 template <class T, int KEYS>
 __device__ inline void wgmma_scores(float (&x)[KEYS / 2], uint64_t a_, uint64_t b_, bool add) {
-    static_assert(KEYS == 64 || KEYS == 128, "the blocks of keys there are");
+    static_assert(KEYS == 16 || KEYS == 32 || KEYS == 64 || KEYS == 128, "the tiles there are");
     const int add_ = add;
-    if constexpr (KEYS == 128) {
-        if constexpr (T::DTYPE == BF16) {
+    if constexpr (T::DTYPE == BF16) {
+        if constexpr (KEYS == 16) {
+            SCORES("bf16", 16, 8, "%8", "%9", "%10");
+        }
+        if constexpr (KEYS == 32) {
+            SCORES("bf16", 32, 16, "%16", "%17", "%18");
+        }
+        if constexpr (KEYS == 64) {
+            SCORES("bf16", 64, 32, "%32", "%33", "%34");
+        }
+        if constexpr (KEYS == 128) {
             SCORES("bf16", 128, 64, "%64", "%65", "%66");
-        } else {
-            SCORES("f16", 128, 64, "%64", "%65", "%66");
         }
     } else {
-        if constexpr (T::DTYPE == BF16) {
-            SCORES("bf16", 64, 32, "%32", "%33", "%34");
-        } else {
+        if constexpr (KEYS == 16) {
+            SCORES("f16", 16, 8, "%8", "%9", "%10");
+        }
+        if constexpr (KEYS == 32) {
+            SCORES("f16", 32, 16, "%16", "%17", "%18");
+        }
+        if constexpr (KEYS == 64) {
             SCORES("f16", 64, 32, "%32", "%33", "%34");
+        }
+        if constexpr (KEYS == 128) {
+            SCORES("f16", 128, 64, "%64", "%65", "%66");
         }
     }
 }

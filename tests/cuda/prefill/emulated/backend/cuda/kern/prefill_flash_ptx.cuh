@@ -128,6 +128,7 @@ inline void copy_box(void *to, const prefill_map *map, int column, int row, uint
     barrier_at(barrier).boxes.push_back(box);
 }
 
+inline void prefetch_map(const prefill_map *) {}
 inline int uniform(int value) {
     int *all = (int *)emulated_warp_memory();
     all[emulated_lane()] = value;
@@ -200,8 +201,8 @@ inline void note_wgmma(const emulated_wgmma &w) {
     }
     bool known = false;
     for (const emulated_group &g : groups) {
-        for (const emulated_sums &s : g.before) {
-            known = known || s.at == w.sums;
+        for (const emulated_wgmma &other : g.wgmma) { // in flight: it goes on from those
+            known = known || other.sums == w.sums;
         }
     }
     if (!known) {
