@@ -17,7 +17,7 @@
 struct index3 {
     unsigned x, y, z;
 };
-static index3 threadIdx, blockIdx, blockDim, gridDim;
+static thread_local index3 threadIdx, blockIdx, blockDim, gridDim;
 
 static void emulate_check(bool good, const char *what) {
     if (!good) {
@@ -44,13 +44,13 @@ struct block {
     std::vector<char> stacks;
 };
 
-alignas(16) static float row_kept[SHARED_FLOATS];
-static block *now;
-static fiber *current;
-static void *scheduler_sp;
-static void (*kernel_entry)(const void *);
-static const void *kernel_args;
-static uint64_t turns;
+alignas(16) static thread_local float row_kept[SHARED_FLOATS];
+static thread_local block *now;
+static thread_local fiber *current;
+static thread_local void *scheduler_sp;
+static thread_local void (*kernel_entry)(const void *);
+static thread_local const void *kernel_args;
+static thread_local uint64_t turns;
 
 extern "C" void exchange_emulate_switch(void **save, void *to);
 __asm__(".text\n.globl exchange_emulate_switch\nexchange_emulate_switch:\n"
@@ -154,7 +154,7 @@ static void emulate_copies_until(int) {}
 #undef __forceinline__
 #undef __launch_bounds__
 #undef __grid_constant__
-#define __shared__
+#define __shared__ thread_local
 #define __global__
 #define __device__
 #define __forceinline__ inline
