@@ -191,7 +191,8 @@ typedef struct ls_engine_params {
     /* Pages of 64 computed tokens serve every request that begins with the same ones, until their memory is needed (some 300
      * bytes more a page). It shows in the bits no more than the size of chunks does: on the CPU not at all. */
     bool prefix_cache;
-    const char *exchange; /* of ranks on GPUs: "fused" (stores to one another's memory), "host" (through the host's memory),
+    const char
+        *exchange; /* of ranks on GPUs: "fused" (stores to one another's memory), "host" (through the host's memory),
                            * "auto" (default: fused where all GPUs can, else host) */
 } ls_engine_params;
 #define LS_ENGINE_PARAMS_INIT LS_SIZED(ls_engine_params)

@@ -71,7 +71,8 @@ static ls_status fit_pages(engine_config *config, const ls_program *program, con
     whole.rank_count = 1; /* the first, which has no less than the others */
     TRY(memory_plan_make(&plan, &whole, &program, err));
     const int here = memory->n_ranks > 1 ? memory->n_ranks : 1;
-    const int64_t all = (int64_t)(memory_share(params) * (double)memory->total_bytes) - memory->used_bytes - later_bytes;
+    const int64_t all =
+        (int64_t)(memory_share(params) * (double)memory->total_bytes) - memory->used_bytes - later_bytes;
     int64_t budget = config->n_ranks * (all / here - (int64_t)memory_tags_sum(plan.rank[0]));
     int64_t page_bytes = kv_page_bytes(config, spec);
     int64_t least = params->max_model_len_tokens > 0 ? pages_for(whole.max_len) * page_bytes : page_bytes;

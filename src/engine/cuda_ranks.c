@@ -17,10 +17,11 @@ ls_status cuda_devices_check(const device_choice *choice, int n_ranks, ls_error 
     if (choice->n_devices == 0 || choice->n_devices == n_ranks) {
         return LS_OK;
     }
-    return error_set(err, LS_EINVAL,
-                     "--devices: names %d GPU%s for %d rank%s (--tensor-parallel-size): name one for each rank, the same "
-                     "one several times if they are to share it",
-                     choice->n_devices, choice->n_devices == 1 ? "" : "s", n_ranks, n_ranks == 1 ? "" : "s");
+    return error_set(
+        err, LS_EINVAL,
+        "--devices: names %d GPU%s for %d rank%s (--tensor-parallel-size): name one for each rank, the same "
+        "one several times if they are to share it",
+        choice->n_devices, choice->n_devices == 1 ? "" : "s", n_ranks, n_ranks == 1 ? "" : "s");
 }
 
 static ls_status count_devices(const cuda_driver *driver, const device_choice *choice, int n_ranks, ls_error *err) {
@@ -32,10 +33,11 @@ static ls_status count_devices(const cuda_driver *driver, const device_choice *c
     for (int r = 1; r < n_ranks; r++) {
         memcpy(list + 2 * r - 1, ",0", 3);
     }
-    return error_set(err, LS_ENOTFOUND,
-                     "--tensor-parallel-size %d: the NVIDIA driver shows %d GPU%s (CUDA_VISIBLE_DEVICES may hide some); "
-                     "ranks share one if it is named for each of them: --devices %s",
-                     n_ranks, n, n == 1 ? "" : "s", list);
+    return error_set(
+        err, LS_ENOTFOUND,
+        "--tensor-parallel-size %d: the NVIDIA driver shows %d GPU%s (CUDA_VISIBLE_DEVICES may hide some); "
+        "ranks share one if it is named for each of them: --devices %s",
+        n_ranks, n, n == 1 ? "" : "s", list);
 }
 
 static ls_status make_ranks(ls_engine *engine, const device_choice *choice, ls_error *err) {
@@ -125,10 +127,11 @@ static ls_status check_same_kind(const cuda_engine *first, ls_error *err) {
     for (int r = 1; r < first->n_ranks; r++) {
         const cuda_facts *a = &first->rank.facts, *b = &first->of[r]->rank.facts;
         if (a->cc_major != b->cc_major || a->cc_minor != b->cc_minor || a->sm_count != b->sm_count) {
-            return error_set(err, LS_EUNSUPPORTED,
-                             "ranks want GPUs of one kind: device %d is a %s with %d SMs, device %d a %s with %d; choose "
-                             "with --devices",
-                             a->device, a->name, a->sm_count, b->device, b->name, b->sm_count);
+            return error_set(
+                err, LS_EUNSUPPORTED,
+                "ranks want GPUs of one kind: device %d is a %s with %d SMs, device %d a %s with %d; choose "
+                "with --devices",
+                a->device, a->name, a->sm_count, b->device, b->name, b->sm_count);
         }
     }
     return LS_OK;
@@ -303,7 +306,6 @@ ls_status cuda_ranks_launch(cuda_engine *leader, int first, const ls_step *step,
 /* Why a step that came to its end, or did not, is of no use; LS_OK: nobody waited in vain. */
 ls_status cuda_ranks_check(const ls_engine *engine, ls_error *err) {
     const cuda_engine *first = engine_cuda(engine);
-    return first->n_ranks == 1
-               ? LS_OK
-               : exchange_check(&first->group, engine->program[0]->op, engine->program[0]->n_ops, err);
+    return first->n_ranks == 1 ? LS_OK
+                               : exchange_check(&first->group, engine->program[0]->op, engine->program[0]->n_ops, err);
 }

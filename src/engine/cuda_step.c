@@ -381,7 +381,8 @@ static ls_status wait_for_step(ls_engine *engine, const step_batch *batch, ls_er
         const cuda_engine *cuda = first->of[r];
         if (cuda->leader == cuda) {
             TRY(cuda_rank_enter(&cuda->rank, err));
-            st = cuda_rank_wait_event(&cuda->rank, cuda->done[batch - engine->batch], "a step", CUDA_STEP_TIMEOUT_S, err);
+            st = cuda_rank_wait_event(&cuda->rank, cuda->done[batch - engine->batch], "a step", CUDA_STEP_TIMEOUT_S,
+                                      err);
         }
     }
     const ls_status waited = cuda_ranks_check(engine, err);
@@ -394,7 +395,7 @@ static ls_status wait_for_step(ls_engine *engine, const step_batch *batch, ls_er
 ls_status cuda_submit(ls_engine *engine, step_batch *batch, ls_error *err) {
     cuda_engine *first = engine_cuda(engine);
     const ptrdiff_t i = batch - engine->batch;
-    TRY(wait_for_step(engine, batch, err)); /* one that nobody collected */
+    TRY(wait_for_step(engine, batch, err));  /* one that nobody collected */
     TRY(cuda_rank_enter(&first->rank, err)); /* any thread may drive the engine */
     TRY(copy_in_step(engine, batch, &batch->step, batch->output, err));
     cuda_profile_begin(first);
@@ -404,8 +405,8 @@ ls_status cuda_submit(ls_engine *engine, step_batch *batch, ls_error *err) {
         cuda_engine *cuda = first->of[r];
         if (cuda->leader == cuda) {
             TRY(enter(first, cuda, err));
-            TRY(cuda_check(&cuda->rank, cuda->driver->cuEventRecord(cuda->done[i], cuda->rank.stream), "starting a step",
-                           err));
+            TRY(cuda_check(&cuda->rank, cuda->driver->cuEventRecord(cuda->done[i], cuda->rank.stream),
+                           "starting a step", err));
         }
     }
     return LS_OK;

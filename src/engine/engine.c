@@ -410,10 +410,11 @@ ls_status device_choice_read(device_choice *out, const char *text, ls_error *err
     choice.may_be_cuda = !choice.may_be_cpu;
     if (listed ? !read_device_list(&choice, prefixed ? text + 5 : text)
                : !choice.may_be_cpu && strcmp(text, "cuda") != 0) {
-        return error_set(err, LS_EINVAL,
-                         "--device %s: must be auto, cpu, cuda or cuda:N; or --devices 0,1,... with a GPU for each rank, "
-                         "%d at most",
-                         text, LS_MAX_RANKS);
+        return error_set(
+            err, LS_EINVAL,
+            "--device %s: must be auto, cpu, cuda or cuda:N; or --devices 0,1,... with a GPU for each rank, "
+            "%d at most",
+            text, LS_MAX_RANKS);
     }
     choice.ordinal = device_of_rank(&choice, 0);
     *out = choice;

@@ -65,8 +65,8 @@ typedef struct rank_memory {
     /* Ranks on devices, addresses there: */
     void *step, *counters, *workspace;
     void *box, *epochs; /* of several: backend/cuda/kern/exchange_args.h */
-    int32_t *result;  /* [result_words]: tokens drawn on the device, then faults */
-    trace_row *trace; /* [n_threads], one of a device, or NULL */
+    int32_t *result;    /* [result_words]: tokens drawn on the device, then faults */
+    trace_row *trace;   /* [n_threads], one of a device, or NULL */
 } rank_memory;
 
 struct step_batch;

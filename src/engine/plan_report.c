@@ -201,7 +201,7 @@ ls_status ls_plan_get_gpu_budget(const ls_engine_params *params, ls_plan_budget 
     TRY(ls_plan_get_budget(plan.gpu.total_bytes, known.gpu_memory_utilization, 1, &budget, err));
     budget.struct_size = out->struct_size;
     budget.used_by_others_bytes = plan.gpu.used_bytes;
-    budget.budget_bytes -= plan.gpu.used_bytes;
+    budget.budget_bytes = (budget.budget_bytes - plan.gpu.used_bytes) / (plan.gpu.n_ranks > 1 ? plan.gpu.n_ranks : 1);
     memcpy(out, &budget, out->struct_size < sizeof budget ? out->struct_size : sizeof budget);
     return LS_OK;
 }

@@ -71,7 +71,7 @@ typedef struct cuda_rank {
         overlap; /* kernels that know how begin while the one before them ends (programmatic dependent launch); only with the
                      chip's own code for sm_90 and later: PTX for older chips does not wait */
     CUfunction *decode_fn, *prefill_fn;
-    bool borrowed; /* context, stream and modules are another rank's: cuda_rank_open_beside */
+    bool borrowed;                    /* context, stream and modules are another rank's: cuda_rank_open_beside */
     const char *launched[CUDA_NOTED]; /* names of the first kernels since n_launched was set to 0, for verify */
     int n_launched;
 } cuda_rank;

@@ -37,21 +37,20 @@ static ls_status check_fits(const cuda_exchange *e, CUfunction fn, const char *n
                             unsigned bytes, ls_error *err) {
     const cuda_rank *rank = e->rank;
     int per_sm = 0;
-    TRY(cuda_check(rank,
-                   rank->driver->cuOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, fn, (int)threads, bytes), name,
-                   err));
+    TRY(cuda_check(rank, rank->driver->cuOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, fn, (int)threads, bytes),
+                   name, err));
     if (per_sm * rank->facts.sm_count >= blocks) {
         return LS_OK;
     }
-    return error_set(err, LS_EUNSUPPORTED,
-                     "%s, device %d: its %d SMs hold %d blocks of %s at a time, the ranks on it need %d: put fewer ranks "
-                     "on it (--devices)",
-                     rank->facts.name, rank->facts.device, rank->facts.sm_count, per_sm * rank->facts.sm_count, name,
-                     blocks);
+    return error_set(
+        err, LS_EUNSUPPORTED,
+        "%s, device %d: its %d SMs hold %d blocks of %s at a time, the ranks on it need %d: put fewer ranks "
+        "on it (--devices)",
+        rank->facts.name, rank->facts.device, rank->facts.sm_count, per_sm * rank->facts.sm_count, name, blocks);
 }
 
-ls_status exchange_open(cuda_exchange *out, cuda_rank *rank, const exchange_group *group, CUdeviceptr epochs, int n_here,
-                        ls_error *err) {
+ls_status exchange_open(cuda_exchange *out, cuda_rank *rank, const exchange_group *group, CUdeviceptr epochs,
+                        int n_here, ls_error *err) {
     enum { PLAIN_SHARED_BYTES = 48 << 10 };
     const int d = rank->bind.d_model;
     *out = (cuda_exchange){.rank = rank, .group = group, .epochs = epochs};
@@ -60,8 +59,8 @@ ls_status exchange_open(cuda_exchange *out, cuda_rank *rank, const exchange_grou
     TRY(cuda_rank_kernel(rank, "exchange_offers", &out->offers, err));
     if (row_bytes(d) > PLAIN_SHARED_BYTES) {
         TRY(cuda_check(rank,
-                       rank->driver->cuFuncSetAttribute(
-                           out->rows, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, (int)row_bytes(d)),
+                       rank->driver->cuFuncSetAttribute(out->rows, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                                                        (int)row_bytes(d)),
                        "exchange_rows", err));
     }
     TRY(check_fits(out, out->rows, "exchange_rows", n_here * EXCHANGE_ROWS, row_threads(d), row_bytes(d), err));
@@ -146,9 +145,9 @@ static ls_status stage_part(const cuda_rank *rank, int slot, const decode_how *h
     for (int i = 0; i < how->n_nodes; i++) {
         const int64_t offset = first + i * node;
         TRY(cuda_check(rank,
-                       rank->driver->cuMemcpyDtoHAsync(
-                           to + offset, (CUdeviceptr)(uintptr_t)((float *)bind->buf[BUF_PART] + offset), bytes,
-                           rank->stream),
+                       rank->driver->cuMemcpyDtoHAsync(to + offset,
+                                                       (CUdeviceptr)(uintptr_t)((float *)bind->buf[BUF_PART] + offset),
+                                                       bytes, rank->stream),
                        "staging a part", err));
     }
     return LS_OK;
@@ -206,11 +205,11 @@ ls_status exchange_check(const exchange_group *group, const ls_op *op, int n_ops
         if (o != NULL && o->layer >= 0) {
             snprintf(where, sizeof where, " of layer %d", o->layer);
         }
-        return error_set(err, LS_EABORTED,
-                         "rank %d waited %.1f s in op %s%s for rank %d, from which nothing came: its GPU has stopped, or "
-                         "the link between them is broken",
-                         r, (double)group->args.patience_ns / 1e9, o != NULL ? op_kind_name(o->kind) : "?", where,
-                         from);
+        return error_set(
+            err, LS_EABORTED,
+            "rank %d waited %.1f s in op %s%s for rank %d, from which nothing came: its GPU has stopped, or "
+            "the link between them is broken",
+            r, (double)group->args.patience_ns / 1e9, o != NULL ? op_kind_name(o->kind) : "?", where, from);
     }
     return LS_OK;
 }

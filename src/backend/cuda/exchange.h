@@ -30,8 +30,8 @@ typedef struct cuda_exchange {
 } cuda_exchange;
 
 /* Looks the kernels up; refuses a chip that does not hold all ranks' blocks at a time (n_here: ranks on this GPU). */
-ls_status exchange_open(cuda_exchange *out, cuda_rank *rank, const exchange_group *group, CUdeviceptr epochs, int n_here,
-                        ls_error *err);
+ls_status exchange_open(cuda_exchange *out, cuda_rank *rank, const exchange_group *group, CUdeviceptr epochs,
+                        int n_here, ls_error *err);
 
 /* Op `first`, an exchange, on the n ranks of a GPU, and the norm of the op behind it; op[i] is the program of rank i.
  * how->n_nodes: how many each rank has in its BUF_PART. */

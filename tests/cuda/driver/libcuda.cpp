@@ -49,8 +49,7 @@ struct CUstream_st {
     std::vector<task> captured;
     std::thread worker;
 
-    CUstream_st() : worker([this] { work(); }) {
-    }
+    CUstream_st() : worker([this] { work(); }) {}
     ~CUstream_st() {
         {
             std::lock_guard<std::mutex> held(lock);
@@ -128,7 +127,7 @@ static void run_kernel(const char *name, const unsigned grid[3], unsigned block,
     if (kernel != NULL) {
         decode_emulate_launch(kernel, grid, block, shared, args, false);
     } else if (!(strncmp(name, "load_", 5) == 0 ? load_emulate_launch(name, grid[0], block, args)
-                                                 : emulate_launch(name, grid[0], grid[1], block, shared, list))) {
+                                                : emulate_launch(name, grid[0], grid[1], block, shared, list))) {
         fprintf(stderr, "emulated driver: cannot launch %s\n", name);
         abort();
     }
@@ -192,11 +191,11 @@ CUresult cuDeviceGetName(char *out, int n, CUdevice) {
     return CUDA_SUCCESS;
 }
 CUresult cuDeviceGetAttribute(int *out, CUdevice_attribute what, CUdevice) {
-    *out = what == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT                  ? 132
-           : what == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR            ? 9
-           : what == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR            ? 0
-           : what == CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN   ? 227 << 10
-                                                                             : 1 << 20;
+    *out = what == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT                ? 132
+           : what == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR          ? 9
+           : what == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR          ? 0
+           : what == CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN ? 227 << 10
+                                                                           : 1 << 20;
     return CUDA_SUCCESS;
 }
 CUresult cuDeviceTotalMem(size_t *out, CUdevice) {
@@ -285,7 +284,8 @@ CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char byte, size_t n, CUstream 
     stream->give([=] { memset((void *)to, byte, n); });
     return CUDA_SUCCESS;
 }
-CUresult cuMemsetD2D32Async(CUdeviceptr to, size_t pitch, unsigned value, size_t width, size_t height, CUstream stream) {
+CUresult cuMemsetD2D32Async(CUdeviceptr to, size_t pitch, unsigned value, size_t width, size_t height,
+                            CUstream stream) {
     stream->give([=] {
         for (size_t y = 0; y < height; y++) {
             for (size_t x = 0; x < width; x++) {
@@ -402,10 +402,17 @@ CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *out, CUfunction, int, 
     *out = 1;
     return CUDA_SUCCESS;
 }
-CUresult cuTensorMapEncodeTiled(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
-                                const cuuint64_t *, const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave,
-                                CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
-    return CUDA_ERROR_NOT_SUPPORTED;
+CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType, cuuint32_t, void *base, const cuuint64_t *size,
+                                const cuuint64_t *stride, const cuuint32_t *box, const cuuint32_t *,
+                                CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
+                                CUtensorMapFloatOOBfill) {
+    const struct { /* what prefill's emulated kernels read */
+        void *base;
+        uint64_t columns, rows, row_bytes;
+        uint32_t box_columns, box_rows;
+    } of = {base, size[0], size[1], stride[0], box[0], box[1]};
+    memcpy(map, &of, sizeof of);
+    return CUDA_SUCCESS;
 }
 CUresult cuLaunchKernel(CUfunction fn, unsigned x, unsigned y, unsigned z, unsigned block, unsigned, unsigned,
                         unsigned shared, CUstream stream, void **args, void **) {

@@ -1,7 +1,7 @@
 /*
  * The kernels of exchanges on the CPU. All blocks of a launch run together, since they wait for one another: their threads are
  * fibers of one thread, which go on in turn until each waits at a barrier, in a warp's shuffle or for a word. Which block
- * comes first changes with `seed`: it must change no bit. Time passes as the turns do, a microsecond each.
+ * comes first changes with `seed`: it must change no bit.
  */
 #include <math.h>
 #include <stdint.h>
@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <chrono>
 #include <vector>
 
 #include <cuda_bf16.h>
@@ -50,7 +51,6 @@ static thread_local fiber *current;
 static thread_local void *scheduler_sp;
 static thread_local void (*kernel_entry)(const void *);
 static thread_local const void *kernel_args;
-static thread_local uint64_t turns;
 
 extern "C" void exchange_emulate_switch(void **save, void *to);
 __asm__(".text\n.globl exchange_emulate_switch\nexchange_emulate_switch:\n"
@@ -70,7 +70,7 @@ extern "C" void exchange_emulate_start(void) {
 }
 
 static uint64_t emulate_time() {
-    return 1 + turns * 1000;
+    return (uint64_t)std::chrono::steady_clock::now().time_since_epoch().count();
 }
 
 static void emulate_look_again() {
@@ -231,7 +231,9 @@ struct kernel {
     size_t bytes;
 };
 #define KERNEL(name, type)                                                                                             \
-    {#name, [](const void *args) { name(*static_cast<const type *>(args)); }, sizeof(type)}
+    {                                                                                                                  \
+#name, [](const void *args) { name(*static_cast<const type *>(args)); }, sizeof(type)                          \
+    }
 static const kernel kernels[] = {KERNEL(exchange_rows, exchange_rows_args), KERNEL(exchange_meet, exchange_meet_args),
                                  KERNEL(exchange_offers, exchange_offers_args)};
 
@@ -258,7 +260,6 @@ extern "C" void exchange_emulate_launch(const void *kernel_, const unsigned grid
         begin_block(&blocks[i], threads);
     }
     for (size_t n_done = 0; n_done < blocks.size();) {
-        turns++;
         n_done = 0;
         for (size_t i = 0; i < blocks.size(); i++) {
             n_done += run_turn(&blocks[(i * (seed % 2 == 0 ? 1 : blocks.size() - 1) + seed) % blocks.size()]);

@@ -190,8 +190,9 @@ static void check_rows(group_of_check *g, const variant *v, unsigned seed) {
     }
     run_ranks(g, v, g->n_ranks, seed);
     run_alone(g, v, h, x, fault);
-    snprintf(what, sizeof what, "rows: %d ranks of %d nodes, d %d, %d rows, dtype %d, init %d bias %d norm %d out %d seed %u",
-             v->n_ranks, v->n_nodes, v->d, v->n_rows, v->dtype, v->init, v->bias, v->norm, v->out_rows, seed);
+    snprintf(what, sizeof what,
+             "rows: %d ranks of %d nodes, d %d, %d rows, dtype %d, init %d bias %d norm %d out %d seed %u", v->n_ranks,
+             v->n_nodes, v->d, v->n_rows, v->dtype, v->init, v->bias, v->norm, v->out_rows, seed);
     bool same = fault[2] == (v->n_rows > 2 ? 6 : 0);
     for (int r = 0; r < g->n_ranks; r++) {
         const rank_of_check *rank = g->rank[r];
@@ -208,8 +209,8 @@ static void check_all_rows(void) {
             group_of_check *g = open_group(n_ranks, widths[w]);
             for (int n_nodes = 1; n_nodes * n_ranks <= 8; n_nodes *= 2) {
                 for (unsigned run = 0; run < RUNS; run++) {
-                    const variant v = {n_ranks,      widths[w],    n_nodes,      run == 0 ? 16 : (int)run * 3 - 2,
-                                       1 + (int)run % 3, run == 1, run % 2 == 0, run != 3,
+                    const variant v = {n_ranks,          widths[w], n_nodes,      run == 0 ? 16 : (int)run * 3 - 2,
+                                       1 + (int)run % 3, run == 1,  run % 2 == 0, run != 3,
                                        run == 4};
                     check_rows(g, &v, run);
                 }
@@ -260,8 +261,8 @@ static void check_offers(int n_ranks) {
             for (int r = 0; r < n_ranks; r++) {
                 const int32_t wanted = row % 5 == 3 ? 0x55555555 : id, got = g->rank[r]->drawn[row];
                 char what[120];
-                snprintf(what, sizeof what, "offers: rank %d of %d drew %d for row %d of %d, not %d", r, n_ranks, got, row,
-                         n_out, wanted);
+                snprintf(what, sizeof what, "offers: rank %d of %d drew %d for row %d of %d, not %d", r, n_ranks, got,
+                         row, n_out, wanted);
                 count(got == wanted, what);
             }
         }
@@ -297,8 +298,8 @@ static void check_absence(int n_ranks) {
     g->step.head.n_rows = v.n_rows;
     run_ranks(g, &v, n_ranks - 1, 0); /* the last one never comes */
     for (int r = 0; r < n_ranks - 1; r++) {
-        const uint64_t wanted = (uint64_t)EXCHANGE_STUCK_ROWS << EXCHANGE_STUCK_KIND |
-                                (uint64_t)(n_ranks - 1) << EXCHANGE_STUCK_FROM | 5;
+        const uint64_t wanted =
+            (uint64_t)EXCHANGE_STUCK_ROWS << EXCHANGE_STUCK_KIND | (uint64_t)(n_ranks - 1) << EXCHANGE_STUCK_FROM | 5;
         n_told += g->stuck[r] == wanted;
         count(g->stuck[r] == wanted || g->stuck[r] == 0, "who is missing");
         count(*(uint32_t *)(g->rank[r]->box + g->args.layout.abort) == 1, "all are told to give up");

@@ -41,8 +41,7 @@ struct patience {
     uint64_t since;
 
     DEVICE_MEMBER patience(const exchange_group_args &g, const exchange_self &s, int kind_)
-        : group(g), self(s), kind(kind_), looks(0), since(0) {
-    }
+        : group(g), self(s), kind(kind_), looks(0), since(0) {}
 
     DEVICE_MEMBER bool again(int from) {
         between_looks();

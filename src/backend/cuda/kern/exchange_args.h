@@ -43,7 +43,8 @@ typedef struct exchange_layout {
 static inline exchange_layout exchange_layout_of(int d, int n_out_max) {
     exchange_layout layout = {.d = d, .n_out_max = n_out_max};
     layout.offers = (int64_t)2 * EXCHANGE_NODES * EXCHANGE_ROWS * d * (int64_t)sizeof(uint64_t);
-    layout.met = layout.offers + (int64_t)2 * EXCHANGE_RANKS * n_out_max * EXCHANGE_OFFER_WORDS * (int64_t)sizeof(uint64_t);
+    layout.met =
+        layout.offers + (int64_t)2 * EXCHANGE_RANKS * n_out_max * EXCHANGE_OFFER_WORDS * (int64_t)sizeof(uint64_t);
     layout.abort = layout.met + EXCHANGE_RANKS * (int64_t)sizeof(uint32_t);
     layout.bytes = layout.abort + 4 * (int64_t)sizeof(uint32_t);
     return layout;
