@@ -32,6 +32,13 @@ static ls_model *shapes_of_demo(void) {
     return model_open("demo", LS_LOAD_DUMMY);
 }
 
+static ls_engine *open_on(ls_model *model, const ls_engine_params *params) {
+    ls_engine *engine = NULL;
+    ls_error err = {0};
+    ASSERT_OK(ls_engine_open(model, params, &engine, &err), &err);
+    return engine;
+}
+
 static int n_gpus(void) {
     int n = 0;
     assert_int_equal(ls_gpu_count(&n, NULL), LS_OK);
@@ -60,7 +67,7 @@ static void run_on(ls_model *model, ls_dtype dtype, const char *devices, const c
     params.graph_sizes = graphs;
     params.exchange = exchange;
     params.max_model_len_tokens = 256;
-    ls_engine *engine = engine_open(model, &params);
+    ls_engine *engine = open_on(model, &params);
     jobs_run(engine, jobs, ROWS);
     ls_engine_close(&engine);
 }
@@ -127,7 +134,7 @@ static void prefill_agrees(void **state) {
             params.dtype = PRECISION[k].dtype;
             params.device = devices[v];
             params.max_model_len_tokens = 256;
-            ls_engine *engine = engine_open(model, &params);
+            ls_engine *engine = open_on(model, &params);
             told[v] = (job){.text = STORY,
                             .max_tokens = 1,
                             .prompt_logits = true,
@@ -165,7 +172,7 @@ static void plans_equal_engines_of_ranks(void **state) {
         params.max_num_seqs = 5;
         params.kv_cache_memory_bytes = 8 << 20;
         ASSERT_OK(ls_plan_make(model, &params, &plan, &err), &err);
-        ls_engine *engine = engine_open(model, &params);
+        ls_engine *engine = open_on(model, &params);
         assert_int_equal(plan.n_ranks, 4);
         for (int tag = 0; tag < MEM_TAGS; tag++) {
             for (int r = 0; r < 4; r++) {
@@ -216,7 +223,7 @@ static void an_absent_rank_is_named(void **state) {
     ls_error err = {0};
     params.device = "0,0";
     params.graph_sizes = "none";
-    ls_engine *engine = engine_open(model, &params);
+    ls_engine *engine = open_on(model, &params);
     ls_request_params ask = LS_REQUEST_PARAMS_INIT;
     ls_request *request = NULL;
     ask.prompt = "A";
