@@ -340,7 +340,7 @@ static void cuda_close(ls_engine *engine) {
     for (int r = first->n_ranks - 1; r >= 0; r--) {
         free_rank(first->of[r]);
     }
-    for (int r = first->n_ranks - 1; r >= 0; r--) { /* leaders come before those who borrow from them */
+    for (int r = first->n_ranks - 1; r >= 0; r--) { /* those who borrow first: leaders are before them */
         cuda_rank_close(&first->of[r]->rank);
         if (r > 0) {
             free(first->of[r]);

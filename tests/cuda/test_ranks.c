@@ -205,6 +205,12 @@ static void what_cannot_be_is_refused(void **state) {
     params.exchange = "rings";
     ASSERT_FAILS(ls_engine_open(model, &params, &engine, &err), &err, LS_EINVAL, "--exchange rings");
     params.exchange = NULL;
+    ls_verify_params verify = LS_VERIFY_PARAMS_INIT;
+    ls_verify_report report = {.struct_size = sizeof report};
+    params.tensor_parallel_size = 0;
+    verify.tested = verify.reference = &params;
+    ASSERT_FAILS(ls_verify(model, &verify, &report, &err), &err, LS_EUNSUPPORTED,
+                 "verify: the tested engine has 2 ranks");
     params.device = "cuda";
     params.tensor_parallel_size = 8;
     if (n_gpus() < 8) {
