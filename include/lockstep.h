@@ -172,7 +172,8 @@ typedef struct ls_engine_params {
     ls_quantization quantization;  /* of the matrices; default: none */
     const char *cpu_isa;     /* "ref", "avx2" or "avx512": the same bits at other speeds; default: the best here */
     const char *device;      /* "cpu", "cuda", "cuda:N" (the Nth GPU that the driver shows), or "auto", the default:
-                                    * a GPU if there is one that the engine fits on, else the CPU */
+                                    * a GPU if there is one that the engine fits on, else the CPU. "0,1,..." or
+                                    * "cuda:0,1,...": a GPU for each rank, which may share one; else rank r is on GPU r */
     const char *kernels;     /* of a GPU: "auto" (default), or "generic": those for chips that are not known */
     const char *graph_sizes; /* of a GPU: numbers of rows with commas between, out of the default
                                     * ("1,2,4,8,16,24,32,48,64,96,128,192,256"), for which decode steps are captured as
@@ -190,6 +191,9 @@ typedef struct ls_engine_params {
     /* Pages of 64 computed tokens serve every request that begins with the same ones, until their memory is needed (some 300
      * bytes more a page). It shows in the bits no more than the size of chunks does: on the CPU not at all. */
     bool prefix_cache;
+    const char
+        *exchange; /* of ranks on GPUs: "fused" (stores to one another's memory), "host" (through the host's memory),
+                           * "auto" (default: fused where all GPUs can, else host) */
 } ls_engine_params;
 #define LS_ENGINE_PARAMS_INIT LS_SIZED(ls_engine_params)
 

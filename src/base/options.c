@@ -206,12 +206,17 @@ const option_def option_table[OPTION_COUNT] = {
     [OPT_PROMPT_LOGPROBS] = {OPT_PROMPT_LOGPROBS, COMMAND_GENERATE, GROUP_SAMPLING, OPTION_INT, "prompt-logprobs", NULL,
                              0, "N", NULL, 0, 20, NULL, "With --json: the same for the tokens of the prompt"},
     [OPT_DEVICE] =
-        {OPT_DEVICE, COMMANDS_PLAN, GROUP_ENGINE, OPTION_TEXT, "device", NULL, 0, "DEVICE", "auto", 0, 0, NULL,
+        {OPT_DEVICE, COMMANDS_PLAN, GROUP_ENGINE, OPTION_TEXT, "device", "devices", 0, "DEVICE", "auto", 0, 0, NULL,
          "What runs the model: cpu, cuda, cuda:N for one of several GPUs, or auto: a GPU if there is one that "
-         "the model fits on, else the CPU"},
+         "the model fits on, else the CPU. --devices 0,1 names a GPU for each rank; ranks may share one (0,0)"},
     [OPT_TENSOR_PARALLEL_SIZE] = {OPT_TENSOR_PARALLEL_SIZE, COMMANDS_PLAN, GROUP_ENGINE, OPTION_INT,
                                   "tensor-parallel-size", "tp", 0, "R", "1", 1, 8, NULL,
                                   "Ranks that share the model: 1, 2, 4 or 8"},
+    [OPT_EXCHANGE] =
+        {OPT_EXCHANGE, COMMANDS_PLAN, GROUP_ENGINE, OPTION_CHOICE, "exchange", NULL, 0, "HOW", "auto", 0, 0,
+         "auto|fused|nccl|host",
+         "How ranks on GPUs add up: fused, by stores to one another's memory; host, through the host's; nccl "
+         "is not there yet; auto takes fused where all GPUs can"},
     [OPT_THREADS] = {OPT_THREADS, COMMANDS_PLAN | COMMAND_DOCTOR, GROUP_ENGINE, OPTION_INT, "threads", NULL, 't', "N",
                      NULL, 1, 1024, NULL, "CPU threads of each rank (default: the cores divided by the ranks)"},
     [OPT_DTYPE] = {OPT_DTYPE, COMMANDS_PLAN, GROUP_ENGINE, OPTION_CHOICE, "dtype", NULL, 0, "TYPE", "auto", 0, 0,

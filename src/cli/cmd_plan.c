@@ -97,6 +97,10 @@ static ls_status make_fit(plan_run *run, int n_ranks, ls_dtype dtype, ls_quantiz
     params.dtype = dtype;
     params.quantization = quantization;
     params.kv_cache_memory_bytes = 0;
+    if (run->on_gpu) { /* other numbers of ranks: a GPU like this for each */
+        params.device = "cuda";
+        params.device_memory_bytes = run->budget.total_bytes;
+    }
     ls_error refusal = {0};
     ls_status st = ls_plan_make(run->model, &params, &row->report, &refusal);
     if (st == LS_EUNSUPPORTED) {

@@ -134,7 +134,10 @@ static ls_quantization quantization_of(const char *text) {
 ls_engine_params cli_engine_params(const ls_options *options, ls_hosts *hosts) {
     const option_value *v = options->value;
     ls_engine_params params = LS_ENGINE_PARAMS_INIT;
-    params.tensor_parallel_size = (int)v[OPT_TENSOR_PARALLEL_SIZE].integer;
+    /* Where it was not given, --devices may say it. */
+    params.tensor_parallel_size =
+        options_given(options, OPT_TENSOR_PARALLEL_SIZE) ? (int)v[OPT_TENSOR_PARALLEL_SIZE].integer : 0;
+    params.exchange = v[OPT_EXCHANGE].text;
     params.threads = (int)v[OPT_THREADS].integer;
     params.dtype = dtype_of(v[OPT_DTYPE].text);
     params.quantization = quantization_of(v[OPT_QUANTIZATION].text);

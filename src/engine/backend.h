@@ -53,14 +53,23 @@ extern const ls_backend backend_cuda;
 typedef struct device_choice {
     bool may_be_cuda, may_be_cpu;
     int ordinal;
+    int n_devices; /* that are named; 0: none */
+    int device[LS_MAX_RANKS];
 } device_choice;
 
+static inline int device_of_rank(const device_choice *choice, int rank) {
+    return rank < choice->n_devices ? choice->device[rank] : rank;
+}
+
 ls_status device_choice_read(device_choice *out, const char *text, ls_error *err);
+/* As many ranks as devices are named, where their number is not given. */
+ls_status device_choice_ranks(ls_engine_params *params, ls_error *err);
 
 /* A GPU's memory before an engine takes any: of `used`, the driver's own share is measured with others', or assumed. */
 typedef struct gpu_memory {
     int64_t total_bytes, used_bytes;
     bool measured;
+    int n_ranks; /* that share it */
 } gpu_memory;
 
 #endif

@@ -25,7 +25,7 @@ static void end_opening_lt(cuda_engine *cuda) {
 }
 
 /* The driver and the context take longer than anything else here, unless the model has been opening them. */
-static ls_status open_device(ls_engine *engine, int ordinal, bool generic, ls_error *err) {
+static ls_status open_devices(ls_engine *engine, const ls_engine_params *params, bool generic, ls_error *err) {
     cuda_engine *cuda = engine_cuda(engine);
     cuda_start *start = engine->model->start;
     int64_t begin = clock_ns(), opened;
@@ -34,7 +34,7 @@ static ls_status open_device(ls_engine *engine, int ordinal, bool generic, ls_er
     }
     TRY(cuda_driver_open(&cuda->driver, err));
     opened = clock_ns();
-    TRY(cuda_rank_open(&cuda->rank, cuda->driver, ordinal, generic, err));
+    TRY(cuda_ranks_open(engine, params, generic, err));
     if (engine->driver_us == 0) {
         engine->driver_us = (opened - begin) / 1000;
         engine->context_us = (clock_ns() - opened) / 1000;
@@ -42,12 +42,20 @@ static ls_status open_device(ls_engine *engine, int ordinal, bool generic, ls_er
     if (start != NULL) {
         cuda_start_release(start);
     }
-    return cuda_load_open(&cuda->load_kernels, &cuda->rank, err);
+    return LS_OK;
+}
+
+static void open_lts(cuda_engine *first) {
+    for (int r = 0; r < first->n_ranks; r++) {
+        cuda_engine *cuda = first->of[r];
+        cuda->is_opening_lt = cuda->leader == cuda && thread_start(&cuda->opens_lt, open_lt, cuda) == 0;
+    }
 }
 
 static ls_status cuda_open(ls_engine *engine, const ls_engine_params *params, int ordinal, ls_error *err) {
     engine_config *config = &engine->config;
-    size_t free_bytes, total_bytes;
+    gpu_memory memory;
+    (void)ordinal; /* of the first rank: cuda_ranks_open knows them all */
     TRY(cuda_config_check(config, params, err));
     cuda_engine *cuda = calloc(1, sizeof *cuda);
     if (cuda == NULL) {
@@ -56,9 +64,10 @@ static ls_status cuda_open(ls_engine *engine, const ls_engine_params *params, in
     engine->device = cuda;
     TRY(cuda_graphs_read(cuda, params->graph_sizes, config->max_seqs, err));
     bool generic = params->kernels != NULL && strcmp(params->kernels, "generic") == 0;
-    TRY(open_device(engine, ordinal, generic, err));
-    TRY(cuda_rank_kernel(&cuda->rank, "copy_words", &cuda->copy_words, err));
-    cuda->is_opening_lt = !generic && pthread_create(&cuda->opens_lt, NULL, open_lt, cuda) == 0;
+    TRY(open_devices(engine, params, generic, err));
+    if (!generic) {
+        open_lts(cuda);
+    }
     memcpy(engine->device_name, cuda->rank.facts.name, sizeof engine->device_name);
     if (cuda->rank.jit_us > 0) {
         log_line(&engine->model->log, LS_LOG_WARN, "%s (sm_%d%d): the driver compiled its kernels in %.1f s",
@@ -68,15 +77,22 @@ static ls_status cuda_open(ls_engine *engine, const ls_engine_params *params, in
     if (params->profile || params->trace_events > 0) {
         TRY(cuda_profile_open(cuda, engine->program[0]->n_ops, err));
     }
-    TRY(cuda_rank_memory(&cuda->rank, &free_bytes, &total_bytes, err));
-    return cuda_config_complete(config, engine->program[0], params,
-                                &(gpu_memory){(int64_t)total_bytes, (int64_t)(total_bytes - free_bytes), true}, err);
+    TRY(cuda_ranks_memory(cuda, memory_share(params), &memory, err));
+    return cuda_config_complete(config, engine->program[0], params, &memory, err);
 }
 
 /* ---- Memory ---- */
 
-static ls_status compare_with_device(const cuda_rank *rank, const ls_memory_plan *plan, ls_error *err) {
-    size_t free_bytes, total_bytes, need = memory_tags_sum(plan->rank[0]);
+/* All that the ranks on a leader's GPU need, together. */
+static ls_status compare_with_device(const cuda_engine *leader, const ls_memory_plan *plan, ls_error *err) {
+    const cuda_rank *rank = &leader->rank;
+    size_t free_bytes, total_bytes, need = 0, weights = 0, kv = 0;
+    for (int i = 0; i < leader->n_here; i++) {
+        const size_t *of_rank = plan->rank[leader->here[i]];
+        need += memory_tags_sum(of_rank);
+        weights += of_rank[MEM_WEIGHTS];
+        kv += of_rank[MEM_KV_CACHE];
+    }
     TRY(cuda_rank_memory(rank, &free_bytes, &total_bytes, err));
     if (need <= free_bytes) {
         return LS_OK;
@@ -84,18 +100,20 @@ static ls_status compare_with_device(const cuda_rank *rank, const ls_memory_plan
     return error_set(err, LS_ENOMEM,
                      "the plan needs %.2f GB (weights %.2f, KV cache %.2f); %s, device %d, has %.2f GB of %.2f free: "
                      "lower --max-model-len, --max-num-seqs or --kv-cache-memory-bytes, or use a 16-bit --dtype",
-                     (double)need / 1e9, (double)plan->rank[0][MEM_WEIGHTS] / 1e9,
-                     (double)plan->rank[0][MEM_KV_CACHE] / 1e9, rank->facts.name, rank->facts.device,
+                     (double)need / 1e9, (double)weights / 1e9, (double)kv / 1e9, rank->facts.name, rank->facts.device,
                      (double)free_bytes / 1e9, (double)total_bytes / 1e9);
 }
 
-static ls_status cuda_reserve(ls_engine *engine, const ls_memory_plan *plan, ls_error *err) {
-    cuda_engine *cuda = engine_cuda(engine);
+static ls_status reserve_rank(ls_engine *engine, int r, const ls_memory_plan *plan, ls_error *err) {
+    cuda_engine *cuda = cuda_of(engine, r);
     const cuda_driver *api = cuda->driver;
-    size_t device_bytes = memory_tags_sum(plan->rank[0]), host_bytes = memory_tags_sum(plan->host);
-    TRY(compare_with_device(&cuda->rank, plan, err));
+    const size_t device_bytes = memory_tags_sum(plan->rank[r]);
+    TRY(cuda_rank_enter(&cuda->rank, err));
+    if (cuda->leader == cuda) {
+        TRY(compare_with_device(cuda, plan, err));
+    }
     /* Weights come first in the arena, and are cleared first: they are loaded while the rest is. */
-    const size_t weight_bytes = plan->rank[0][MEM_WEIGHTS];
+    const size_t weight_bytes = plan->rank[r][MEM_WEIGHTS];
     TRY(cuda_check(&cuda->rank, api->cuMemAlloc(&cuda->memory, device_bytes), "reserving the rank's memory", err));
     TRY(cuda_check(&cuda->rank, api->cuMemsetD8Async(cuda->memory, 0, weight_bytes, cuda->rank.stream),
                    "clearing the rank's memory", err));
@@ -105,49 +123,74 @@ static ls_status cuda_reserve(ls_engine *engine, const ls_memory_plan *plan, ls_
     TRY(cuda_check(&cuda->rank,
                    api->cuMemsetD8Async(cuda->memory + weight_bytes, 0, device_bytes - weight_bytes, cuda->rank.stream),
                    "clearing the rank's memory", err));
-    /* Memory that comes in large pages is pinned several times faster than what the driver would allocate. */
-    TRY(arena_init(&engine->host_arena, host_bytes, err));
-    arena_large_pages(&engine->host_arena, host_bytes);
-    TRY(cuda_check(&cuda->rank,
-                   api->cuMemHostRegister(engine->host_arena.base, engine->host_arena.bytes,
-                                          CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP),
-                   "pinning memory", err));
-    cuda->pinned = engine->host_arena.base;
-    arena_init_at(&engine->rank_arena[0], (void *)(uintptr_t)cuda->memory, device_bytes);
+    arena_init_at(&engine->rank_arena[r], (void *)(uintptr_t)cuda->memory, device_bytes);
     return LS_OK;
 }
 
-/* What steps need besides weights. */
-static ls_status prepare(ls_engine *engine, ls_error *err) {
-    cuda_engine *cuda = engine_cuda(engine);
-    cuda_rank *rank = &cuda->rank;
-    TRY(cuda_rank_enter(rank, err));
-    TRY(decode_prepare(rank, err));
-    end_opening_lt(cuda);
-    rank->cublaslt = cuda->lt;
-    TRY(prefill_prepare(rank, engine->program[0]->op, engine->program[0]->n_ops, err));
-    if (cuda->profile != NULL) {
+static ls_status cuda_reserve(ls_engine *engine, const ls_memory_plan *plan, ls_error *err) {
+    cuda_engine *first = engine_cuda(engine);
+    const size_t host_bytes = memory_tags_sum(plan->host);
+    for (int r = 0; r < first->n_ranks; r++) {
+        TRY(reserve_rank(engine, r, plan, err));
+    }
+    TRY(cuda_rank_enter(&first->rank, err));
+    /* Memory that comes in large pages is pinned several times faster than what the driver would allocate. */
+    TRY(arena_init(&engine->host_arena, host_bytes, err));
+    arena_large_pages(&engine->host_arena, host_bytes);
+    TRY(cuda_check(&first->rank,
+                   first->driver->cuMemHostRegister(engine->host_arena.base, engine->host_arena.bytes,
+                                                    CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP),
+                   "pinning memory", err));
+    first->pinned = engine->host_arena.base;
+    return LS_OK;
+}
+
+/* What steps need besides weights, for the ranks on a leader's GPU. */
+static ls_status prepare(cuda_engine *leader, ls_error *err) {
+    ls_engine *engine = leader->engine;
+    TRY(cuda_rank_enter(&leader->rank, err));
+    for (int i = 0; i < leader->n_here; i++) {
+        const ls_program *program = engine->program[leader->here[i]];
+        cuda_rank *rank = &cuda_of(engine, leader->here[i])->rank;
+        TRY(decode_prepare(rank, err));
+        end_opening_lt(leader);
+        rank->cublaslt = leader->lt;
+        TRY(prefill_prepare(rank, program->op, program->n_ops, err));
+    }
+    if (engine_cuda(engine)->profile != NULL) {
         return LS_OK;
     }
     range_begin("capture");
-    ls_status st = cuda_graphs_capture(engine, err);
+    ls_status st = cuda_graphs_capture(leader, err);
     range_end();
     return st;
 }
 
 static void *prepare_thread(void *arg) {
-    cuda_engine *cuda = engine_cuda(arg);
+    cuda_engine *leader = arg;
     range_begin("prepare");
-    cuda->unprepared.status = prepare(arg, &cuda->unprepared);
+    leader->unprepared.status = prepare(leader, &leader->unprepared);
     range_end();
     return NULL;
 }
 
-static ls_status cuda_load(ls_engine *engine, ls_error *err) {
-    cuda_engine *cuda = engine_cuda(engine);
-    cuda_rank *rank = &cuda->rank;
-    const rank_memory *placed = &engine->rank[0];
+/* Ranks must do the same: with cuBLASLt on all GPUs, or on none. */
+static void agree_on_lt(cuda_engine *first) {
+    bool all = true;
+    for (int r = 0; r < first->n_ranks && first->n_ranks > 1; r++) {
+        end_opening_lt(first->of[r]);
+        all = all && first->of[r]->leader->lt != NULL;
+    }
+    for (int r = 0; r < first->n_ranks && !all; r++) {
+        cublaslt_close(&first->of[r]->lt);
+    }
+}
+
+static ls_status bind_rank(ls_engine *engine, int r, ls_error *err) {
     const engine_config *config = &engine->config;
+    const rank_memory *placed = &engine->rank[r];
+    cuda_engine *cuda = cuda_of(engine, r);
+    cuda_rank *rank = &cuda->rank;
     size_t rope_bytes = (size_t)config->max_len * (size_t)engine->model->spec.d_head * sizeof(float);
     rank->bind = placed->bind;
     rank->step = (CUdeviceptr)(uintptr_t)placed->step;
@@ -156,94 +199,155 @@ static ls_status cuda_load(ls_engine *engine, ls_error *err) {
     rank->drawn = (CUdeviceptr)(uintptr_t)placed->result;
     rank->workspace = (CUdeviceptr)(uintptr_t)placed->workspace;
     rank->workspace_bytes = config->workspace_bytes;
+    TRY(cuda_rank_enter(rank, err));
     TRY(cuda_check(rank,
                    cuda->driver->cuMemcpyHtoDAsync((CUdeviceptr)(uintptr_t)rank->bind.rope, engine->host.rope,
                                                    rope_bytes, rank->stream),
                    "copying the RoPE table", err));
-    engine->host.fault[0] = batch_faults(&engine->batch[0], config);
-    for (int i = 0; i < 2; i++) {
+    engine->host.fault[r] = batch_faults(&engine->batch[0], config, r);
+    for (int i = 0; i < 2 && cuda->leader == cuda; i++) {
         TRY(cuda_check(rank, cuda->driver->cuEventCreate(&cuda->done[i], CU_EVENT_DISABLE_TIMING), "creating an event",
                        err));
     }
-    bool beside = thread_start(&cuda->prepares, prepare_thread, engine) == 0;
+    return LS_OK;
+}
+
+/* Weights, and beside them all else on every GPU. */
+static ls_status load_and_prepare(ls_engine *engine, ls_error *err) {
+    cuda_engine *first = engine_cuda(engine);
+    bool beside[LS_MAX_RANKS] = {false};
+    for (int r = 0; r < first->n_ranks; r++) {
+        cuda_engine *cuda = first->of[r];
+        beside[r] = cuda->leader == cuda && thread_start(&cuda->prepares, prepare_thread, cuda) == 0;
+    }
     ls_status st = cuda_load_weights(engine, err);
-    if (beside) {
-        pthread_join(cuda->prepares, NULL);
-    } else if (st == LS_OK) {
-        prepare_thread(engine);
+    for (int r = 0; r < first->n_ranks; r++) {
+        cuda_engine *cuda = first->of[r];
+        if (beside[r]) {
+            pthread_join(cuda->prepares, NULL);
+        } else if (st == LS_OK && cuda->leader == cuda) {
+            prepare_thread(cuda);
+        }
     }
     TRY(st);
-    if (cuda->unprepared.status != LS_OK) {
-        if (err != NULL) {
-            *err = cuda->unprepared;
+    for (int r = 0; r < first->n_ranks; r++) {
+        const cuda_engine *cuda = first->of[r];
+        if (cuda->unprepared.status != LS_OK) {
+            if (err != NULL) {
+                *err = cuda->unprepared;
+            }
+            return cuda->unprepared.status;
         }
-        return cuda->unprepared.status;
+        engine->graphs_us = cuda->graphs_us > engine->graphs_us ? cuda->graphs_us : engine->graphs_us;
     }
-    if (cuda->no_lt.status != LS_OK) {
-        log_line(&engine->model->log, LS_LOG_INFO, "prompts run without cuBLASLt: %s", cuda->no_lt.text);
+    engine->n_graphs = first->profile == NULL ? first->n_graphs : 0;
+    return LS_OK;
+}
+
+static ls_status cuda_load(ls_engine *engine, ls_error *err) {
+    cuda_engine *first = engine_cuda(engine);
+    for (int r = 0; r < first->n_ranks; r++) {
+        TRY(bind_rank(engine, r, err));
     }
-    return cuda_rank_wait(rank, "loading", CUDA_STEP_TIMEOUT_S, err);
+    TRY(cuda_ranks_join(engine, err));
+    agree_on_lt(first);
+    TRY(cuda_rank_enter(&first->rank, err));
+    TRY(load_and_prepare(engine, err));
+    if (first->no_lt.status != LS_OK) {
+        log_line(&engine->model->log, LS_LOG_INFO, "prompts run without cuBLASLt: %s", first->no_lt.text);
+    }
+    for (int r = first->n_ranks - 1; r >= 0; r--) {
+        TRY(cuda_rank_enter(&first->of[r]->rank, err));
+        TRY(cuda_rank_wait(&first->of[r]->rank, "loading", CUDA_STEP_TIMEOUT_S, err));
+    }
+    return LS_OK;
 }
 
 /* ---- The limit ---- */
 
+/* All GPUs of the ranks, one after the other. */
 static double cuda_read_rate(ls_engine *engine) {
-    cuda_rank *rank = &engine_cuda(engine)->rank;
-    const int64_t bytes = (int64_t)engine->rank_arena[0].by_tag[MEM_WEIGHTS];
-    const CUdeviceptr sink = rank->workspace; /* nothing in it outlives a step */
-    ls_rate rate = {0, 0};
-    if (cuda_rank_enter(rank, NULL) == LS_OK) {
-        cuda_measure_read(rank, engine_cuda(engine)->memory, bytes / 16 * 16, sink, &rate, NULL);
+    const cuda_engine *first = engine_cuda(engine);
+    double sum = 0;
+    for (int r = 0; r < first->n_ranks; r++) {
+        cuda_engine *cuda = first->of[r];
+        const int64_t bytes = (int64_t)engine->rank_arena[r].by_tag[MEM_WEIGHTS];
+        const CUdeviceptr sink = cuda->rank.workspace; /* nothing in it outlives a step */
+        ls_rate rate = {0, 0};
+        if (cuda->leader == cuda && cuda_rank_enter(&cuda->rank, NULL) == LS_OK) {
+            cuda_measure_read(&cuda->rank, cuda->memory, bytes / 16 * 16, sink, &rate, NULL);
+            sum += rate.best;
+        }
     }
-    return rate.best;
+    return sum;
 }
 
 /* ---- Closing ---- */
 
+/* False: a kernel never ends, and freeing anything would wait for it. */
+static bool is_idle(const cuda_engine *cuda) {
+    return cuda->rank.context == NULL || cuda->rank.stream == NULL || cuda_rank_enter(&cuda->rank, NULL) != LS_OK ||
+           cuda_rank_wait(&cuda->rank, "closing", 5, NULL) == LS_OK ||
+           cuda->driver->cuStreamQuery(cuda->rank.stream) != CUDA_ERROR_NOT_READY;
+}
+
+static void free_rank(cuda_engine *cuda) {
+    const cuda_driver *api = cuda->driver;
+    if (cuda->rank.context == NULL || cuda_rank_enter(&cuda->rank, NULL) != LS_OK) {
+        return;
+    }
+    for (int i = 0; i < cuda->n_graphs; i++) {
+        if (cuda->graph[i] != NULL) {
+            api->cuGraphExecDestroy(cuda->graph[i]);
+        }
+    }
+    for (int i = 0; i < 2; i++) {
+        if (cuda->done[i] != NULL) {
+            api->cuEventDestroy(cuda->done[i]);
+        }
+    }
+    cuda_profile_close(cuda);
+    cublaslt_close(&cuda->lt);
+    if (cuda->memory != 0) {
+        api->cuMemFree(cuda->memory);
+    }
+    if (cuda->pinned != NULL) {
+        api->cuMemHostUnregister(cuda->pinned);
+    }
+    if (cuda->cleared != NULL) {
+        api->cuEventDestroy(cuda->cleared);
+    }
+}
+
 static void cuda_close(ls_engine *engine) {
-    cuda_engine *cuda = engine_cuda(engine);
+    cuda_engine *first = engine_cuda(engine);
+    bool idle = true;
     if (engine->model->start != NULL) { /* refused before the device was opened */
         cuda_start_release(engine->model->start);
     }
-    if (cuda == NULL) {
+    if (first == NULL) {
         return;
     }
-    end_opening_lt(cuda);
-    if (cuda->rank.context != NULL && cuda_rank_enter(&cuda->rank, NULL) == LS_OK) {
-        if (cuda->rank.stream != NULL && cuda_rank_wait(&cuda->rank, "closing", 5, NULL) != LS_OK &&
-            cuda->driver->cuStreamQuery(cuda->rank.stream) == CUDA_ERROR_NOT_READY) {
-            engine->device = NULL; /* a kernel that never ends: freeing anything would wait for it */
-            engine->host_arena.borrowed = true;
-            return;
-        }
-        for (int i = 0; i < cuda->n_graphs; i++) {
-            if (cuda->graph[i] != NULL) {
-                cuda->driver->cuGraphExecDestroy(cuda->graph[i]);
-            }
-        }
-        for (int i = 0; i < 2; i++) {
-            if (cuda->done[i] != NULL) {
-                cuda->driver->cuEventDestroy(cuda->done[i]);
-            }
-        }
-        cuda_profile_close(cuda);
-        cublaslt_close(&cuda->lt);
-        if (cuda->memory != 0) {
-            cuda->driver->cuMemFree(cuda->memory);
-        }
-        if (cuda->pinned != NULL) {
-            cuda->driver->cuMemHostUnregister(cuda->pinned);
-        }
-        if (cuda->cleared != NULL) {
-            cuda->driver->cuEventDestroy(cuda->cleared);
-        }
+    for (int r = 0; r < first->n_ranks; r++) {
+        end_opening_lt(first->of[r]);
+        idle = is_idle(first->of[r]) && idle;
     }
-    if (cuda->driver != NULL) {
-        cuda_rank_close(&cuda->rank);
-    }
-    cuda_driver_close(&cuda->driver);
-    free(cuda);
     engine->device = NULL;
+    if (!idle) {
+        engine->host_arena.borrowed = true;
+        return;
+    }
+    for (int r = first->n_ranks - 1; r >= 0; r--) {
+        free_rank(first->of[r]);
+    }
+    for (int r = first->n_ranks - 1; r >= 0; r--) { /* those who borrow first: leaders are before them */
+        cuda_rank_close(&first->of[r]->rank);
+        if (r > 0) {
+            free(first->of[r]);
+        }
+    }
+    cuda_driver_close(&first->driver);
+    free(first);
 }
 
 static size_t cuda_profile_lines(const ls_engine *engine, const ls_profile_line **out) {

@@ -1,7 +1,8 @@
 /*
- * Engines whose rank is a GPU: what stands between the engine and backend/cuda. One rank so far.
+ * Engines whose ranks are on GPUs: what stands between the engine and backend/cuda.
  *
- *   cuda_engine.c    opens the device, reserves memory, measures it
+ *   cuda_engine.c    opens the devices, reserves memory, measures it
+ *   cuda_ranks.c     which GPU is whose; opens them side by side, joins them, launches ops on the ranks of one
  *   cuda_plan.c      what the configuration is on a device: the KV cache that fits, scratch; for engines and plans
  *   cuda_start.c     opens the driver and a context before the engine does, while files are read
  *   cuda_load.c      weights: files -> pinned ring -> kernels that convert and quantise; dummy ones are made there
@@ -17,6 +18,7 @@
 
 #include "backend/cuda/cublaslt.h"
 #include "backend/cuda/cuda.h"
+#include "backend/cuda/exchange.h"
 #include "engine/engine.h"
 
 enum { CUDA_GRAPHS = 13, CUDA_STEP_TIMEOUT_S = 60 };
@@ -33,7 +35,18 @@ typedef struct cuda_profile {
     ls_profile_line line[PROFILE_LINES];
 } cuda_profile;
 
+/* A rank's. engine->device is rank 0's, which has what all of them share: the driver, `of`, pinned memory, the group, the
+ * profile. Streams, graphs, events and cuBLASLt are the leaders', a GPU's first rank each: cuda_ranks.c. */
 typedef struct cuda_engine {
+    ls_engine *engine;
+    struct cuda_engine *of[LS_MAX_RANKS]; /* all ranks', this one first */
+    int n_ranks;
+    int ordinal; /* the GPU */
+    struct cuda_engine *leader;
+    int here[LS_MAX_RANKS], n_here; /* of a leader: the ranks on its GPU */
+    int64_t graphs_us;              /* that capturing took */
+    exchange_group group;
+    cuda_exchange exchange;
     cuda_driver *driver;
     cuda_rank rank;
     CUdeviceptr memory; /* the rank's arena */
@@ -59,6 +72,20 @@ typedef struct cuda_engine {
 static inline cuda_engine *engine_cuda(const ls_engine *engine) {
     return engine->device;
 }
+static inline cuda_engine *cuda_of(const ls_engine *engine, int rank) {
+    return engine_cuda(engine)->of[rank];
+}
+
+/* cuda_ranks.c. check: words of parameters, before anything is opened. open: all ranks, with rank 0's driver; sets
+ * config.staged. join: once memory is placed. launch: op `first` on the ranks of a GPU, for decode-only steps of at most
+ * `rows` rows, or (rows = 0) for this step; n_ranks > 1. */
+ls_status cuda_devices_check(const device_choice *choice, int n_ranks, ls_error *err);
+ls_status cuda_exchange_check(const ls_engine_params *params, ls_error *err);
+ls_status cuda_ranks_open(ls_engine *engine, const ls_engine_params *params, bool generic, ls_error *err);
+ls_status cuda_ranks_memory(const cuda_engine *first, double share, gpu_memory *out, ls_error *err);
+ls_status cuda_ranks_join(ls_engine *engine, ls_error *err);
+ls_status cuda_ranks_launch(cuda_engine *leader, int first, const ls_step *step, int rows, ls_error *err);
+ls_status cuda_ranks_check(const ls_engine *engine, ls_error *err);
 
 /* cuda_plan.c: refuses what GPUs do not do; then, with the programs of the ranks and the device's memory, all that the
  * configuration lacks. */
@@ -67,14 +94,17 @@ ls_status cuda_config_complete(engine_config *config, const ls_program *program,
                                const gpu_memory *memory, ls_error *err);
 /* What params.device has and what of it is in use once kernels are loaded, or what is assumed of a device of
  * params.device_memory_bytes. */
-ls_status cuda_find_memory(const ls_engine_params *params, int ordinal, gpu_memory *out, ls_error *err);
+/* --gpu-memory-utilization. */
+double memory_share(const ls_engine_params *params);
+ls_status cuda_find_memory(const ls_engine_params *params, const device_choice *choice, int n_ranks, gpu_memory *out,
+                           ls_error *err);
 
 /* cuda_load.c */
 ls_status cuda_load_weights(ls_engine *engine, ls_error *err);
 
 /* cuda_step.c */
 ls_status cuda_graphs_read(cuda_engine *cuda, const char *sizes, int max_seqs, ls_error *err);
-ls_status cuda_graphs_capture(ls_engine *engine, ls_error *err);
+ls_status cuda_graphs_capture(cuda_engine *leader, ls_error *err);
 ls_status cuda_submit(ls_engine *engine, step_batch *batch, ls_error *err);
 ls_status cuda_collect(ls_engine *engine, step_batch *batch, ls_error *err);
 /* One op by the kernels for any step, which leave what ops.h says at every border. */

@@ -3,7 +3,7 @@
  * mapped file, into one of its slots of the ring in pinned memory, and launches a kernel on its own stream that fetches
  * them over the bus, converts or quantises them and stores them in their place; meanwhile the thread fills its other slot.
  * So the bus carries the file's bytes once, and conversion costs no core. Dummy weights need no file: they are made on the
- * device.
+ * device. Each rank has a job, a ring and threads of its own.
  *
  * The ring is where the logits that the host looks at will be (host_memory.ring): loading is over before the first step. Its
  * first words are not part of a slot: a kernel that meets an infinity or a NaN leaves the number of its piece there, and
@@ -18,6 +18,8 @@ enum { SLOTS = 2 };
 
 typedef struct load_job {
     ls_engine *engine;
+    cuda_engine *cuda; /* the rank's */
+    int rank;
     weight_source source;
     weight_raw *raw;                      /* [n_weights] */
     int *piece_end;                       /* [n_weights]: pieces [piece_end[i - 1], piece_end[i]) are weight i's */
@@ -36,7 +38,7 @@ typedef struct load_job {
 /* ---- Pieces ---- */
 
 static int64_t raw_row_bytes(const load_job *job, int i) {
-    return load_bytes(&job->engine->program[0]->weight[i], &job->raw[i], 1);
+    return load_bytes(&job->engine->program[job->rank]->weight[i], &job->raw[i], 1);
 }
 
 /* As many as a slot holds; in sixteens, if it can be, so that each piece begins on a border of 16 bytes. */
@@ -48,9 +50,9 @@ static int64_t rows_per_piece(const load_job *job, int i) {
 /* The ring cut up for as many readers as it feeds: a slot holds the longest row at least. */
 static ls_status cut_ring(load_job *job, ls_error *err) {
     ls_engine *engine = job->engine;
-    const cuda_rank *rank = &engine_cuda(engine)->rank;
-    const ls_program *program = engine->program[0];
-    const size_t bytes = load_ring_bytes(program) - ARENA_ALIGN;
+    const cuda_rank *rank = &job->cuda->rank;
+    const ls_program *program = engine->program[job->rank];
+    const size_t bytes = load_ring_bytes(engine->program[0]) - ARENA_ALIGN;
     size_t longest = ARENA_ALIGN;
     for (int i = 0; i < program->n_weights; i++) {
         size_t row = (size_t)raw_row_bytes(job, i);
@@ -62,7 +64,7 @@ static ls_status cut_ring(load_job *job, ls_error *err) {
     }
     job->n_readers = n;
     job->slot_bytes = bytes / (size_t)(n * SLOTS) / ARENA_ALIGN * ARENA_ALIGN;
-    uint8_t *ring = engine->host.ring;
+    uint8_t *ring = engine->host.ring + (size_t)job->rank * load_ring_bytes(engine->program[0]);
     CUdeviceptr there;
     TRY(cuda_check(rank, rank->driver->cuMemHostGetDevicePointer(&there, ring, 0), "mapping pinned memory", err));
     job->fault = (volatile uint32_t *)ring;
@@ -74,7 +76,7 @@ static ls_status cut_ring(load_job *job, ls_error *err) {
 }
 
 static ls_status cut(load_job *job, ls_error *err) {
-    const ls_program *program = job->engine->program[0];
+    const ls_program *program = job->engine->program[job->rank];
     const size_t n_weights = (size_t)program->n_weights;
     job->piece_end = calloc(n_weights, sizeof *job->piece_end);
     job->raw = calloc(n_weights, sizeof *job->raw);
@@ -105,16 +107,16 @@ static load_piece piece_at(const load_job *job, int piece) {
     while (job->piece_end[i] <= piece) {
         i++;
     }
-    const int64_t n_rows = job->engine->program[0]->weight[i].row.count, n = rows_per_piece(job, i);
+    const int64_t n_rows = job->engine->program[job->rank]->weight[i].row.count, n = rows_per_piece(job, i);
     int64_t first = (piece - (i > 0 ? job->piece_end[i - 1] : 0)) * n;
     return (load_piece){i, first, first + n < n_rows ? first + n : n_rows};
 }
 
 /* What the kernel is told of rows [first, last) of weight i; `in` is missing. */
 static load_args args_of(const load_job *job, int i, int64_t first, int64_t last) {
-    const ls_program *program = job->engine->program[0];
+    const ls_program *program = job->engine->program[job->rank];
     const weight_slot *slot = &program->weight[i];
-    const ls_weight *weight = &job->engine->rank[0].weight[i];
+    const ls_weight *weight = &job->engine->rank[job->rank].weight[i];
     const dummy_formula formula = weight_dummy(slot, job->source.dummy_seed);
     const cpu_leaves leaves =
         leaves_of(slot->cols, slot->rule == SHARD_ROW ? shard_leaf_first(program->group) : 0, slot->n_leaves);
@@ -152,7 +154,7 @@ typedef struct loader {
 } loader;
 
 static ls_status loader_open(loader *l, load_job *job, int i_reader, ls_error *err) {
-    const cuda_rank *rank = &engine_cuda(job->engine)->rank;
+    const cuda_rank *rank = &job->cuda->rank;
     const cuda_driver *api = rank->driver;
     *l = (loader){.job = job, .rank = rank};
     TRY(cuda_rank_enter(rank, err));
@@ -188,7 +190,7 @@ static ls_status load_one(loader *l, int i_piece, ls_error *err) {
     ls_engine *engine = job->engine;
     const cuda_driver *api = l->rank->driver;
     const load_piece piece = piece_at(job, i_piece);
-    const weight_slot *slot = &engine->program[0]->weight[piece.weight];
+    const weight_slot *slot = &engine->program[job->rank]->weight[piece.weight];
     const int turn = l->turn;
     l->turn = (turn + 1) % SLOTS;
     /* An event that was never recorded has happened. */
@@ -197,7 +199,7 @@ static ls_status load_one(loader *l, int i_piece, ls_error *err) {
     load_args args = args_of(job, piece.weight, piece.first, piece.last);
     args.in = l->slot_there[turn];
     args.mark = (uint32_t)i_piece + 1;
-    TRY(cuda_load_rows(l->rank, &engine_cuda(engine)->load_kernels, l->stream, &args, err));
+    TRY(cuda_load_rows(l->rank, &job->cuda->load_kernels, l->stream, &args, err));
     load_progress_add(&engine->progress, load_bytes(slot, &job->raw[piece.weight], piece.last - piece.first));
     return cuda_check(l->rank, api->cuEventRecord(l->fetched[turn], l->stream), "loading weights", err);
 }
@@ -213,16 +215,28 @@ static ls_status load_pieces(loader *l, ls_error *err) {
     }
 }
 
+static ls_status make_dummies(loader *l, ls_error *err) {
+    load_job *job = l->job;
+    const ls_program *program = job->engine->program[job->rank];
+    for (int i = 0; i < program->n_weights; i++) {
+        const weight_slot *slot = &program->weight[i];
+        load_args args = args_of(job, i, 0, slot->row.count);
+        TRY(cuda_load_rows(l->rank, &job->cuda->load_kernels, l->stream, &args, err));
+        load_progress_add(&job->engine->progress, load_bytes(slot, &job->raw[i], slot->row.count));
+    }
+    return LS_OK;
+}
+
 static void load_thread(void *arg, int i_rank, const ls_team *team) {
-    (void)i_rank;
-    load_job *job = arg;
-    if (team->thread >= job->n_readers || team->thread >= job->n_pieces) {
+    load_job *job = (load_job *)arg + i_rank;
+    const bool dummies = job->source.checkpoint == NULL;
+    if (dummies ? team->thread > 0 : team->thread >= job->n_readers || team->thread >= job->n_pieces) {
         return;
     }
     loader l;
     ls_error error = {0}, closing = {0};
     ls_status st = loader_open(&l, job, team->thread, &error);
-    st = st == LS_OK ? load_pieces(&l, &error) : st;
+    st = st != LS_OK ? st : dummies ? make_dummies(&l, &error) : load_pieces(&l, &error);
     if (loader_close(&l, &closing) != LS_OK && st == LS_OK) {
         st = closing.status;
         error = closing;
@@ -238,25 +252,9 @@ static void load_thread(void *arg, int i_rank, const ls_team *team) {
 
 /* ---- All of them ---- */
 
-static ls_status make_dummies(load_job *job, ls_error *err) {
-    ls_engine *engine = job->engine;
-    const ls_program *program = engine->program[0];
-    loader l;
-    ls_status st = loader_open(&l, job, 0, err);
-    for (int i = 0; i < program->n_weights && st == LS_OK; i++) {
-        const weight_slot *slot = &program->weight[i];
-        load_args args = args_of(job, i, 0, slot->row.count);
-        st = cuda_load_rows(l.rank, &engine_cuda(engine)->load_kernels, l.stream, &args, err);
-    }
-    ls_status closed = loader_close(&l, st == LS_OK ? err : NULL);
-    st = st == LS_OK ? closed : st;
-    load_progress_add(&engine->progress, st == LS_OK ? engine->progress.total_bytes : 0);
-    return st;
-}
-
 /* What the CPU's loader says of the piece that a kernel refused. */
 static ls_status explain_fault(const load_job *job, ls_error *err) {
-    const ls_program *program = job->engine->program[0];
+    const ls_program *program = job->engine->program[job->rank];
     const load_piece piece = piece_at(job, (int)*job->fault - 1);
     const weight_slot *slot = &program->weight[piece.weight];
     const size_t n = (size_t)(piece.last - piece.first);
@@ -272,8 +270,8 @@ static ls_status explain_fault(const load_job *job, ls_error *err) {
                                    (long long)piece.first, (long long)piece.last - 1);
 }
 
-static ls_status read_pieces(load_job *job, ls_error *err) {
-    rank_group_run(job->engine->group, load_thread, job);
+/* What came of a rank's. */
+static ls_status finish(load_job *job, ls_error *err) {
     if (*job->fault != 0) {
         return explain_fault(job, err);
     }
@@ -288,15 +286,29 @@ static ls_status read_pieces(load_job *job, ls_error *err) {
 
 ls_status cuda_load_weights(ls_engine *engine, ls_error *err) {
     const ls_model *model = engine->model;
-    load_job job = {.engine = engine,
-                    .source = {model->checkpoint, model->dummy_seed, model->spec.dtype},
-                    .cleared = engine_cuda(engine)->cleared,
-                    .lock = PTHREAD_MUTEX_INITIALIZER};
-    ls_status st = cut(&job, err);
-    if (st == LS_OK) {
-        st = model->checkpoint == NULL ? make_dummies(&job, err) : read_pieces(&job, err);
+    const int n_ranks = engine->config.n_ranks;
+    load_job job[LS_MAX_RANKS];
+    ls_status st = LS_OK;
+    for (int r = 0; r < n_ranks; r++) {
+        job[r] = (load_job){.engine = engine,
+                            .cuda = cuda_of(engine, r),
+                            .rank = r,
+                            .source = {model->checkpoint, model->dummy_seed, model->spec.dtype},
+                            .cleared = cuda_of(engine, r)->cleared,
+                            .lock = PTHREAD_MUTEX_INITIALIZER};
     }
-    free(job.piece_end);
-    free(job.raw);
+    for (int r = 0; r < n_ranks && st == LS_OK; r++) {
+        st = cut(&job[r], err);
+    }
+    if (st == LS_OK) {
+        rank_group_run(engine->group, load_thread, job);
+    }
+    for (int r = 0; r < n_ranks && st == LS_OK; r++) {
+        st = finish(&job[r], err);
+    }
+    for (int r = 0; r < n_ranks; r++) {
+        free(job[r].piece_end);
+        free(job[r].raw);
+    }
     return st;
 }

@@ -8,13 +8,10 @@
 static const int64_t driver_bytes = 600000000, later_bytes = (int64_t)64 << 20;
 
 ls_status cuda_config_check(const engine_config *config, const ls_engine_params *params, ls_error *err) {
-    if (config->n_ranks > 1) {
-        return error_set(
-            err, LS_EUNSUPPORTED,
-            "--device cuda with --tensor-parallel-size %d: GPUs run one rank so far; leave it at 1, or use "
-            "--device cpu",
-            config->n_ranks);
-    }
+    device_choice choice;
+    TRY(device_choice_read(&choice, params->device, err));
+    TRY(cuda_devices_check(&choice, config->n_ranks, err));
+    TRY(cuda_exchange_check(params, err));
     if (config->quantization == LS_QUANTIZATION_W8A8) {
         return error_set(err, LS_EUNSUPPORTED, "--quantization w8a8: for CPUs; on a GPU use w8a16, or --device cpu");
     }
@@ -53,6 +50,10 @@ static ls_status size_workspace(engine_config *config, const ls_program *program
     return st;
 }
 
+double memory_share(const ls_engine_params *params) {
+    return params->gpu_memory_utilization > 0 ? params->gpu_memory_utilization : 0.9;
+}
+
 /* Where no size of the KV cache was asked for, it is what --gpu-memory-utilization leaves, if all seats at full length do
  * not take less. What does not fit even so is told when memory is reserved. */
 static ls_status fit_pages(engine_config *config, const ls_program *program, const ls_engine_params *params,
@@ -67,10 +68,12 @@ static ls_status fit_pages(engine_config *config, const ls_program *program, con
     whole.n_pages = INT32_MAX; /* for scratch: as many as may turn out to be there */
     TRY(size_workspace(&whole, program, err));
     whole.n_pages = 0;
+    whole.rank_count = 1; /* the first, which has no less than the others */
     TRY(memory_plan_make(&plan, &whole, &program, err));
-    double share = params->gpu_memory_utilization > 0 ? params->gpu_memory_utilization : 0.9;
-    int64_t budget = (int64_t)(share * (double)memory->total_bytes) - memory->used_bytes - later_bytes -
-                     (int64_t)memory_tags_sum(plan.rank[0]);
+    const int here = memory->n_ranks > 1 ? memory->n_ranks : 1;
+    const int64_t all =
+        (int64_t)(memory_share(params) * (double)memory->total_bytes) - memory->used_bytes - later_bytes;
+    int64_t budget = config->n_ranks * (all / here - (int64_t)memory_tags_sum(plan.rank[0]));
     int64_t page_bytes = kv_page_bytes(config, spec);
     int64_t least = params->max_model_len_tokens > 0 ? pages_for(whole.max_len) * page_bytes : page_bytes;
     if (budget < least) {
@@ -85,7 +88,10 @@ ls_status cuda_config_complete(engine_config *config, const ls_program *program,
                                const gpu_memory *memory, ls_error *err) {
     enum { MOST_THREADS = 16 }; /* they read files and sample odd rows */
     const bool runs_ahead = wants_async_scheduling(params) && !params->profile && params->trace_events == 0;
+    const bool by_host = params->exchange != NULL && strcmp(params->exchange, "host") == 0;
+    const bool staged = config->n_ranks > 1 && (config->staged || by_host);
     config->on_device = true;
+    config->staged = staged;
     config->runs_ahead = runs_ahead;
     if (params->threads == 0 && config->n_threads > MOST_THREADS) {
         config->n_threads = MOST_THREADS;
@@ -93,33 +99,61 @@ ls_status cuda_config_complete(engine_config *config, const ls_program *program,
     int n_threads = config->n_threads;
     TRY(fit_pages(config, program, params, memory, err));
     config->on_device = true;
+    config->staged = staged;
     config->runs_ahead = runs_ahead;
     config->n_threads = n_threads;
     return size_workspace(config, program, err);
 }
 
-ls_status cuda_find_memory(const ls_engine_params *params, int ordinal, gpu_memory *out, ls_error *err) {
-    cuda_driver *driver = NULL;
+/* What a GPU has for each of the ranks on it, in `out` if that is the least so far. */
+static ls_status find_memory_of(const cuda_driver *driver, int ordinal, int n_here, const ls_engine_params *params,
+                                gpu_memory *out, ls_error *err) {
     cuda_rank rank = {0};
-    size_t free_bytes, total_bytes;
+    size_t free_bytes = 0, total_bytes = 0;
+    const bool generic = params->kernels != NULL && strcmp(params->kernels, "generic") == 0;
+    ls_status st = cuda_rank_open(&rank, driver, ordinal, generic, err);
+    st = st == LS_OK ? cuda_rank_memory(&rank, &free_bytes, &total_bytes, err) : st;
+    cuda_rank_close(&rank);
+    TRY(st);
+    const gpu_memory found = {(int64_t)total_bytes, (int64_t)(total_bytes - free_bytes), true, n_here};
+    const double share = memory_share(params);
+    const double have = (share * (double)found.total_bytes - (double)found.used_bytes) / n_here;
+    if (out->n_ranks == 0 || have < (share * (double)out->total_bytes - (double)out->used_bytes) / out->n_ranks) {
+        *out = found;
+    }
+    return LS_OK;
+}
+
+ls_status cuda_find_memory(const ls_engine_params *params, const device_choice *choice, int n_ranks, gpu_memory *out,
+                           ls_error *err) {
+    cuda_driver *driver = NULL;
+    gpu_memory found = {0};
+    int n_here[LS_MAX_RANKS] = {0}; /* ranks on the GPU of a rank; 0: it is an earlier one's */
     ls_status st = LS_OK;
+    int most = 1;
+    for (int r = 0; r < n_ranks; r++) {
+        int first = 0;
+        while (device_of_rank(choice, first) != device_of_rank(choice, r)) {
+            first++;
+        }
+        most = ++n_here[first] > most ? n_here[first] : most;
+    }
     if (params->device_memory_bytes > 0) {
-        *out = (gpu_memory){params->device_memory_bytes, driver_bytes, false};
+        *out = (gpu_memory){params->device_memory_bytes, driver_bytes, false, most};
         return LS_OK;
     }
-    bool generic = params->kernels != NULL && strcmp(params->kernels, "generic") == 0;
     st = cuda_driver_open(&driver, err);
     if (st != LS_OK) {
         TRY_GOTO(error_prefix(err, st, "--device cuda without --device-memory-bytes plans for the GPU that is here"),
                  fail);
     }
-    TRY_GOTO(cuda_rank_open(&rank, driver, ordinal, generic, err), fail);
-    TRY_GOTO(cuda_rank_memory(&rank, &free_bytes, &total_bytes, err), fail);
-    *out = (gpu_memory){(int64_t)total_bytes, (int64_t)(total_bytes - free_bytes), true};
-fail:
-    if (driver != NULL) {
-        cuda_rank_close(&rank);
+    for (int r = 0; r < n_ranks; r++) {
+        if (n_here[r] > 0) {
+            TRY_GOTO(find_memory_of(driver, device_of_rank(choice, r), n_here[r], params, &found, err), fail);
+        }
     }
+    *out = found;
+fail:
     cuda_driver_close(&driver);
     return st;
 }

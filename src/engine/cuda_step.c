@@ -95,11 +95,21 @@ static ls_status copy_words(cuda_engine *cuda, CUdeviceptr from, CUdeviceptr to,
                        THREADS, 0, (void *[]){&from, &to, &n_words}, err);
 }
 
+/* Makes a rank's GPU the thread's; one rank's is already. */
+static ls_status enter(const cuda_engine *first, const cuda_engine *cuda, ls_error *err) {
+    return first->n_ranks == 1 ? LS_OK : cuda_rank_enter(&cuda->rank, err);
+}
+
 static ls_status copy_in_step(ls_engine *engine, const step_batch *batch, const ls_step *step,
                               const step_output *output, ls_error *err) {
-    cuda_engine *cuda = engine_cuda(engine);
-    size_t bytes = pack_step(engine, step, output, batch->image);
-    return copy_words(cuda, (CUdeviceptr)(uintptr_t)batch->image, cuda->rank.step, (bytes + 3) / 4, err);
+    const cuda_engine *first = engine_cuda(engine);
+    const size_t bytes = pack_step(engine, step, output, batch->image);
+    for (int r = first->n_ranks - 1; r >= 0; r--) {
+        cuda_engine *cuda = first->of[r];
+        TRY(enter(first, cuda, err));
+        TRY(copy_words(cuda, (CUdeviceptr)(uintptr_t)batch->image, cuda->rank.step, (bytes + 3) / 4, err));
+    }
+    return LS_OK;
 }
 
 /* ---- Launching ---- */
@@ -117,25 +127,44 @@ static ls_status launch_decode(ls_engine *engine, int first, int rows, int *n_ta
                                  n_rows < config->n_out_max ? n_rows : config->n_out_max, n_taken, err);
 }
 
-/* Every op of the program, by the launchers for decode steps of at most `rows` rows, or (rows = 0) those for any step. */
-static ls_status launch_ops(ls_engine *engine, const ls_step *step, int rows, ls_error *err) {
-    cuda_engine *cuda = engine_cuda(engine);
+/* Op `first` on the ranks of a GPU. */
+static ls_status launch_op(cuda_engine *leader, int first, const ls_step *step, int rows, int *n_taken, ls_error *err) {
+    ls_engine *engine = leader->engine;
+    const ls_program *program = engine->program[0];
+    *n_taken = 1;
+    if (engine->config.n_ranks > 1) {
+        return cuda_ranks_launch(leader, first, step, rows, err);
+    }
+    return rows > 0 ? launch_decode(engine, first, rows, n_taken, err)
+                    : prefill_launch(&leader->rank, program->op, program->n_ops, first, step, false, n_taken, err);
+}
+
+/* Every op of the program, by the launchers for decode steps of at most `rows` rows, or (rows = 0) those for any step; on one
+ * GPU, or (leader NULL) on all of them, which take their turns: none has to wait for what another one was not given yet. */
+static ls_status launch_ops(ls_engine *engine, cuda_engine *leader, const ls_step *step, int rows, ls_error *err) {
+    cuda_engine *all = engine_cuda(engine);
     const ls_program *program = engine->program[0];
     for (int first = 0, n_taken = 0; first < program->n_ops; first += n_taken) {
         const ls_op *op = &program->op[first];
-        TRY(cuda_profile_mark(cuda, first, err));
-        ls_status st =
-            rows > 0 ? launch_decode(engine, first, rows, &n_taken, err)
-                     : prefill_launch(&cuda->rank, program->op, program->n_ops, first, step, false, &n_taken, err);
-        if (st < 0) {
-            return error_prefix(err, st, "op %s, layer %d", op_kind_name(op->kind), op->layer);
+        for (int r = all->n_ranks - 1; r >= 0; r--) {
+            cuda_engine *cuda = all->of[r];
+            if (cuda->leader != cuda || (leader != NULL && cuda != leader)) {
+                continue;
+            }
+            TRY(enter(all, cuda, err));
+            TRY(cuda_profile_mark(cuda, first, err));
+            ls_status st = launch_op(cuda, first, step, rows, &n_taken, err);
+            if (st < 0) {
+                return error_prefix(err, st, "op %s, layer %d", op_kind_name(op->kind), op->layer);
+            }
         }
         if (n_taken < 1) {
             return error_set(err, LS_EINTERNAL, "op %s, layer %d: no kernel took it", op_kind_name(op->kind),
                              op->layer);
         }
     }
-    return cuda_profile_mark(cuda, program->n_ops, err);
+    TRY(enter(all, leader != NULL ? leader : all, err));
+    return cuda_profile_mark(leader != NULL ? leader : all, program->n_ops, err);
 }
 
 /* ---- Graphs ---- */
@@ -175,14 +204,13 @@ ls_status cuda_graphs_read(cuda_engine *cuda, const char *sizes, int max_seqs, l
     return LS_OK;
 }
 
-static ls_status capture(ls_engine *engine, int i, ls_error *err) {
-    cuda_engine *cuda = engine_cuda(engine);
+static ls_status capture(cuda_engine *cuda, int i, ls_error *err) {
     const cuda_driver *api = cuda->driver;
     cuda_rank *rank = &cuda->rank;
     CUgraph graph = NULL;
     TRY(cuda_check(rank, api->cuStreamBeginCapture(rank->stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL),
                    "capturing a step", err));
-    ls_status st = launch_ops(engine, NULL, cuda->graph_rows[i], err);
+    ls_status st = launch_ops(cuda->engine, cuda, NULL, cuda->graph_rows[i], err);
     CUresult rc = api->cuStreamEndCapture(rank->stream, &graph); /* in any case: it ends the stream's capturing */
     TRY(st);
     TRY(cuda_check(rank, rc, "capturing a step", err));
@@ -192,14 +220,12 @@ static ls_status capture(ls_engine *engine, int i, ls_error *err) {
     return cuda_check(rank, api->cuGraphUpload(cuda->graph[i], rank->stream), "putting a graph on the device", err);
 }
 
-ls_status cuda_graphs_capture(ls_engine *engine, ls_error *err) {
-    cuda_engine *cuda = engine_cuda(engine);
+ls_status cuda_graphs_capture(cuda_engine *cuda, ls_error *err) {
     int64_t start = clock_ns();
     for (int i = 0; i < cuda->n_graphs; i++) {
-        TRY(capture(engine, i, err));
+        TRY(capture(cuda, i, err));
     }
-    engine->n_graphs = cuda->n_graphs;
-    engine->graphs_us = (clock_ns() - start) / 1000;
+    cuda->graphs_us = (clock_ns() - start) / 1000;
     return cuda_rank_wait(&cuda->rank, "capturing graphs", CUDA_STEP_TIMEOUT_S, err);
 }
 
@@ -211,21 +237,32 @@ static int bucket_of(int n_rows) {
     return bucket;
 }
 
+static ls_status launch_graphs(const cuda_engine *first, int i, ls_error *err) {
+    for (int r = first->n_ranks - 1; r >= 0; r--) {
+        const cuda_engine *cuda = first->of[r];
+        if (cuda->leader == cuda) {
+            TRY(enter(first, cuda, err));
+            TRY(cuda_check(&cuda->rank, cuda->driver->cuGraphLaunch(cuda->graph[i], cuda->rank.stream),
+                           "starting a step's graph", err));
+        }
+    }
+    return LS_OK;
+}
+
 /* Decode-only steps by their graph, or launch by launch where there is none; others by the general kernels. Up to
  * CUDA_MAX_DECODE rows have kernels, and bits, of their own: no larger graph serves them. */
 static ls_status launch_step(ls_engine *engine, const ls_step *step, ls_error *err) {
     cuda_engine *cuda = engine_cuda(engine);
     if (!is_decode_only(step)) {
-        return launch_ops(engine, step, 0, err);
+        return launch_ops(engine, NULL, step, 0, err);
     }
     const bool is_wide = step->n_rows > CUDA_MAX_DECODE;
     for (int i = 0; i < cuda->n_graphs && cuda->profile == NULL; i++) {
         if (cuda->graph_rows[i] >= step->n_rows && (cuda->graph_rows[i] > CUDA_MAX_DECODE) == is_wide) {
-            return cuda_check(&cuda->rank, cuda->driver->cuGraphLaunch(cuda->graph[i], cuda->rank.stream),
-                              "starting a step's graph", err);
+            return launch_graphs(cuda, i, err);
         }
     }
-    return launch_ops(engine, step, is_wide ? step->n_rows : bucket_of(step->n_rows), err);
+    return launch_ops(engine, NULL, step, is_wide ? step->n_rows : bucket_of(step->n_rows), err);
 }
 
 /* ---- Results ---- */
@@ -245,20 +282,30 @@ static bool next_host_rows(const step_batch *batch, int *first, int *last) {
     return *first < *last;
 }
 
-static ls_status copy_results(ls_engine *engine, const step_batch *batch, ls_error *err) {
-    cuda_engine *cuda = engine_cuda(engine);
-    const cuda_driver *api = cuda->driver;
-    const cuda_rank *rank = &cuda->rank;
-    const size_t n_vocab = (size_t)engine->model->spec.n_vocab;
-    size_t words = result_faults(&engine->config) + (size_t)batch->step.n_rows;
-    TRY(copy_words(cuda, rank->drawn, (CUdeviceptr)(uintptr_t)batch->result, words, err));
-    CUdeviceptr logits = (CUdeviceptr)(uintptr_t)rank->bind.buf[BUF_LOGITS];
-    for (int first = 0, last = 0; next_host_rows(batch, &first, &last);) {
+static ls_status copy_logits(ls_engine *engine, int r, const step_batch *batch, ls_error *err) {
+    const cuda_rank *rank = &cuda_of(engine, r)->rank;
+    const size_t n_vocab = (size_t)shard_leaves(engine->model->spec.n_vocab, rank->bind.group).count;
+    const CUdeviceptr logits = (CUdeviceptr)(uintptr_t)rank->bind.buf[BUF_LOGITS];
+    float *to = (float *)(uintptr_t)engine->rank[r].logits;
+    for (int first = 0, last = 0; next_host_rows(batch, &first, &last) && n_vocab > 0;) {
         size_t skipped = (size_t)first * n_vocab, n = (size_t)(last - first) * n_vocab;
         TRY(cuda_check(rank,
-                       api->cuMemcpyDtoHAsync(engine->host.logits + skipped, logits + skipped * sizeof(float),
-                                              n * sizeof(float), rank->stream),
+                       rank->driver->cuMemcpyDtoHAsync(to + skipped, logits + skipped * sizeof(float),
+                                                       n * sizeof(float), rank->stream),
                        "copying logits", err));
+    }
+    return LS_OK;
+}
+
+static ls_status copy_results(ls_engine *engine, const step_batch *batch, ls_error *err) {
+    const cuda_engine *first = engine_cuda(engine);
+    const size_t words = result_faults(&engine->config) + (size_t)batch->step.n_rows;
+    for (int r = first->n_ranks - 1; r >= 0; r--) {
+        cuda_engine *cuda = first->of[r];
+        const CUdeviceptr to = (CUdeviceptr)(uintptr_t)batch_result(batch, &engine->config, r);
+        TRY(enter(first, cuda, err));
+        TRY(copy_words(cuda, cuda->rank.drawn, to, words, err));
+        TRY(copy_logits(engine, r, batch, err));
     }
     return LS_OK;
 }
@@ -276,14 +323,16 @@ static void sample_on_host(void *arg, int i_rank, const ls_team *team) {
     const ls_op *op = &program->op[program->n_ops - 1];
     const host_memory *host = &engine->host;
     ls_bind bind = engine->rank[i_rank].bind;
-    bind.buf[BUF_EDITED] = host->edited;
-    bind.buf[BUF_SLICE] = host->slices;
+    float *logits = (float *)(uintptr_t)engine->rank[i_rank].logits;
+    ls_sample_part *offers = (ls_sample_part *)(uintptr_t)engine->rank[i_rank].offers;
+    bind.buf[BUF_EDITED] = (float *)host->edited + (size_t)engine->config.n_threads * (size_t)op->sample.vocab_first;
+    bind.buf[BUF_SLICE] = (ls_sample_part *)host->slices + (size_t)engine->config.n_threads * (size_t)i_rank;
     for (int first = 0, last = 0; next_host_rows(draw->batch, &first, &last);) {
         ls_step step = draw->batch->step;
         step.n_out = last - first;
         step.sample += first;
-        bind.buf[BUF_LOGITS] = host->logits + (int64_t)first * op->sample.vocab_count;
-        bind.buf[BUF_SAMPLE] = host->offers + first;
+        bind.buf[BUF_LOGITS] = logits + (int64_t)first * op->sample.vocab_count;
+        bind.buf[BUF_SAMPLE] = offers + first;
         cpu_ref_ops.fn[OP_SAMPLE](op, program->n_ops - 1, &bind, &step, team);
         if (!team_wait(team)) {
             return;
@@ -291,49 +340,80 @@ static void sample_on_host(void *arg, int i_rank, const ls_team *team) {
     }
 }
 
+/* A row that was drawn on the device, as `sample` would offer it; its value is compared with no other, since rank 0 alone has
+ * an offer. */
+static void offer_drawn(const ls_engine *engine, const step_batch *batch, int i) {
+    for (int r = 0; r < engine->config.n_ranks; r++) {
+        ls_sample_part *offer = (ls_sample_part *)(uintptr_t)&engine->rank[r].offers[i];
+        const int32_t token = r == 0 ? batch->result[i] : -1;
+        offer->drawn_id = token;
+        offer->n_best = token >= 0 && batch->step.sample[i].temperature == 0.0F;
+        offer->best[0] = (ls_candidate){0.0F, token};
+        offer->n_top = 0;
+    }
+}
+
 static void read_results(ls_engine *engine, const step_batch *batch) {
     bool any_on_host = false;
     for (int i = 0; i < batch->step.n_out; i++) {
-        ls_sample_part *offer = &engine->host.offers[i];
-        int32_t token = batch->result[i];
         if (batch->output[i].on_host) {
             any_on_host = true;
-        } else { /* as `sample` would offer it; its value is compared with no other */
-            offer->drawn_id = token;
-            offer->n_best = token >= 0 && batch->step.sample[i].temperature == 0.0F;
-            offer->best[0] = (ls_candidate){0.0F, token};
-            offer->n_top = 0;
+        } else {
+            offer_drawn(engine, batch, i);
         }
     }
     if (any_on_host) {
         rank_group_run(engine->group, sample_on_host, &(host_draw){engine, batch});
     }
-    engine->host.fault[0] = batch_faults(batch, &engine->config);
+    for (int r = 0; r < engine->config.n_ranks; r++) {
+        engine->host.fault[r] = batch_faults(batch, &engine->config, r);
+    }
 }
 
 /* ---- A step ---- */
 
-/* All of it goes to one stream: the input, the ops, the results' way back. So a step that was submitted before its
+/* On every GPU. A rank that waited in vain for another is told rather than what came of it; that is known before the step
+ * ends where a GPU does not come to its end. */
+static ls_status wait_for_step(ls_engine *engine, const step_batch *batch, ls_error *err) {
+    const cuda_engine *first = engine_cuda(engine);
+    ls_status st = LS_OK;
+    for (int r = 0; r < first->n_ranks && st == LS_OK; r++) {
+        const cuda_engine *cuda = first->of[r];
+        if (cuda->leader == cuda) {
+            TRY(cuda_rank_enter(&cuda->rank, err));
+            st = cuda_rank_wait_event(&cuda->rank, cuda->done[batch - engine->batch], "a step", CUDA_STEP_TIMEOUT_S,
+                                      err);
+        }
+    }
+    const ls_status waited = cuda_ranks_check(engine, err);
+    return waited != LS_OK ? waited : st;
+}
+
+/* All of it goes to a GPU's one stream: the input, the ops, the results' way back. So a step that was submitted before its
  * predecessor was collected finds the device's copy of the input, the drawn tokens and the faults free for it; only the
  * host's ends of the copies are the batch's own. */
 ls_status cuda_submit(ls_engine *engine, step_batch *batch, ls_error *err) {
-    cuda_engine *cuda = engine_cuda(engine);
-    cuda_rank *rank = &cuda->rank;
-    CUevent done = cuda->done[batch - engine->batch];
-    TRY(cuda_rank_enter(rank, err));                                           /* any thread may drive the engine */
-    TRY(cuda_rank_wait_event(rank, done, "a step", CUDA_STEP_TIMEOUT_S, err)); /* one that nobody collected */
+    cuda_engine *first = engine_cuda(engine);
+    const ptrdiff_t i = batch - engine->batch;
+    TRY(wait_for_step(engine, batch, err));  /* one that nobody collected */
+    TRY(cuda_rank_enter(&first->rank, err)); /* any thread may drive the engine */
     TRY(copy_in_step(engine, batch, &batch->step, batch->output, err));
-    cuda_profile_begin(cuda);
+    cuda_profile_begin(first);
     TRY(launch_step(engine, &batch->step, err));
     TRY(copy_results(engine, batch, err));
-    return cuda_check(rank, cuda->driver->cuEventRecord(done, rank->stream), "starting a step", err);
+    for (int r = first->n_ranks - 1; r >= 0; r--) {
+        cuda_engine *cuda = first->of[r];
+        if (cuda->leader == cuda) {
+            TRY(enter(first, cuda, err));
+            TRY(cuda_check(&cuda->rank, cuda->driver->cuEventRecord(cuda->done[i], cuda->rank.stream),
+                           "starting a step", err));
+        }
+    }
+    return LS_OK;
 }
 
 ls_status cuda_collect(ls_engine *engine, step_batch *batch, ls_error *err) {
-    cuda_engine *cuda = engine_cuda(engine);
-    CUevent done = cuda->done[batch - engine->batch];
-    TRY(cuda_rank_enter(&cuda->rank, err));
-    TRY(cuda_rank_wait_event(&cuda->rank, done, "a step", CUDA_STEP_TIMEOUT_S, err));
+    TRY(wait_for_step(engine, batch, err));
     TRY(cuda_profile_end(engine, batch, err));
     read_results(engine, batch);
     return LS_OK;

@@ -197,8 +197,10 @@ static ls_status place_memory(ls_engine *engine, ls_error *err) {
         TRY(rank_memory_place(rank, config, engine->program[r], &engine->rank_arena[r], err));
         rank->bind.isa = engine->isa;
         if (config->on_device) {
-            rank->logits = engine->host.logits;
-            rank->offers = engine->host.offers;
+            const size_t n_out = (size_t)config->n_out_max;
+            const shard_range vocab = shard_leaves(engine->model->spec.n_vocab, rank->bind.group);
+            rank->logits = engine->host.logits + n_out * (size_t)vocab.first;
+            rank->offers = engine->host.offers + n_out * (size_t)r;
             rank->trace = engine->host.device_trace;
             continue;
         }
@@ -381,21 +383,50 @@ fail:
     return st;
 }
 
+/* "0", "0,1", ...: numbers of GPUs. */
+static bool read_device_list(device_choice *choice, const char *text) {
+    for (;;) {
+        char *end;
+        const long device = strtol(text, &end, 10);
+        if (*text < '0' || *text > '9' || device > 999 || choice->n_devices == LS_MAX_RANKS) {
+            return false;
+        }
+        choice->device[choice->n_devices++] = (int)device;
+        if (*end != ',') {
+            return *end == '\0';
+        }
+        text = end + 1;
+    }
+}
+
 ls_status device_choice_read(device_choice *out, const char *text, ls_error *err) {
-    int n = 0;
     device_choice choice = {.may_be_cuda = true, .may_be_cpu = true};
     if (text == NULL || strcmp(text, "auto") == 0) {
         *out = choice;
         return LS_OK;
     }
-    choice.may_be_cuda = strncmp(text, "cuda", 4) == 0;
+    const bool prefixed = strncmp(text, "cuda:", 5) == 0, listed = prefixed || (*text >= '0' && *text <= '9');
     choice.may_be_cpu = strcmp(text, "cpu") == 0;
-    bool numbered = choice.may_be_cuda && sscanf(text, "cuda:%3d%n", &choice.ordinal, &n) == 1 && text[n] == '\0' &&
-                    choice.ordinal >= 0;
-    if (!choice.may_be_cpu && !numbered && strcmp(text, "cuda") != 0) {
-        return error_set(err, LS_EINVAL, "--device %s: must be auto, cpu, cuda or cuda:N", text);
+    choice.may_be_cuda = !choice.may_be_cpu;
+    if (listed ? !read_device_list(&choice, prefixed ? text + 5 : text)
+               : !choice.may_be_cpu && strcmp(text, "cuda") != 0) {
+        return error_set(
+            err, LS_EINVAL,
+            "--device %s: must be auto, cpu, cuda or cuda:N; or --devices 0,1,... with a GPU for each rank, "
+            "%d at most",
+            text, LS_MAX_RANKS);
     }
+    choice.ordinal = device_of_rank(&choice, 0);
     *out = choice;
+    return LS_OK;
+}
+
+ls_status device_choice_ranks(ls_engine_params *params, ls_error *err) {
+    device_choice choice;
+    TRY(device_choice_read(&choice, params->device, err));
+    if (params->tensor_parallel_size == 0 && choice.n_devices > 1) {
+        params->tensor_parallel_size = choice.n_devices;
+    }
     return LS_OK;
 }
 
@@ -439,6 +470,7 @@ ls_status ls_engine_open(ls_model *model, const ls_engine_params *params, ls_eng
     device_choice choice;
     memcpy(&known, params, params->struct_size);
     TRY(device_choice_read(&choice, known.device, err));
+    TRY(device_choice_ranks(&known, err));
     TRY(host_device_check(&choice, &known, err));
     ls_error why = {0};
     ls_status st = choice.may_be_cuda ? open_on_gpu(model, &known, &choice, out, &why) : LS_IDLE;

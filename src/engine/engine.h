@@ -99,13 +99,16 @@ typedef struct step_batch {
     step_output *output;           /* [n_out_max] */
     int64_t submitted_ns;
     int64_t exchange_ns; /* that rank 0's exchanges took, where somebody measures it */
-    /* Of ranks on devices, rank 0's: */
-    void *image;     /* [step_image_bytes] the step as it is copied there */
-    int32_t *result; /* [result_words] its results as they come back */
+    /* Of ranks on devices: */
+    void *image;     /* [step_image_bytes] the step as it is copied there, the same for all */
+    int32_t *result; /* [n_ranks][result_words] their results as they come back */
 } step_batch;
 
-static inline atomic_int *batch_faults(const step_batch *batch, const engine_config *config) {
-    return (atomic_int *)(batch->result + result_faults(config));
+static inline int32_t *batch_result(const step_batch *batch, const engine_config *config, int rank) {
+    return batch->result + (size_t)rank * result_words(config);
+}
+static inline atomic_int *batch_faults(const step_batch *batch, const engine_config *config, int rank) {
+    return (atomic_int *)(batch_result(batch, config, rank) + result_faults(config));
 }
 
 typedef struct engine_stats {

@@ -1,7 +1,7 @@
 /* See memory_plan.h. */
 #include "engine/memory_plan.h"
 
-#include "backend/cuda/kern/step.h"
+#include "backend/cuda/kern/exchange_args.h"
 #include "engine/engine.h"
 
 const char *memory_tag_name(memory_tag tag) {
@@ -47,6 +47,12 @@ static ls_status place_on_device(rank_memory *out, const engine_config *config, 
     TRY(arena_take(arena, MEM_STEP, COUNTERS * sizeof(uint32_t), &out->counters, err));
     TRY(arena_take(arena, MEM_STEP, result_words(config) * sizeof *out->result, &out->result, err));
     out->bind.fault = (atomic_int *)(out->result + result_faults(config));
+    if (config->n_ranks > 1) {
+        const size_t box_bytes = (size_t)exchange_layout_of(spec->d_model, config->n_out_max).bytes;
+        const size_t n_epochs = (size_t)exchange_epochs(config->n_out_max);
+        TRY(arena_take(arena, MEM_EXCHANGE, n_epochs * sizeof(uint32_t), &out->epochs, err));
+        TRY(config->staged ? LS_OK : arena_take(arena, MEM_EXCHANGE, box_bytes, &out->box, err));
+    }
     return arena_take(arena, MEM_ACTIVATIONS, config->workspace_bytes, &out->workspace, err);
 }
 
@@ -111,20 +117,38 @@ ls_status rank_memory_place(rank_memory *out, const engine_config *config, const
                : trace_place(&out->trace, config->n_threads, config->trace_events, arena, MEM_TRACE, err);
 }
 
+/* What ranks on devices exchange by way of the host. */
+static ls_status place_stage(host_memory *out, const engine_config *config, const ls_spec *spec, ls_arena *arena,
+                             ls_error *err) {
+    const size_t box_bytes = (size_t)exchange_layout_of(spec->d_model, config->n_out_max).bytes;
+    const size_t part_bytes = 2 * LS_LEAVES * (size_t)config->m_max * (size_t)spec->d_model * sizeof(float);
+    if (config->n_ranks == 1) {
+        return LS_OK;
+    }
+    TRY(arena_take(arena, MEM_EXCHANGE, LS_MAX_RANKS * sizeof *out->stuck, &out->stuck, err));
+    for (int r = 0; r < config->n_ranks && config->staged; r++) {
+        TRY(arena_take(arena, MEM_EXCHANGE, box_bytes, &out->box[r], err));
+        TRY(arena_take(arena, MEM_EXCHANGE, part_bytes, &out->staged[r], err));
+    }
+    return LS_OK;
+}
+
 /* The host's side of ranks on devices. */
 static ls_status place_beside_device(host_memory *out, const engine_config *config, const ls_program *program,
                                      ls_arena *arena, ls_error *err) {
-    const size_t v = (size_t)program->spec->n_vocab, ring_bytes = load_ring_bytes(program);
+    const size_t v = (size_t)program->spec->n_vocab, n_ranks = (size_t)config->n_ranks;
+    const size_t ring_bytes = n_ranks * load_ring_bytes(program);
     const size_t n_out = (size_t)config->n_out_max, n_threads = (size_t)config->n_threads;
     const size_t logits_bytes = n_out * v * sizeof *out->logits;
     TRY(arena_take(arena, MEM_LOGITS, logits_bytes > ring_bytes ? logits_bytes : ring_bytes, &out->logits, err));
     out->ring = (uint8_t *)out->logits;
-    TRY(arena_take(arena, MEM_LOGITS, n_out * sizeof *out->offers, &out->offers, err));
+    TRY(arena_take(arena, MEM_LOGITS, n_ranks * n_out * sizeof *out->offers, &out->offers, err));
+    TRY(place_stage(out, config, program->spec, arena, err));
     TRY(arena_take(arena, MEM_LOGITS, n_threads * v * sizeof(float), &out->edited, err));
     if (config->trace_events > 0) {
         TRY(trace_place(&out->device_trace, 1, config->trace_events, arena, MEM_TRACE, err));
     }
-    return arena_take(arena, MEM_LOGITS, n_threads * sizeof(ls_sample_part), &out->slices, err);
+    return arena_take(arena, MEM_LOGITS, n_ranks * n_threads * sizeof(ls_sample_part), &out->slices, err);
 }
 
 static ls_status place_batch(step_batch *batch, const engine_config *config, ls_arena *arena, ls_error *err) {
@@ -139,7 +163,8 @@ static ls_status place_batch(step_batch *batch, const engine_config *config, ls_
     TRY(arena_take(arena, MEM_STEP, n_out * sizeof *batch->output, &batch->output, err));
     if (config->on_device) {
         TRY(arena_take(arena, MEM_STEP, step_image_bytes(config), &batch->image, err));
-        TRY(arena_take(arena, MEM_STEP, result_words(config) * sizeof *batch->result, &batch->result, err));
+        TRY(arena_take(arena, MEM_STEP, (size_t)config->n_ranks * result_words(config) * sizeof *batch->result,
+                       &batch->result, err));
     }
     return LS_OK;
 }

@@ -49,6 +49,7 @@ typedef struct engine_config {
     int n_pages;
     bool prefix_cache;      /* pages are remembered, and used again */
     bool on_device;         /* ranks have memory that the host cannot look into */
+    bool staged;            /* ranks on devices exchange through the host's memory */
     bool runs_ahead;        /* steps may be submitted while the one before them runs: two batches */
     size_t workspace_bytes; /* scratch of the kernels of a device */
     int trace_events;       /* kept for each thread; 0: no trace */
@@ -63,8 +64,9 @@ typedef struct rank_memory {
     const ls_sample_part *offers; /* [n_out_max] */
     /* Ranks on devices, addresses there: */
     void *step, *counters, *workspace;
-    int32_t *result;  /* [result_words]: tokens drawn on the device, then faults */
-    trace_row *trace; /* [n_threads], one of a device, or NULL */
+    void *box, *epochs; /* of several: backend/cuda/kern/exchange_args.h */
+    int32_t *result;    /* [result_words]: tokens drawn on the device, then faults */
+    trace_row *trace;   /* [n_threads], one of a device, or NULL */
 } rank_memory;
 
 struct step_batch;
@@ -80,11 +82,14 @@ typedef struct host_memory {
     float *far_logits[LS_MAX_RANKS];
     ls_sample_part *far_offers[LS_MAX_RANKS];
     ls_candidate *candidate; /* [V] sampler scratch */
-    /* With ranks on devices, rank 0's: */
-    float *logits; /* [n_out_max][V] rows that were asked for */
+    /* With ranks on devices, theirs one behind the other: */
+    float *logits; /* [n_out_max][V_loc] rows that were asked for */
     uint8_t *ring; /* [load_ring_bytes] the same place, until the first step */
     ls_sample_part *offers;
-    void *edited, *slices; /* BUF_EDITED, BUF_SLICE of the host's sampler */
+    void *edited, *slices;    /* BUF_EDITED, BUF_SLICE of the host's sampler */
+    volatile uint64_t *stuck; /* [n_ranks] exchange_args.h */
+    void *box[LS_MAX_RANKS];  /* with config.staged: theirs, and copies of their BUF_PART */
+    float *staged[LS_MAX_RANKS];
     trace_row *device_trace;
     trace_row *trace; /* the engine's own row, or NULL */
 } host_memory;

@@ -36,8 +36,12 @@ static void planned_deinit(planned *plan) {
 }
 
 #ifdef LS_CUDA
-static ls_status find_gpu(const ls_engine_params *params, int ordinal, gpu_memory *out, ls_error *err) {
-    return cuda_find_memory(params, ordinal, out, err);
+static ls_status find_gpu(const ls_engine_params *params, const device_choice *choice, gpu_memory *out, ls_error *err) {
+    const int n_ranks = params->tensor_parallel_size;
+    if (n_ranks < 0 || n_ranks > LS_MAX_RANKS) { /* plan_again says more */
+        return LS_OK;
+    }
+    return cuda_find_memory(params, choice, n_ranks > 0 ? n_ranks : 1, out, err);
 }
 
 static ls_status check_for_gpu(const engine_config *config, const ls_engine_params *params, ls_error *err) {
@@ -48,8 +52,8 @@ static ls_status complete_for_gpu(planned *plan, const ls_engine_params *params,
     return cuda_config_complete(&plan->config, plan->program[0], params, &plan->gpu, err);
 }
 #else
-static ls_status find_gpu(const ls_engine_params *params, int ordinal, gpu_memory *out, ls_error *err) {
-    (void)params, (void)ordinal, (void)out;
+static ls_status find_gpu(const ls_engine_params *params, const device_choice *choice, gpu_memory *out, ls_error *err) {
+    (void)params, (void)choice, (void)out;
     return error_set(err, LS_EUNSUPPORTED,
                      "--device cuda: this program was built without CUDA; build it where make finds nvcc");
 }
@@ -71,7 +75,7 @@ static ls_status plan_device(planned *plan, const ls_engine_params *params, bool
     device_choice choice;
     TRY(device_choice_read(&choice, params->device, err));
     plan->on_gpu = !choice.may_be_cpu;
-    return plan->on_gpu && with_memory ? find_gpu(params, choice.ordinal, &plan->gpu, err) : LS_OK;
+    return plan->on_gpu && with_memory ? find_gpu(params, &choice, &plan->gpu, err) : LS_OK;
 }
 
 /* The programs depend on ranks and formats alone: a plan that has them is made again without. */
@@ -94,7 +98,7 @@ static ls_status known_params(const ls_engine_params *params, ls_engine_params *
     TRY(check_struct_size("ls_engine_params", params->struct_size, sizeof *params, err));
     *known = (ls_engine_params){0};
     memcpy(known, params, params->struct_size);
-    return LS_OK;
+    return device_choice_ranks(known, err);
 }
 
 static void fill_report(ls_plan_report *report, const planned *plan, const ls_spec *spec,
@@ -197,7 +201,7 @@ ls_status ls_plan_get_gpu_budget(const ls_engine_params *params, ls_plan_budget 
     TRY(ls_plan_get_budget(plan.gpu.total_bytes, known.gpu_memory_utilization, 1, &budget, err));
     budget.struct_size = out->struct_size;
     budget.used_by_others_bytes = plan.gpu.used_bytes;
-    budget.budget_bytes -= plan.gpu.used_bytes;
+    budget.budget_bytes = (budget.budget_bytes - plan.gpu.used_bytes) / (plan.gpu.n_ranks > 1 ? plan.gpu.n_ranks : 1);
     memcpy(out, &budget, out->struct_size < sizeof budget ? out->struct_size : sizeof budget);
     return LS_OK;
 }

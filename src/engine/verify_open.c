@@ -81,6 +81,12 @@ static ls_status open_sized(ls_model *model, const ls_engine_params *given, cons
         sized.device = "cpu";
     }
     ls_status st = ls_engine_open(model, &sized, engine, err);
+    if (st == LS_OK && (*engine)->config.on_device && (*engine)->config.n_ranks > 1) {
+        return error_set(
+            err, LS_EUNSUPPORTED,
+            "verify: the %s engine has %d ranks on GPUs: it runs ops of one; leave --tensor-parallel-size at 1", which,
+            (*engine)->config.n_ranks);
+    }
     return st < 0 ? error_prefix(err, st, "the %s engine", which) : LS_OK;
 }
 

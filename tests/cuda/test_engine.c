@@ -411,8 +411,6 @@ static void errors_name_the_cause(void **state) {
     ASSERT_FAILS(ls_engine_open(model, &params, &engine, &err), &err, LS_ENOMEM, "the plan needs", "free");
     params = (ls_engine_params)LS_ENGINE_PARAMS_INIT;
     params.device = "cuda";
-    params.tensor_parallel_size = 2;
-    ASSERT_FAILS(ls_engine_open(model, &params, &engine, &err), &err, LS_EUNSUPPORTED, "--tensor-parallel-size 2");
     assert_null(engine);
     ls_model_close(&model);
 }

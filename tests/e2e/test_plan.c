@@ -323,7 +323,11 @@ static void a_gpu_that_is_not_here(void **state) {
         return;
     }
     EXPECT_TOOL("plan Qwen/Qwen3-4B --device cuda --device-memory 24G", 0, "GPU, 1 rank", "pinned",
-                "assumed: the GPU is not here", "0.60 GB used by the driver and others", "fits, ", "GPUs run one rank");
+                "assumed: the GPU is not here", "0.60 GB used by the driver and others", "fits, ");
+    EXPECT_TOOL("plan Qwen/Qwen3-4B -tp 2 --device cuda --device-memory 24G", 0, "GPU, 2 ranks", "rank 1", "exchange");
+    EXPECT_TOOL("plan Qwen/Qwen3-4B --devices 0,0 --device-memory 24G", 0, "GPU, 2 ranks",
+                "Budget of a rank: 10.50 GB");
+    EXPECT_TOOL("plan Qwen/Qwen3-4B -tp 2 --devices 0,0,0 --device-memory 24G", 2, "names 3 GPUs for 2 ranks");
     json_t *plan = tool_json("plan Qwen/Qwen3-4B --device cuda --device-memory 24G", 0);
     const json_t *rank = json_array_get(json_object_get(plan, "rank_bytes"), 0);
     assert_string_equal(json_string_value(json_object_get(plan, "device")), "cuda");

@@ -25,9 +25,12 @@ static void words_of_device(void **state) {
         const char *text;
         bool cuda, cpu;
         int ordinal;
-    } good[] = {{NULL, true, true, 0},    {"auto", true, true, 0},    {"cpu", false, true, 0},
-                {"cuda", true, false, 0}, {"cuda:0", true, false, 0}, {"cuda:12", true, false, 12}};
-    static const char *const bad[] = {"", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1x", "CPU", "cudas", "cpu:0"};
+    } good[] = {{NULL, true, true, 0},    {"auto", true, true, 0},      {"cpu", false, true, 0},
+                {"cuda", true, false, 0}, {"cuda:0", true, false, 0},   {"cuda:12", true, false, 12},
+                {"1,0", true, false, 1},  {"cuda:3,3", true, false, 3}, {"7", true, false, 7}};
+    static const char *const bad[] = {"",      "gpu",   "cuda:", "cuda:x", "cuda:-1", "cuda:1x", "CPU",
+                                      "cudas", "cpu:0", "0,",    ",0",     "0,,1",    "0,x",     "0,1,2,3,4,5,6,7,0",
+                                      "1000",  "cuda,1"};
     device_choice choice;
     ls_error err = {0};
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
@@ -211,9 +214,37 @@ static void plans_for_gpus(void **state) {
     assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_OK);
     assert_true(plan.n_pages >= (fit.largest_num_seqs - 1) * LEN / LS_PAGE_TOKENS);
 
-    params.tensor_parallel_size = 2;
+    /* Ranks: each has about its part of the weights, and all fit on their GPU, or on the one that they share. */
+    const int64_t weights = plan.rank_bytes[0][LS_MEMORY_WEIGHTS];
+    params.max_num_seqs = 256;
+    for (int shared = 0; shared < 2; shared++) {
+        params.device = shared ? "0,0,0,0" : "cuda";
+        params.tensor_parallel_size = shared ? 0 : 4;
+        assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_OK);
+        assert_int_equal(ls_plan_get_gpu_budget(&params, &budget, &err), LS_OK);
+        assert_int_equal(budget.budget_bytes, (gpu / 10 * 9 - 600000000) / (shared ? 4 : 1));
+        assert_int_equal(plan.n_ranks, 4);
+        for (int r = 0; r < 4; r++) {
+            used = 0;
+            for (int kind = 0; kind < LS_MEMORY_KINDS; kind++) {
+                used += plan.rank_bytes[r][kind];
+            }
+            assert_true(used <= budget.budget_bytes && plan.rank_bytes[r][LS_MEMORY_WEIGHTS] < weights / 4 * 21 / 20 &&
+                        plan.rank_bytes[r][LS_MEMORY_EXCHANGE] > plan.rank_bytes[r][LS_MEMORY_ROPE]);
+        }
+    }
+    params.device = "0,1";
+    params.tensor_parallel_size = 4;
+    assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_EINVAL);
+    assert_non_null(strstr(err.text, "names 2 GPUs for 4 ranks"));
+    params.device = "cuda";
+    params.exchange = "nccl";
     assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_EUNSUPPORTED);
-    assert_non_null(strstr(err.text, "GPUs run one rank"));
+    assert_non_null(strstr(err.text, "--exchange nccl"));
+    params.exchange = "host"; /* boxes are the host's then */
+    assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_OK);
+    assert_true(plan.shared_bytes[LS_MEMORY_EXCHANGE] > 4 * plan.rank_bytes[0][LS_MEMORY_EXCHANGE]);
+    params.exchange = NULL;
     params.tensor_parallel_size = 1;
     params.quantization = LS_QUANTIZATION_W8A8;
     assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_EUNSUPPORTED);

@@ -1,5 +1,5 @@
 /*
- * The CUDA back end: one rank on one GPU. The driver API by dlopen, kernels as embedded cubins, everything loaded before the
+ * The CUDA back end: ranks on GPUs. The driver API by dlopen, kernels as embedded cubins, everything loaded before the
  * first step.
  *
  *   driver.[ch]     libcuda.so.1 by dlopen: a struct of function pointers                    knows nothing of models
@@ -8,6 +8,7 @@
  *   prefill.c       launches the ops of any other step, decode-only steps of more rows among them; kern/prefill_*.cu, matmuls by decode's kernels (few rows) or
  *                   cuBLASLt (cublaslt.c), attention on Hopper by flash.c
  *   wide.c          launches matmuls of 17 rows and more on Hopper; kern/wide.cu
+ *   exchange.[ch]   launches what joins ranks; kern/exchange.cu
  *   load.c          launches what converts weights, or makes them up; kern/load.cu
  *   measure.[ch]    what the device can do: reads, copies, launches, matmuls; nvml.[ch] its clocks and health
  *
@@ -75,6 +76,7 @@ typedef struct cuda_rank {
         overlap; /* kernels that know how begin while the one before them ends (programmatic dependent launch); only with the
                      chip's own code for sm_90 and later: PTX for older chips does not wait */
     CUfunction *decode_fn, *prefill_fn;
+    bool borrowed;                    /* context, stream and modules are another rank's: cuda_rank_open_beside */
     const char *launched[CUDA_NOTED]; /* names of the first kernels since n_launched was set to 0, for verify */
     int n_launched;
 } cuda_rank;
@@ -114,6 +116,9 @@ ls_status decode_launch_attn(cuda_rank *rank, const ls_op *op, int first, bool w
 ls_status decode_launch_norm(cuda_rank *rank, const ls_op *op, int first, int n_rows, ls_error *err);
 /* How many nodes of the leaf tree decode's out and ffn_out leave. */
 int decode_row_nodes(const cuda_rank *rank, const ls_op *op);
+/* How many offers `sample` leaves for each output row in the workspace (decode_sample_part, ids within the rank's
+ * vocabulary), beside the drawn token. */
+int decode_sample_slices(const ls_op *op);
 
 /* ---- prefill.c: kern/prefill_*.cu ---- */
 
@@ -126,6 +131,8 @@ ls_status prefill_prepare(cuda_rank *rank, const ls_op *op, int n_ops, ls_error 
 /* The same for steps with any number of rows; `step` (host memory) says how many. `alone`: as in decode_how. */
 ls_status prefill_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, bool alone,
                          int *n_taken, ls_error *err);
+/* How many nodes of the leaf tree out or ffn_out (op) leaves for the exchange in such a step. */
+int prefill_row_nodes(const cuda_rank *rank, const ls_op *op, const ls_step *step);
 /* The same for steps of at most n_rows (up to CUDA_MAX_WIDE) rows, each the last of its sequence, and n_out output rows: as
  * decode_launch's, these launches read the step's own counts in device memory and can be captured. */
 ls_status prefill_launch_decode(cuda_rank *rank, const ls_op *op, int n_ops, int first, int n_rows, int n_out,
@@ -150,6 +157,8 @@ ls_status cuda_rank_facts(cuda_rank *rank, const cuda_driver *driver, int ordina
  * kernels. `generic`: the kernels that unknown chips run, which the driver compiles. The driver is borrowed. *rank may be
  * closed whatever came of it. LS_ENOTFOUND: no such device; LS_EUNSUPPORTED: no kernels for its chip. */
 ls_status cuda_rank_open(cuda_rank *rank, const cuda_driver *driver, int ordinal, bool generic, ls_error *err);
+/* Another rank on the device of `first`, which outlives it: context, stream and kernels are the same. */
+void cuda_rank_open_beside(cuda_rank *rank, const cuda_rank *first);
 void cuda_rank_close(cuda_rank *rank); /* accepts a zeroed one */
 /* Makes the rank's context the calling thread's. */
 ls_status cuda_rank_enter(const cuda_rank *rank, ls_error *err);

@@ -157,7 +157,17 @@ ls_status cuda_rank_open(cuda_rank *rank, const cuda_driver *driver, int ordinal
     return load_kernels(rank, prefill_kernel_names, n_prefill_kernels, &rank->prefill_fn, err);
 }
 
+void cuda_rank_open_beside(cuda_rank *rank, const cuda_rank *first) {
+    *rank = *first;
+    rank->borrowed = true;
+    rank->n_launched = 0;
+}
+
 void cuda_rank_close(cuda_rank *rank) {
+    if (rank->borrowed) {
+        *rank = (cuda_rank){0};
+        return;
+    }
     if (rank->context != NULL) {
         const cuda_driver *cuda = rank->driver;
         cuda->cuCtxSetCurrent(rank->context);

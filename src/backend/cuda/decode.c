@@ -420,6 +420,10 @@ static ls_status launch_attn(cuda_rank *rank, const ls_op *op, const ls_op *befo
 
 /* ---- Sampling ---- */
 
+int decode_sample_slices(const ls_op *op) {
+    return at_least_one(at_most(ceil_div(op->sample.vocab_count, 4 * DECODE_SAMPLE_THREADS), DECODE_SAMPLE_BLOCKS));
+}
+
 static ls_status launch_sample(cuda_rank *rank, const ls_op *op, int m_bucket, ls_error *err) {
     const op_sample *a = &op->sample;
     decode_sample_args args = {.step = device(rank->step),
@@ -429,9 +433,8 @@ static ls_status launch_sample(cuda_rank *rank, const ls_op *op, int m_bucket, l
                                .drawn = device(rank->drawn),
                                .n_vocab = a->vocab_count,
                                .vocab_first = a->vocab_first};
-    const int slices = at_most(ceil_div(a->vocab_count, 4 * DECODE_SAMPLE_THREADS), DECODE_SAMPLE_BLOCKS);
-    return launch(rank, KERNEL_SAMPLE, (unsigned)(slices > 0 ? slices : 1), (unsigned)m_bucket, 1,
-                  DECODE_SAMPLE_THREADS, 0, &args, err);
+    return launch(rank, KERNEL_SAMPLE, (unsigned)decode_sample_slices(op), (unsigned)m_bucket, 1, DECODE_SAMPLE_THREADS,
+                  0, &args, err);
 }
 
 /* ---- All ops ---- */

@@ -25,6 +25,7 @@
     X(cuDevicePrimaryCtxRetain)                                                                                        \
     X(cuDevicePrimaryCtxRelease)                                                                                       \
     X(cuCtxSetCurrent)                                                                                                 \
+    X(cuCtxEnablePeerAccess)                                                                                           \
     X(cuMemGetInfo)                                                                                                    \
     X(cuMemAlloc)                                                                                                      \
     X(cuMemFree)                                                                                                       \
@@ -37,6 +38,7 @@
     X(cuMemcpyHtoDAsync)                                                                                               \
     X(cuMemcpyDtoHAsync)                                                                                               \
     X(cuMemcpyDtoDAsync)                                                                                               \
+    X(cuMemcpyPeerAsync)                                                                                               \
     X(cuMemsetD8Async)                                                                                                 \
     X(cuMemsetD2D32Async)                                                                                              \
     X(cuStreamCreate)                                                                                                  \

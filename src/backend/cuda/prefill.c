@@ -632,6 +632,10 @@ static int nodes_of(const cuda_rank *rank, const ls_op *op, const ls_step *step,
     return fits ? cut.n : 1;
 }
 
+int prefill_row_nodes(const cuda_rank *rank, const ls_op *op, const ls_step *step) {
+    return nodes_of(rank, op, step, false);
+}
+
 /* out, ffn_out. */
 static ls_status row(cuda_rank *rank, const ls_op *op, int n_nodes, const ls_step *step, ls_error *err) {
     const ls_bind *bind = &rank->bind;

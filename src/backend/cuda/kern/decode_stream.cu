@@ -5,7 +5,7 @@
  * its input is there, so it does it twice: the first time while it waits, on whatever lies in memory, storing nothing, so
  * that instructions and addresses are at hand when it counts.
  */
-#include "backend/cuda/kern/common.cuh"
+#include "backend/cuda/kern/stream.cuh"
 
 extern "C" __global__ void decode_embed(const __grid_constant__ decode_embed_args a) {
     const int m = blockIdx.x;
@@ -41,43 +41,6 @@ extern "C" __global__ void decode_embed(const __grid_constant__ decode_embed_arg
                                             : load_as<KERN_F16>(a.table, row * a.d + i);
         }
         a.y[(int64_t)m * a.d + i] = value;
-    }
-}
-
-/* The same on every thread; `room` is shared memory for 32 floats. */
-DEVICE float block_sum(float value, float *room) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    value = warp_sum(value);
-    if (lane == 0) {
-        room[warp] = value;
-    }
-    __syncthreads();
-    return warp_sum(lane < (int)(blockDim.x / 32) ? room[lane] : 0.0F);
-}
-
-template <int WIDTH> struct floats { float v[WIDTH]; };
-
-/* From L2, where an earlier kernel's stores are. */
-template <int WIDTH> DEVICE floats<WIDTH> load_floats(const float *p) {
-    floats<WIDTH> out;
-    if (WIDTH == 4) {
-        float4 all = __ldcg(reinterpret_cast<const float4 *>(p));
-        out.v[0] = all.x;
-        out.v[1 % WIDTH] = all.y;
-        out.v[2 % WIDTH] = all.z;
-        out.v[3 % WIDTH] = all.w;
-    } else {
-        out.v[0] = __ldcg(p);
-    }
-    return out;
-}
-
-template <int WIDTH> DEVICE void store_floats(float *p, const floats<WIDTH> &value) {
-    if (WIDTH == 4) {
-        *reinterpret_cast<float4 *>(p) =
-            make_float4(value.v[0], value.v[1 % WIDTH], value.v[2 % WIDTH], value.v[3 % WIDTH]);
-    } else {
-        *p = value.v[0];
     }
 }
 
@@ -127,30 +90,6 @@ template <int WIDTH> DEVICE float exchange_row(const decode_exchange_args &a, in
     return squares;
 }
 
-/* Row `to` of x. Each thread reads what it kept itself. */
-template <int WIDTH>
-DEVICE void norm_row(const decode_exchange_args &a, int to, const float *kept, float scale, bool stores) {
-    for (int i = threadIdx.x * WIDTH; i < a.d; i += blockDim.x * WIDTH) {
-        const int64_t at = (int64_t)to * a.d + i;
-        floats<WIDTH> x = load_floats<WIDTH>(a.norm + i);
-#pragma unroll
-        for (int e = 0; e < WIDTH; e++) {
-            x.v[e] = kept[i + e] * scale * x.v[e];
-        }
-        if (!stores) {
-            continue;
-        }
-        if (WIDTH == 4 && a.dtype != KERN_F32) {
-            static_cast<uint2 *>(a.x)[at / 4] =
-                make_uint2(pair_of(a.dtype, x.v[0], x.v[1 % WIDTH]), pair_of(a.dtype, x.v[2 % WIDTH], x.v[3 % WIDTH]));
-        } else if (WIDTH == 4) {
-            store_floats<WIDTH>(static_cast<float *>(a.x) + at, x);
-        } else {
-            store_as(a.dtype, a.x, at, x.v[0]);
-        }
-    }
-}
-
 enum { MANY_ROWS = 256 }; /* more blocks than run at a time: their input is there when they begin */
 
 /* Shared memory: d floats. */
@@ -162,14 +101,7 @@ extern "C" __global__ void __launch_bounds__(1024) decode_exchange(const __grid_
     if (m >= a.step->n_rows) {
         return;
     }
-    int to = m; /* row of x */
-    if (a.out_rows) {
-        const int32_t *out_row = step_array<int32_t>(a.step, a.step->out_row);
-        to = -1;
-        for (int i = 0; i < a.step->n_out; i++) {
-            to = out_row[i] == m ? i : to;
-        }
-    }
+    const int to = a.out_rows ? output_of_row(a.step, m) : m; /* row of x */
     const bool wide = a.d % 4 == 0;
 #pragma unroll 1
     for (int run = gridDim.x > MANY_ROWS; run < 2; run++) {

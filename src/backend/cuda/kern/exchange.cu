@@ -1,0 +1,300 @@
+/*
+ * The exchange of several ranks, as kernels of their own: between two matmuls of a graph or of plain launches. The protocol is
+ * exchange_args.h's.
+ *
+ * One launch serves all ranks that a GPU has, so that nothing has to run beside it: its blocks are few and resident together,
+ * and what they wait for comes from another GPU, or from their own launch. The order of a GPU's other kernels does not matter.
+ *
+ * exchange_rows: one block a row and rank. Its threads add up the elements of their own nodes (the lower part of the leaf
+ * tree), send them to all others, and wait for theirs; from there on it is decode_exchange, in the same order.
+ */
+#include "backend/cuda/kern/exchange.cuh"
+#include "backend/cuda/kern/stream.cuh"
+
+/* ---- Rows ---- */
+
+enum { RANKS_AT_ONCE = 4 }; /* whose words a thread asks for before it looks at any */
+
+/* This rank's sum of the elements, kept in shared memory and sent to the others. */
+template <int WIDTH>
+DEVICE void send_row(const exchange_rows_args &a, const exchange_member &self, int m, uint32_t epoch, float *kept) {
+    const int rank = self.self.rank, n_ranks = a.group.n_ranks;
+    for (int i = threadIdx.x * WIDTH; i < a.d; i += blockDim.x * WIDTH) {
+        const float *part = self.part + (int64_t)m * a.d + i;
+        floats<WIDTH> node[DECODE_LEAVES];
+#pragma unroll
+        for (int j = 0; j < DECODE_LEAVES / 2; j++) { /* of two ranks at least */
+            if (j < a.n_nodes) {
+                node[j] = load_floats<WIDTH>(part + j * a.node_stride);
+            }
+        }
+        uint64_t word[WIDTH];
+#pragma unroll
+        for (int e = 0; e < WIDTH; e++) {
+            float tree[DECODE_LEAVES];
+#pragma unroll
+            for (int j = 0; j < DECODE_LEAVES; j++) {
+                tree[j] = j < DECODE_LEAVES / 2 && j < a.n_nodes ? node[j].v[e] : 0.0F;
+            }
+            const float sum = leaf_tree(tree, a.n_nodes);
+            kept[i + e] = sum;
+            word[e] = word_of(__float_as_uint(sum), epoch);
+        }
+        for (int n = 1; n < n_ranks; n++) {
+            uint64_t *to = box_words(a.group, (rank + n) % n_ranks, epoch, rank, m) + i;
+            if (WIDTH == 4) {
+                store_peer_words(to, word[0], word[1 % WIDTH]);
+                store_peer_words(to + 2, word[2 % WIDTH], word[3 % WIDTH]);
+            } else {
+                store_peer_word(to, word[0]);
+            }
+        }
+    }
+}
+
+template <int WIDTH> struct row_words { uint64_t v[WIDTH]; };
+
+template <int WIDTH> DEVICE row_words<WIDTH> load_row_words(const uint64_t *from) {
+    row_words<WIDTH> out;
+    if (WIDTH == 4) {
+        const ulonglong2 low = load_peer_words(from), high = load_peer_words(from + 2);
+        out.v[0] = low.x;
+        out.v[1 % WIDTH] = low.y;
+        out.v[2 % WIDTH] = high.x;
+        out.v[3 % WIDTH] = high.y;
+    } else {
+        out.v[0] = load_peer_word(from);
+    }
+    return out;
+}
+
+/* The sum over ranks [first, first + RANKS_AT_ONCE), or all there are, of the elements at i. */
+template <int WIDTH>
+DEVICE floats<WIDTH> add_ranks(const exchange_rows_args &a, const exchange_member &self, int m, int i, int first,
+                               uint32_t epoch, const float *kept, patience &waiting) {
+    const int rank = self.self.rank, n = min(a.group.n_ranks - first, (int)RANKS_AT_ONCE);
+    row_words<WIDTH> word[RANKS_AT_ONCE];
+    int missing;
+    do {
+        missing = -1;
+#pragma unroll
+        for (int j = 0; j < RANKS_AT_ONCE; j++) {
+            if (j < n && first + j != rank) {
+                word[j] = load_row_words<WIDTH>(box_words(a.group, rank, epoch, first + j, m) + i);
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < RANKS_AT_ONCE; j++) {
+#pragma unroll
+            for (int e = 0; e < WIDTH; e++) {
+                if (j < n && first + j != rank && (uint32_t)(word[j].v[e] >> 32) != epoch) {
+                    missing = first + j;
+                }
+            }
+        }
+    } while (missing >= 0 && waiting.again(missing));
+    floats<WIDTH> sum;
+#pragma unroll
+    for (int e = 0; e < WIDTH; e++) {
+        float tree[DECODE_LEAVES];
+#pragma unroll
+        for (int j = 0; j < DECODE_LEAVES; j++) {
+            tree[j] = 0.0F;
+            if (j < RANKS_AT_ONCE && j < n) {
+                tree[j] = first + j == rank ? kept[i + e] : __uint_as_float((uint32_t)word[j % RANKS_AT_ONCE].v[e]);
+            }
+        }
+        sum.v[e] = leaf_tree(tree, n);
+    }
+    return sum;
+}
+
+/* h of the row, kept in shared memory too. Returns this thread's sum of squares. */
+template <int WIDTH>
+DEVICE float receive_row(const exchange_rows_args &a, const exchange_member &self, int m, uint32_t epoch, float *kept) {
+    patience waiting(a.group, self.self, EXCHANGE_STUCK_ROWS);
+    float squares = 0.0F;
+    bool bad = false;
+    for (int i = threadIdx.x * WIDTH; i < a.d; i += blockDim.x * WIDTH) {
+        const int64_t at = (int64_t)m * a.d + i;
+        floats<WIDTH> h, bias;
+        if (!a.init) {
+            h = load_floats<WIDTH>(self.h + at);
+        }
+        if (self.bias != NULL) {
+            bias = load_floats<WIDTH>(self.bias + i);
+        }
+        floats<WIDTH> sum = add_ranks<WIDTH>(a, self, m, i, 0, epoch, kept, waiting), upper;
+        if (a.group.n_ranks > RANKS_AT_ONCE) {
+            upper = add_ranks<WIDTH>(a, self, m, i, RANKS_AT_ONCE, epoch, kept, waiting);
+        }
+#pragma unroll
+        for (int e = 0; e < WIDTH; e++) {
+            float value = a.init ? 0.0F : h.v[e];
+            const float all = a.group.n_ranks > RANKS_AT_ONCE ? sum.v[e] + upper.v[e] : sum.v[e];
+            value += self.bias != NULL ? all + bias.v[e] : all;
+            bad = bad || !isfinite(value);
+            h.v[e] = value;
+            kept[i + e] = value;
+            squares = fmaf(value, value, squares);
+        }
+        store_floats<WIDTH>(self.h + at, h);
+    }
+    if (bad) {
+        note_fault(self.fault, m, self.self.op_index);
+    }
+    return squares;
+}
+
+/* norm_row's arguments. */
+struct normed {
+    const float *norm;
+    void *x;
+    int32_t d, dtype;
+};
+
+template <int WIDTH>
+DEVICE void exchange_row(const exchange_rows_args &a, const exchange_member &self, int m, float *kept, float *room) {
+    const uint32_t epoch = load_flag(self.self.epochs + m) + 1;
+    send_row<WIDTH>(a, self, m, epoch, kept);
+    const float squares = receive_row<WIDTH>(a, self, m, epoch, kept);
+    const float all = block_sum(squares, room); /* a barrier too: everybody has read the epoch */
+    if (threadIdx.x == 0) {
+        self.self.epochs[m] = epoch;
+    }
+    const int to = a.out_rows ? output_of_row(self.self.step, m) : m;
+    if (self.norm != NULL && to >= 0) {
+        const float scale = 1.0F / sqrtf(all / (float)a.d + a.eps);
+        norm_row<WIDTH>(normed{self.norm, self.x, a.d, a.dtype}, to, kept, scale, true);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(1024) exchange_rows(const __grid_constant__ exchange_rows_args a) {
+    extern __shared__ __align__(16) float row_kept[]; /* d, and a sum of each warp */
+    const int m = blockIdx.x;
+    const exchange_member &self = a.member[blockIdx.y];
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
+    if (m >= self.self.step->n_rows) {
+        return;
+    }
+    if (a.d % 4 == 0) {
+        exchange_row<4>(a, self, m, row_kept, row_kept + (a.d + 3) / 4 * 4);
+    } else {
+        exchange_row<1>(a, self, m, row_kept, row_kept + (a.d + 3) / 4 * 4);
+    }
+}
+
+/* ---- Meeting ---- */
+
+extern "C" __global__ void __launch_bounds__(32) exchange_meet(const __grid_constant__ exchange_meet_args a) {
+    const exchange_self &self = a.member[blockIdx.y];
+    const int other = threadIdx.x;
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
+    uint32_t *epochs = self.epochs + EXCHANGE_ROWS + a.group.layout.n_out_max;
+    const uint32_t epoch = load_flag(epochs) + 1;
+    if (other < a.group.n_ranks && other != self.rank) {
+        store_flag_behind_all(box_met(a.group, other) + self.rank, epoch);
+        patience waiting(a.group, self, EXCHANGE_STUCK_MEET);
+        while ((int32_t)(load_flag_before_all(box_met(a.group, self.rank) + other) - epoch) < 0 &&
+               waiting.again(other)) {
+        }
+    }
+    __syncwarp();
+    if (other == 0) {
+        *epochs = epoch;
+    }
+}
+
+/* ---- Drawn tokens ---- */
+
+/* Higher values first, then lower ids; an id of -1 is no offer. */
+struct rank_offer {
+    double value;
+    int32_t id;
+};
+
+DEVICE rank_offer better_offer(rank_offer a, rank_offer b) {
+    const bool second = b.id >= 0 && (a.id < 0 || b.value > a.value || (b.value == a.value && b.id < a.id));
+    return second ? b : a;
+}
+
+/* The best of a warp's lanes, on all of them. */
+DEVICE rank_offer warp_best(rank_offer mine) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+        rank_offer other;
+        other.value = __shfl_xor_sync(0xffffffffu, mine.value, lanes);
+        other.id = __shfl_xor_sync(0xffffffffu, mine.id, lanes);
+        mine = better_offer(mine, other);
+    }
+    return mine;
+}
+
+/* This rank's offer for the row to all others: lane r sends to rank r. */
+DEVICE void send_offer(const exchange_offers_args &a, const exchange_offers_member &self, int row) {
+    const int lane = threadIdx.x % 32, rank = self.self.rank;
+    const uint32_t epoch = load_flag(self.self.epochs + EXCHANGE_ROWS + row) + 1;
+    rank_offer mine = {-INFINITY, -1};
+    for (int i = lane; i < self.n_slices; i += 32) {
+        const decode_sample_part *part = self.part + (int64_t)row * self.n_slices + i;
+        mine = better_offer(mine, rank_offer{__ldcg(&part->value), __ldcg(&part->id)});
+    }
+    mine = warp_best(mine);
+    mine.id = mine.id < 0 ? -1 : self.vocab_first + mine.id;
+    if (lane < a.group.n_ranks) {
+        const uint64_t bits = (uint64_t)__double_as_longlong(mine.value);
+        uint64_t *to = box_offer(a.group, lane, epoch, rank, row);
+        store_peer_words(to, word_of((uint32_t)bits, epoch), word_of((uint32_t)(bits >> 32), epoch));
+        store_peer_word(to + 2, word_of((uint32_t)mine.id, epoch));
+    }
+}
+
+/* Lane r waits for rank r's. */
+DEVICE void receive_offers(const exchange_offers_args &a, const exchange_offers_member &self, int row) {
+    const int lane = threadIdx.x % 32;
+    uint32_t *epochs = self.self.epochs + EXCHANGE_ROWS + row;
+    const uint32_t epoch = load_flag(epochs) + 1;
+    rank_offer best = {-INFINITY, -1};
+    if (lane < a.group.n_ranks) {
+        const uint64_t *from = box_offer(a.group, self.self.rank, epoch, lane, row);
+        patience waiting(a.group, self.self, EXCHANGE_STUCK_OFFERS);
+        ulonglong2 value;
+        uint64_t id;
+        bool here;
+        do {
+            value = load_peer_words(from);
+            id = load_peer_word(from + 2);
+            here = (uint32_t)(value.x >> 32) == epoch && (uint32_t)(value.y >> 32) == epoch &&
+                   (uint32_t)(id >> 32) == epoch;
+        } while (!here && waiting.again(lane));
+        best.value = __longlong_as_double((long long)(value.y << 32 | (uint32_t)value.x));
+        best.id = here ? (int32_t)(uint32_t)id : -1;
+    }
+    best = warp_best(best);
+    if (lane == 0) {
+        *epochs = epoch;
+        self.drawn[row] = best.id;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(EXCHANGE_OFFER_THREADS)
+    exchange_offers(const __grid_constant__ exchange_offers_args a) {
+    const exchange_offers_member &self = a.member[blockIdx.y];
+    const cuda_step *step = self.self.step;
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
+    const int n_warps = blockDim.x / 32, first = blockIdx.x * n_warps + threadIdx.x / 32, stride = gridDim.x * n_warps;
+    const cuda_draw *draw = step_array<cuda_draw>(step, step->draw);
+    for (int row = first; row < step->n_out; row += stride) {
+        if (!draw[row].on_host) {
+            send_offer(a, self, row);
+        }
+    }
+    for (int row = first; row < step->n_out; row += stride) {
+        if (!draw[row].on_host) {
+            receive_offers(a, self, row);
+        }
+    }
+}

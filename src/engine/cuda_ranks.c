@@ -1,0 +1,311 @@
+/*
+ * The ranks of a CUDA engine and the GPUs they are on. See cuda_engine.h.
+ *
+ * Each rank has a cuda_engine of its own; rank 0's is the engine's. Ranks on one GPU share its context and stream, which belong
+ * to the first of them, the GPU's leader: it captures and launches for all of them, an op at a time (backend/cuda/exchange.h
+ * says why). GPUs reach one another's memory by peer access; where that is not to be had, exchanges go through pinned memory.
+ */
+#include <stdlib.h>
+
+#include "engine/cuda_engine.h"
+
+static const uint64_t patience_ns = 4000000000; /* what fails is to be told within 5 s */
+
+/* ---- Which GPU is whose ---- */
+
+ls_status cuda_devices_check(const device_choice *choice, int n_ranks, ls_error *err) {
+    if (choice->n_devices == 0 || choice->n_devices == n_ranks) {
+        return LS_OK;
+    }
+    return error_set(
+        err, LS_EINVAL,
+        "--devices: names %d GPU%s for %d rank%s (--tensor-parallel-size): name one for each rank, the same "
+        "one several times if they are to share it",
+        choice->n_devices, choice->n_devices == 1 ? "" : "s", n_ranks, n_ranks == 1 ? "" : "s");
+}
+
+static ls_status count_devices(const cuda_driver *driver, const device_choice *choice, int n_ranks, ls_error *err) {
+    int n = 0;
+    if (n_ranks == 1 || choice->n_devices > 0 || driver->cuDeviceGetCount(&n) != CUDA_SUCCESS || n >= n_ranks) {
+        return LS_OK;
+    }
+    char list[2 * LS_MAX_RANKS] = "0";
+    for (int r = 1; r < n_ranks; r++) {
+        memcpy(list + 2 * r - 1, ",0", 3);
+    }
+    return error_set(
+        err, LS_ENOTFOUND,
+        "--tensor-parallel-size %d: the NVIDIA driver shows %d GPU%s (CUDA_VISIBLE_DEVICES may hide some); "
+        "ranks share one if it is named for each of them: --devices %s",
+        n_ranks, n, n == 1 ? "" : "s", list);
+}
+
+static ls_status make_ranks(ls_engine *engine, const device_choice *choice, ls_error *err) {
+    cuda_engine *first = engine_cuda(engine);
+    const int n_ranks = engine->config.n_ranks;
+    for (int r = 0; r < n_ranks; r++) {
+        cuda_engine *cuda = r == 0 ? first : calloc(1, sizeof *cuda);
+        if (cuda == NULL) {
+            return error_set(err, LS_ENOMEM, "engine: out of memory");
+        }
+        first->of[r] = cuda;
+        first->n_ranks = r + 1;
+        cuda->engine = engine;
+        cuda->driver = first->driver;
+        cuda->ordinal = device_of_rank(choice, r);
+        cuda->n_graphs = first->n_graphs;
+        memcpy(cuda->graph_rows, first->graph_rows, sizeof cuda->graph_rows);
+        for (int i = 0; i <= r && cuda->leader == NULL; i++) {
+            cuda->leader = first->of[i]->ordinal == cuda->ordinal ? first->of[i] : NULL;
+        }
+        cuda->leader->here[cuda->leader->n_here++] = r;
+    }
+    return LS_OK;
+}
+
+/* ---- Opening ---- */
+
+static ls_status open_rank(cuda_engine *cuda, bool generic, ls_error *err) {
+    if (cuda->leader == cuda) {
+        TRY(cuda_rank_open(&cuda->rank, cuda->driver, cuda->ordinal, generic, err));
+    } else {
+        cuda_rank_open_beside(&cuda->rank, &cuda->leader->rank);
+    }
+    TRY(cuda_load_open(&cuda->load_kernels, &cuda->rank, err));
+    return cuda_rank_kernel(&cuda->rank, "copy_words", &cuda->copy_words, err);
+}
+
+typedef struct opening {
+    cuda_engine *cuda;
+    bool generic, beside;
+    pthread_t thread;
+    ls_error error;
+} opening;
+
+static void *open_thread(void *arg) {
+    opening *job = arg;
+    job->error.status = open_rank(job->cuda, job->generic, &job->error);
+    return NULL;
+}
+
+/* Contexts and kernels of all GPUs side by side; ranks that share one come after that. */
+static ls_status open_ranks(cuda_engine *first, bool generic, ls_error *err) {
+    opening job[LS_MAX_RANKS] = {0};
+    for (int r = first->n_ranks - 1; r >= 0; r--) {
+        cuda_engine *cuda = first->of[r];
+        job[r].cuda = cuda;
+        job[r].generic = generic;
+        if (cuda->leader == cuda && (r == 0 || thread_start(&job[r].thread, open_thread, &job[r]) != 0)) {
+            open_thread(&job[r]);
+        } else {
+            job[r].beside = cuda->leader == cuda;
+        }
+    }
+    for (int r = 0; r < first->n_ranks; r++) {
+        if (job[r].beside) {
+            pthread_join(job[r].thread, NULL);
+        }
+    }
+    for (int r = 0; r < first->n_ranks; r++) {
+        if (first->of[r]->leader != first->of[r] && job[0].error.status == LS_OK) {
+            open_thread(&job[r]);
+        }
+    }
+    for (int r = 0; r < first->n_ranks; r++) {
+        if (job[r].error.status != LS_OK) {
+            if (err != NULL) {
+                *err = job[r].error;
+            }
+            return job[r].error.status;
+        }
+    }
+    return cuda_rank_enter(&first->rank, err);
+}
+
+/* Kernels and how many nodes of the leaf tree they leave depend on the chip. */
+static ls_status check_same_kind(const cuda_engine *first, ls_error *err) {
+    for (int r = 1; r < first->n_ranks; r++) {
+        const cuda_facts *a = &first->rank.facts, *b = &first->of[r]->rank.facts;
+        if (a->cc_major != b->cc_major || a->cc_minor != b->cc_minor || a->sm_count != b->sm_count) {
+            return error_set(
+                err, LS_EUNSUPPORTED,
+                "ranks want GPUs of one kind: device %d is a %s with %d SMs, device %d a %s with %d; choose "
+                "with --devices",
+                a->device, a->name, a->sm_count, b->device, b->name, b->sm_count);
+        }
+    }
+    return LS_OK;
+}
+
+/* ---- Peers ---- */
+
+/* Whether every GPU can store to every other one's memory; if not, *why says which. */
+static ls_status enable_peers(cuda_engine *first, bool *can, ls_error *why, ls_error *err) {
+    const cuda_driver *api = first->driver;
+    *can = true;
+    for (int a = 0; a < first->n_ranks; a++) {
+        for (int b = 0; b < first->n_ranks; b++) {
+            const cuda_engine *from = first->of[a], *to = first->of[b];
+            int yes = 0;
+            if (a == b || from->leader != from || to->leader != to) {
+                continue;
+            }
+            TRY(cuda_check(&from->rank, api->cuDeviceCanAccessPeer(&yes, from->rank.device, to->rank.device),
+                           "asking for peer access", err));
+            CUresult rc = CUDA_ERROR_PEER_ACCESS_UNSUPPORTED;
+            if (yes) {
+                TRY(cuda_rank_enter(&from->rank, err));
+                rc = api->cuCtxEnablePeerAccess(to->rank.context, 0);
+            }
+            if (rc != CUDA_SUCCESS && rc != CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED) {
+                *can = false;
+                error_set(why, LS_EUNSUPPORTED, "GPU %d cannot store to the memory of GPU %d: %s", from->ordinal,
+                          to->ordinal, cuda_error_text(first->driver, rc));
+            }
+        }
+    }
+    return cuda_rank_enter(&first->rank, err);
+}
+
+static ls_status choose_exchange(ls_engine *engine, const ls_engine_params *params, ls_error *err) {
+    cuda_engine *first = engine_cuda(engine);
+    const char *asked = params->exchange != NULL ? params->exchange : "auto";
+    ls_error why = {0};
+    bool can = true;
+    if (first->n_ranks == 1 || strcmp(asked, "host") == 0) {
+        engine->config.staged = first->n_ranks > 1;
+        return LS_OK;
+    }
+    TRY(enable_peers(first, &can, &why, err));
+    if (!can && strcmp(asked, "fused") == 0) {
+        return error_set(err, why.status, "--exchange fused: %s; leave it at auto, or use host", why.text);
+    }
+    if (!can) {
+        log_line(&engine->model->log, LS_LOG_WARN, "exchanges go through the host's memory: %s", why.text);
+    }
+    engine->config.staged = !can;
+    return LS_OK;
+}
+
+ls_status cuda_exchange_check(const ls_engine_params *params, ls_error *err) {
+    const char *asked = params->exchange;
+    if (asked == NULL || strcmp(asked, "auto") == 0 || strcmp(asked, "fused") == 0 || strcmp(asked, "host") == 0) {
+        return LS_OK;
+    }
+    if (strcmp(asked, "nccl") == 0) {
+        return error_set(err, LS_EUNSUPPORTED,
+                         "--exchange nccl: this version does not exchange by NCCL; use auto, fused or host");
+    }
+    return error_set(err, LS_EINVAL, "--exchange %s: must be auto, fused, nccl or host", asked);
+}
+
+ls_status cuda_ranks_open(ls_engine *engine, const ls_engine_params *params, bool generic, ls_error *err) {
+    cuda_engine *first = engine_cuda(engine);
+    device_choice choice;
+    TRY(device_choice_read(&choice, params->device, err));
+    TRY(count_devices(first->driver, &choice, engine->config.n_ranks, err));
+    TRY(make_ranks(engine, &choice, err));
+    TRY(open_ranks(first, generic, err));
+    TRY(check_same_kind(first, err));
+    return choose_exchange(engine, params, err);
+}
+
+/* What the fullest GPU has for each of its ranks decides for all. */
+ls_status cuda_ranks_memory(const cuda_engine *first, double share, gpu_memory *out, ls_error *err) {
+    double least = 0;
+    for (int r = 0; r < first->n_ranks; r++) {
+        const cuda_engine *cuda = first->of[r];
+        size_t free_bytes, total_bytes;
+        if (cuda->leader != cuda) {
+            continue;
+        }
+        TRY(cuda_rank_enter(&cuda->rank, err));
+        TRY(cuda_rank_memory(&cuda->rank, &free_bytes, &total_bytes, err));
+        const double have = (share * (double)total_bytes - (double)(total_bytes - free_bytes)) / cuda->n_here;
+        if (r == 0 || have < least) {
+            least = have;
+            *out = (gpu_memory){(int64_t)total_bytes, (int64_t)(total_bytes - free_bytes), true, cuda->n_here};
+        }
+    }
+    return cuda_rank_enter(&first->rank, err);
+}
+
+/* ---- The group, once memory is placed ---- */
+
+ls_status cuda_ranks_join(ls_engine *engine, ls_error *err) {
+    cuda_engine *first = engine_cuda(engine);
+    const engine_config *config = &engine->config;
+    exchange_group *group = &first->group;
+    if (first->n_ranks == 1) {
+        return LS_OK;
+    }
+    group->args.n_ranks = first->n_ranks;
+    group->args.patience_ns = patience_ns;
+    group->args.layout = exchange_layout_of(engine->model->spec.d_model, config->n_out_max);
+    group->stuck = engine->host.stuck;
+    group->staged = config->staged;
+    for (int r = 0; r < first->n_ranks; r++) {
+        group->args.box[r] = config->staged ? engine->host.box[r] : engine->rank[r].box;
+    }
+    for (int r = 0; r < first->n_ranks; r++) {
+        cuda_engine *cuda = first->of[r];
+        for (int peer = 0; peer < first->n_ranks && config->staged; peer++) {
+            cuda->rank.bind.peer_part[peer] = engine->host.staged[peer];
+        }
+        TRY(cuda_rank_enter(&cuda->rank, err));
+        TRY(exchange_open(&cuda->exchange, &cuda->rank, group, (CUdeviceptr)(uintptr_t)engine->rank[r].epochs,
+                          cuda->leader->n_here, err));
+    }
+    return cuda_rank_enter(&first->rank, err);
+}
+
+/* ---- Launching ---- */
+
+/* Nodes that each rank leaves for the exchange at op `first`. */
+static int nodes_before(const cuda_rank *rank, const ls_op *op, int first, const ls_step *step, bool decode) {
+    const ls_op *before = first > 0 ? &op[first - 1] : NULL;
+    if (before == NULL || (before->kind != OP_OUT && before->kind != OP_FFN_OUT)) {
+        return 1;
+    }
+    return decode ? decode_row_nodes(rank, before) : prefill_row_nodes(rank, before, step);
+}
+
+ls_status cuda_ranks_launch(cuda_engine *leader, int first, const ls_step *step, int rows, ls_error *err) {
+    const ls_engine *engine = leader->engine;
+    const cuda_engine *all = engine_cuda(engine);
+    const engine_config *config = &engine->config;
+    const int n = leader->n_here, n_ops = engine->program[0]->n_ops;
+    const bool decode = rows > 0 && rows <= CUDA_MAX_DECODE;
+    const int n_rows = rows == 0 ? step->n_rows : rows < config->m_max || decode ? rows : config->m_max;
+    const int n_out = rows == 0 ? step->n_out : n_rows < config->n_out_max || decode ? n_rows : config->n_out_max;
+    const ls_step sizes = {.n_rows = n_rows, .n_out = n_out};
+    cuda_exchange *here[LS_MAX_RANKS] = {NULL};
+    const ls_op *op[LS_MAX_RANKS] = {NULL};
+    for (int i = 0; i < n; i++) {
+        here[i] = &all->of[leader->here[i]]->exchange;
+        op[i] = engine->program[leader->here[i]]->op;
+    }
+    const ls_op_kind kind = op[0][first].kind;
+    if (kind == OP_EXCHANGE) {
+        const decode_how how = {
+            .n_rows = n_rows, .n_out = n_out, .n_nodes = nodes_before(here[0]->rank, op[0], first, &sizes, decode)};
+        return exchange_launch(here, n, op, n_ops, first, &how, err);
+    }
+    for (int i = 0; i < n; i++) {
+        int n_taken = 1;
+        TRY(decode     ? decode_launch(here[i]->rank, op[i], n_ops, first, rows, &n_taken, err)
+            : rows > 0 ? prefill_launch_decode(here[i]->rank, op[i], n_ops, first, n_rows, n_out, &n_taken, err)
+                       : prefill_launch(here[i]->rank, op[i], n_ops, first, step, false, &n_taken, err));
+        if (n_taken != 1) {
+            return error_set(err, LS_EINTERNAL, "%d ops at a time on several ranks", n_taken);
+        }
+    }
+    return kind == OP_SAMPLE ? exchange_launch_offers(here, n, op, first, n_rows, n_out, err) : LS_OK;
+}
+
+/* Why a step that came to its end, or did not, is of no use; LS_OK: nobody waited in vain. */
+ls_status cuda_ranks_check(const ls_engine *engine, ls_error *err) {
+    const cuda_engine *first = engine_cuda(engine);
+    return first->n_ranks == 1 ? LS_OK
+                               : exchange_check(&first->group, engine->program[0]->op, engine->program[0]->n_ops, err);
+}
