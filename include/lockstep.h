@@ -159,14 +159,14 @@ typedef void (*ls_load_progress_fn)(void *user, const ls_load_progress *progress
 /* Zero means the default everywhere. */
 typedef struct ls_engine_params {
     size_t struct_size;
-    int tensor_parallel_size;      /* ranks R: 1 (default), 2, 4 or 8 */
-    int threads;                   /* of each rank; default: cores / R, at least 1 */
-    ls_dtype dtype;                /* run dtype; default: the checkpoint's */
-    ls_dtype kv_cache_dtype;       /* default: the run dtype */
-    int max_model_len_tokens;      /* longest prompt plus answer; default: the model's max_position_embeddings, or
+    int tensor_parallel_size; /* ranks R: 1 (default), 2, 4 or 8 */
+    int threads;              /* of each rank; default: cores / R, at least 1 */
+    ls_dtype dtype;           /* run dtype; default: the checkpoint's */
+    ls_dtype kv_cache_dtype;  /* default: the run dtype */
+    int max_model_len_tokens; /* longest prompt plus answer; default: the model's max_position_embeddings, or
                                        * what the KV cache holds if that is less */
-    int max_num_seqs;              /* sequences that run at once; default 16 */
-    int max_num_batched_tokens;    /* rows of one step: the prefill chunk; default 512, at least max_num_seqs */
+    int max_num_seqs;         /* sequences that run at once; default 16 */
+    int max_num_batched_tokens; /* rows of one step: the prefill chunk; default 512, on a GPU 2048; at least max_num_seqs */
     int64_t kv_cache_memory_bytes; /* all ranks; default: room for max_num_seqs sequences of full length, but at most
                                        * 4 GiB, or one sequence of the max_model_len_tokens that was asked for */
     ls_quantization quantization;  /* of the matrices; default: none */

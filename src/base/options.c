@@ -232,9 +232,9 @@ const option_def option_table[OPTION_COUNT] = {
                            "Longest prompt plus answer in tokens (default: the model's, or what the KV cache holds)"},
     [OPT_MAX_NUM_SEQS] = {OPT_MAX_NUM_SEQS, COMMANDS_PLAN, GROUP_ENGINE, OPTION_INT, "max-num-seqs", NULL, 0, "N", "16",
                           1, 4096, NULL, "Most sequences that run at once; others wait"},
-    [OPT_MAX_NUM_BATCHED_TOKENS] = {OPT_MAX_NUM_BATCHED_TOKENS, COMMANDS_PLAN, GROUP_ENGINE, OPTION_INT,
-                                    "max-num-batched-tokens", NULL, 0, "N", NULL, 1, 1 << 20, NULL,
-                                    "Most rows of one step: longer prompts run in chunks (default: 512)"},
+    [OPT_MAX_NUM_BATCHED_TOKENS] =
+        {OPT_MAX_NUM_BATCHED_TOKENS, COMMANDS_PLAN, GROUP_ENGINE, OPTION_INT, "max-num-batched-tokens", NULL, 0, "N",
+         NULL, 1, 1 << 20, NULL, "Most rows of one step: longer prompts run in chunks (default: 512, on a GPU 2048)"},
     [OPT_KV_CACHE_MEMORY_BYTES] =
         {OPT_KV_CACHE_MEMORY_BYTES, COMMANDS_PLAN, GROUP_ENGINE, OPTION_INT, "kv-cache-memory-bytes", NULL, 0, "BYTES",
          NULL, 1, 1e15, NULL,

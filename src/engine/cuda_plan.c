@@ -84,24 +84,34 @@ static ls_status fit_pages(engine_config *config, const ls_program *program, con
     return engine_config_resolve(config, spec, &sized, err);
 }
 
-ls_status cuda_config_complete(engine_config *config, const ls_program *program, const ls_engine_params *params,
-                               const gpu_memory *memory, ls_error *err) {
+/* Rows of one step: a GPU is faster with longer chunks than a CPU, if there can be so many rows (docs/performance.md). */
+static int batched_tokens(const engine_config *config, const ls_engine_params *params) {
+    enum { CHUNK = 2048 };
+    const int64_t most = (int64_t)config->max_len * config->max_seqs, rows = most < CHUNK ? most : CHUNK;
+    return params->max_num_batched_tokens > 0 || rows < config->m_max ? config->m_max : (int)rows;
+}
+
+/* What the device makes of a configuration that engine_config_resolve made. */
+static void set_for_device(engine_config *config, const ls_engine_params *params, bool staged) {
     enum { MOST_THREADS = 16 }; /* they read files and sample odd rows */
-    const bool runs_ahead = wants_async_scheduling(params) && !params->profile && params->trace_events == 0;
-    const bool by_host = params->exchange != NULL && strcmp(params->exchange, "host") == 0;
-    const bool staged = config->n_ranks > 1 && (config->staged || by_host);
     config->on_device = true;
     config->staged = staged;
-    config->runs_ahead = runs_ahead;
+    config->runs_ahead = wants_async_scheduling(params) && !params->profile && params->trace_events == 0;
     if (params->threads == 0 && config->n_threads > MOST_THREADS) {
         config->n_threads = MOST_THREADS;
     }
-    int n_threads = config->n_threads;
-    TRY(fit_pages(config, program, params, memory, err));
-    config->on_device = true;
-    config->staged = staged;
-    config->runs_ahead = runs_ahead;
-    config->n_threads = n_threads;
+}
+
+ls_status cuda_config_complete(engine_config *config, const ls_program *program, const ls_engine_params *params,
+                               const gpu_memory *memory, ls_error *err) {
+    const bool by_host = params->exchange != NULL && strcmp(params->exchange, "host") == 0;
+    const bool staged = config->n_ranks > 1 && (config->staged || by_host);
+    ls_engine_params sized = *params;
+    sized.max_num_batched_tokens = batched_tokens(config, params);
+    TRY(engine_config_resolve(config, program->spec, &sized, err));
+    set_for_device(config, &sized, staged);
+    TRY(fit_pages(config, program, &sized, memory, err));
+    set_for_device(config, &sized, staged);
     return size_workspace(config, program, err);
 }
 
