@@ -78,7 +78,7 @@ EXACT := -ffp-contract=off -fno-fast-math -fno-math-errno
 # Device code is the same whatever the build of the rest: one folder for all of them.
 KERN_BUILD := build/kern
 CUDA_FLAGS := $(if $(NVCC),-DLS_CUDA -isystem $(dir $(NVCC))../include -I$(KERN_BUILD))
-FLAGS := -std=c17 -D_GNU_SOURCE -Iinclude -Isrc $(CUDA_FLAGS) $(WARN) -fvisibility=hidden -fPIC -pthread \
+FLAGS := -std=c17 -D_GNU_SOURCE -Iinclude -Isrc -I$(BUILD) $(CUDA_FLAGS) $(WARN) -fvisibility=hidden -fPIC -pthread \
 	$(shell pkg-config --cflags $(PKGS) 2>/dev/null) $(CFLAGS) $(SAN_FLAGS) $(EXACT)
 LINK = $(CC) -pthread $(CFLAGS) $(SAN_LINK) -Wl,--as-needed $(LDFLAGS)
 LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -ldl
@@ -106,6 +106,7 @@ LIB := $(BUILD)/liblockstep.a
 APP := $(BUILD)/lockstep
 
 VERSION := $(shell sed -n 's/^#define LS_VERSION "\(.*\)"/\1/p' include/lockstep.h)
+COMMIT ?= $(shell git describe --always --dirty --abbrev=9 2>/dev/null || echo unknown)
 SONAME := liblockstep.so.$(firstword $(subst ., ,$(VERSION)))
 SHARED := $(BUILD)/liblockstep.so.$(VERSION)
 
@@ -139,6 +140,11 @@ $(BUILD)/flags: FORCE
 	$(call stamp,$(CC) $(FLAGS) / $(LINK) $(LIBS) / $(foreach i,$(ISAS),$(ISA_FLAGS_$i)))
 $(BUILD)/sources: FORCE
 	$(call stamp,$(LIB_OBJ) $(CLI_OBJ))
+
+# What results of measurements say they come from.
+$(BUILD)/commit.inc: FORCE
+	$(call stamp,"$(COMMIT)")
+$(BUILD)/src/cli/bench/commit.o: $(BUILD)/commit.inc
 
 compile = $(Q)mkdir -p $(@D); $(CC) $(FLAGS) $(1) -MMD -MP -c $< -o $@
 $(BUILD)/%.o: %.c $(BUILD)/flags
