@@ -34,7 +34,7 @@ static void attention_work(const ls_engine *engine, const step_batch *batch, con
     }
     line->bytes +=
         tokens * 2 * (double)(op->attn.n_kv_loc * op->attn.d_head) * (double)ls_dtype_bytes(engine->config.kv_dtype);
-    line->flops += attended * (double)op->flops_per_row;
+    line->flops += attended * 4 * (double)(op->attn.n_heads_loc * op->attn.d_head);
 }
 
 static ls_profile_line *line_of(profile_lines *lines, const char *ops, bool decode) {

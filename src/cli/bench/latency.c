@@ -231,7 +231,8 @@ static ls_status choose(bench *b, const axis *a, int i, ls_error *err) {
 static void add_axes(json_t *row, const axis *axes, const int *at, int n) {
     for (int i = 0; i < n; i++) {
         const char *name = option_table[axes[i].id].name;
-        bool has = json_object_get(json_object_get(row, "settings"), name) != NULL;
+        bool has =
+            axes[i].id == OPT_TENSOR_PARALLEL_SIZE || json_object_get(json_object_get(row, "settings"), name) != NULL;
         if (!has || axes[i].id == OPT_DTYPE) {
             results_set(row, axes[i].id == OPT_DTYPE ? "dtype" : name, json_string(axes[i].value[at[i]]));
         }
