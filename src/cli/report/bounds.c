@@ -196,7 +196,7 @@ void section_exchange(page *p, const report_data *data) {
         if (n++ == 0) {
             page_text(p, "One vector of f32 added up over the ranks until all have the sum, waiting for the slowest "
                          "included.");
-            page_table(p, "link|machine|ranks|bytes|us|GB/s");
+            page_table(p, "link|device|ranks|bytes|us|GB/s");
         }
         results_setting(r->row, "transport", transport, sizeof transport);
         results_setting(r->row, "device", device, sizeof device);

@@ -75,6 +75,12 @@ bool row_is(const result_row *r, const char *setting, const char *value) {
     return strcmp(text, value) == 0;
 }
 
+double row_temperature(const result_row *r) {
+    char text[48];
+    results_setting(r->row, "temp", text, sizeof text);
+    return text[0] != '\0' ? strtod(text, NULL) : NAN;
+}
+
 int64_t row_int(const result_row *r, const char *setting) {
     const json_t *value = json_object_get(json_object_get(r->row, "settings"), setting);
     return json_is_integer(value) ? (int64_t)json_integer_value(value) : -1;

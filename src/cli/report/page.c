@@ -12,24 +12,22 @@ static const char STYLE[] =
     "@media(prefers-color-scheme:dark){:root{--bg:#14171a;--fg:#e6e9ec;--soft:#9aa4af;--line:#343b43;--panel:#1c2126;"
     "--good:#5fd38d;--bad:#ff8a80;--s1:#62b5ee;--s2:#ff9d5c;--s3:#4fd1a5;--s4:#eb9dca;--s5:#e3bd4f;--s6:#a3adff;"
     "--s7:#a8b0ba;--s8:#d6a374}}\n"
-    "*{box-sizing:border-box}body{margin:0 auto;padding:1.5rem 1rem 4rem;max-width:62rem;background:var(--bg);"
+    "*{box-sizing:border-box}body{margin:0 auto;padding:1.5rem 1rem 4rem;max-width:76rem;background:var(--bg);"
     "color:var(--fg);font:16px/1.5 system-ui,sans-serif}\n"
     "h1{font-size:1.7rem;margin:.5rem 0}h2{font-size:1.2rem;margin:2.2rem 0 .4rem;padding-top:.6rem;"
     "border-top:1px solid var(--line)}p{margin:.4rem 0 .8rem;max-width:48rem}\n"
     ".scroll{overflow-x:auto;margin:.6rem 0}table{border-collapse:collapse;font-size:.87rem;"
     "font-variant-numeric:tabular-nums}th,td{padding:.3rem .65rem;border-bottom:1px solid var(--line);text-align:left;"
-    "vertical-align:top}th{color:var(--soft);font-weight:600;white-space:nowrap}td.n{text-align:right;"
-    "white-space:nowrap}tbody tr:hover{background:var(--panel)}\n"
+    "vertical-align:top;white-space:nowrap}th{color:var(--soft);font-weight:600}td.n{text-align:right}"
+    "td.w{white-space:normal;min-width:22rem;overflow-wrap:anywhere}tbody tr:hover{background:var(--panel)}\n"
     ".absent{color:var(--soft)}.good{color:var(--good);font-weight:600}.bad{color:var(--bad);font-weight:600}"
     "code{background:var(--panel);padding:.1em .3em;border-radius:3px;font-size:.9em}\n"
     "figure{margin:1rem 0;padding:.6rem;background:var(--panel);border:1px solid var(--line);border-radius:6px}"
     "figure svg{display:block;width:100%;height:auto}figcaption{font-size:.85rem;color:var(--soft);"
     "padding:0 .3rem .3rem}\n"
-    "nav{font-size:.87rem;line-height:1.9}nav a{color:var(--s1);margin-right:.9rem;white-space:nowrap;"
-    "text-decoration:none}\n"
     "@media print{body{max-width:none}figure,tr{break-inside:avoid}}\n";
 
-static void put_html(const char *text, FILE *out) {
+void page_html(const char *text, FILE *out) {
     for (; *text != '\0'; text++) {
         switch (*text) {
         case '<':
@@ -66,9 +64,9 @@ void page_begin(page *p, const char *title) {
     fprintf(p->html, "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
                      "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n"
                      "<meta name=\"color-scheme\" content=\"light dark\">\n<title>");
-    put_html(title, p->html);
+    page_html(title, p->html);
     fprintf(p->html, "</title>\n<style>\n%s</style>\n</head>\n<body>\n<h1>", STYLE);
-    put_html(title, p->html);
+    page_html(title, p->html);
     fputs("</h1>\n", p->html);
     fprintf(p->markdown, "# %s\n", title);
 }
@@ -79,7 +77,7 @@ void page_end(page *p) {
 
 void page_heading(page *p, const char *id, const char *text) {
     fprintf(p->html, "<h2 id=\"%s\">", id);
-    put_html(text, p->html);
+    page_html(text, p->html);
     fputs("</h2>\n", p->html);
     fprintf(p->markdown, "\n## %s\n", text);
 }
@@ -91,7 +89,7 @@ void page_text(page *p, const char *format, ...) {
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     fputs("<p>", p->html);
-    put_html(text, p->html);
+    page_html(text, p->html);
     fputs("</p>\n", p->html);
     fputc('\n', p->markdown);
     put_markdown(text, p->markdown);
@@ -103,25 +101,31 @@ void page_absent(page *p, const char *what, const char *command) {
     fprintf(p->markdown, "\n%s: not measured. `%s` measures it.\n", what, command);
 }
 
-void page_table(page *p, const char *columns) {
-    p->n_cells = 0;
-    p->n_columns = 1;
-    fputs("<div class=\"scroll\"><table>\n<thead><tr><th>", p->html);
-    fputs("\n| ", p->markdown);
-    for (const char *c = columns; *c != '\0'; c++) {
-        if (*c == '|') {
-            p->n_columns++;
-            fputs("</th><th>", p->html);
-            fputs(" | ", p->markdown);
-        } else {
-            const char one[2] = {*c, '\0'};
-            put_html(one, p->html);
-            fputc(*c, p->markdown);
-        }
+static void put_column(page *p, const char *name, size_t n) {
+    char text[128];
+    snprintf(text, sizeof text, "%.*s", (int)n, name);
+    if (p->device != NULL && strcmp(text, "device") == 0) {
+        p->hidden = p->n_columns;
+    } else {
+        fputs("<th>", p->html);
+        page_html(text, p->html);
+        fputs("</th>", p->html);
+        fprintf(p->markdown, "| %s ", text);
     }
-    fputs("</th></tr></thead>\n<tbody>\n", p->html);
-    fputs(" |\n", p->markdown);
-    for (int i = 0; i < p->n_columns; i++) {
+    p->n_columns++;
+}
+
+void page_table(page *p, const char *columns) {
+    p->n_cells = p->n_columns = 0;
+    p->hidden = -1;
+    fputs("<div class=\"scroll\"><table>\n<thead><tr>", p->html);
+    fputc('\n', p->markdown);
+    for (const char *at = columns; at != NULL; at = strchr(at, '|') != NULL ? strchr(at, '|') + 1 : NULL) {
+        put_column(p, at, strcspn(at, "|"));
+    }
+    fputs("</tr></thead>\n<tbody>\n", p->html);
+    fputs("|\n", p->markdown);
+    for (int i = 0; i < p->n_columns - (p->hidden >= 0); i++) {
         fputs("|---", p->markdown);
     }
     fputs("|\n", p->markdown);
@@ -138,6 +142,9 @@ static const char *class_of(const char *text) {
     if (strncmp(text, "absent", 6) == 0 || strncmp(text, "not measured", 12) == 0) {
         return " class=\"absent\"";
     }
+    if (strlen(text) > 60) {
+        return " class=\"w\"";
+    }
     return isdigit((unsigned char)text[0]) || (text[0] == '-' && isdigit((unsigned char)text[1])) ? " class=\"n\"" : "";
 }
 
@@ -147,9 +154,13 @@ void page_cell(page *p, const char *format, ...) {
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    const bool first = p->n_cells++ % p->n_columns == 0, last = p->n_cells % p->n_columns == 0;
+    const int column = p->n_cells++ % p->n_columns;
+    const bool first = column == 0, last = column == p->n_columns - 1;
+    if (column == p->hidden) { /* never the first or the last */
+        return;
+    }
     fprintf(p->html, "%s<td%s>", first ? "<tr>" : "", class_of(text));
-    put_html(text, p->html);
+    page_html(text, p->html);
     fprintf(p->html, "</td>%s", last ? "</tr>\n" : "");
     fputs("| ", p->markdown);
     put_markdown(text, p->markdown);

@@ -48,13 +48,18 @@ static void put_svg(const char *svg, const char *title, FILE *out) {
     if (box != NULL) {
         sscanf(box, "viewBox=\"0 0 %lf %lf", &width, &height);
     }
-    fprintf(out, "<svg viewBox=\"0 0 %g %g\" role=\"img\" aria-label=\"%s\">", width, height, title);
+    fprintf(out, "<svg viewBox=\"0 0 %g %g\" role=\"img\" aria-label=\"", width, height);
+    page_html(title, out);
+    fputs("\">", out);
     for (at = inside + 1; *at != '\0'; at++) {
         char scratch[24];
         size_t n = 0;
         const char *colour = *at == 'r' ? colour_of(at, &n, scratch) : NULL;
         if (strncmp(at, "<title>", 7) == 0 && strstr(at, "</title>") != NULL) {
             at = strstr(at, "</title>") + 7; /* "Gnuplot", "gnuplot_plot_1" */
+        } else if (strncmp(at, "\"black\"", 7) == 0 || strncmp(at, "'black'", 7) == 0) {
+            fputs("'var(--fg)'", out);
+            at += 6;
         } else if (colour != NULL) {
             fputs(colour, out);
             at += n - 1;
@@ -116,27 +121,30 @@ const char *plot_missing(void) {
 }
 
 /* Letters, digits and a few signs: nothing that gnuplot, XML or a shell would act on. */
-static void put_name(const char *name, FILE *script) {
-    fputc('\'', script);
+static void put_word(const char *name, FILE *script) {
     for (; *name != '\0'; name++) {
         fputc(isalnum((unsigned char)*name) || strchr(" .,:/()+-%_=", *name) != NULL ? *name : '_', script);
     }
+}
+
+static void put_name(const char *name, FILE *script) {
+    fputc('\'', script);
+    put_word(name, script);
     fputc('\'', script);
 }
 
 static FILE *begin_script(const char *title, const char *x, int height) {
     FILE *script = tmpfile();
     if (script != NULL) {
-        fprintf(
-            script,
-            "set terminal svg size 760,%d dynamic noenhanced font 'system-ui,sans-serif,13' lw 1.6 "
-            "background 'none'\nset encoding utf8\nset border 3\nset tics nomirror\nset grid lc rgb '#01000e' lw 0.5\n"
-            "set key outside bottom center horizontal noenhanced\nset title ",
-            height);
+        fprintf(script,
+                "set terminal svg size 760,%d dynamic noenhanced font 'system-ui,sans-serif,13' lw 1.6 "
+                "\nset encoding utf8\nset border 3\nset tics nomirror\nset grid lc rgb '#01000e' lw 0.5\n"
+                "set key outside bottom center horizontal noenhanced\nset title ",
+                height);
         put_name(title, script);
         fputs("\nset xlabel ", script);
         put_name(x, script);
-        fputc('\n', script);
+        fputs(" offset 0,0.4\n", script);
     }
     return script;
 }
@@ -146,6 +154,9 @@ static void end_script(page *out, FILE *script, const char *title) {
     char *svg = run_gnuplot(script);
     fclose(script);
     if (svg == NULL) {
+        fputs("<p class=\"absent\">", out->html);
+        page_html(title, out->html);
+        fputs(": gnuplot made no plot of it.</p>\n", out->html);
         return;
     }
     out->n_plots++;
@@ -180,17 +191,45 @@ void series_add(plot_series *s, double x, double y, const char *label) {
     }
 }
 
+/* A point takes its label to an earlier one that it would cover. */
+static void join_labels(plot_series *s) {
+    for (int i = 1; i < s->n; i++) {
+        for (int k = 0; k < i && s->label[i][0] != '\0'; k++) {
+            const bool near = fabs(log(s->x[i] / s->x[k])) < 0.3 && fabs(log(s->y[i] / s->y[k])) < 0.35;
+            const size_t n = strlen(s->label[k]);
+            if (n > 0 && near && strstr(s->label[k], s->label[i]) == NULL) {
+                snprintf(s->label[k] + n, sizeof s->label[k] - n, ", %s", s->label[i]);
+            }
+            s->label[i][0] = n > 0 && near ? '\0' : s->label[i][0];
+        }
+    }
+}
+
 static void put_series(const plot_series *s, int i, FILE *script) {
     fprintf(script, "$s%d << END\n", i);
     for (int k = 0; k < s->n; k++) {
-        fprintf(script, "%.9g %.9g ", s->x[k], s->y[k]);
-        put_name(s->label[k][0] != '\0' ? s->label[k] : " ", script);
-        fputc('\n', script);
+        fprintf(script, "%.9g %.9g \"", s->x[k], s->y[k]);
+        put_word(s->label[k], script);
+        fputs("\"\n", script);
     }
     fputs("END\n", script);
 }
 
-void page_plot(page *out, const plot *p) {
+/* Counts double from tick to tick; bytes and rates rise by tens. */
+static void put_x_axis(const plot *p, FILE *script) {
+    bool counts = true;
+    double most = 0;
+    for (int i = 0; i < p->n; i++) {
+        for (int k = 0; k < p->series[i].n; k++) {
+            counts = counts && p->series[i].x[k] == floor(p->series[i].x[k]);
+            most = fmax(most, p->series[i].x[k]);
+        }
+    }
+    fputs(counts && most < 1e5 ? "set logscale x 2\nset format x '%g'\n" : "set logscale x\n", script);
+    fputs(most > 1e5 ? "set format x '%.0s%c'\n" : "", script);
+}
+
+void page_plot(page *out, plot *p) {
     if (out->gnuplot != NULL || p->n == 0) {
         return;
     }
@@ -200,15 +239,16 @@ void page_plot(page *out, const plot *p) {
     }
     fputs("set ylabel ", script);
     put_name(p->y, script);
-    fprintf(script, "\n%s%sset offsets graph 0.03, graph 0.08, graph 0.06, 0\n", p->log_x ? "set logscale x\n" : "",
+    fprintf(script, "\nset offsets graph 0.03, graph 0.08, graph 0.06, 0\n%s",
             p->log_y ? "set logscale y\n" : "set yrange [0:*]\n");
     if (p->log_x) {
-        fputs("set format x '%.0s%c'\n", script);
+        put_x_axis(p, script);
     }
     if (p->log_y) {
         fputs("set format y '%.0s%c'\n", script);
     }
     for (int i = 0; i < p->n; i++) {
+        join_labels(&p->series[i]);
         put_series(&p->series[i], i, script);
     }
     fputs("plot ", script);
@@ -232,6 +272,12 @@ void page_bars(page *out, const bar_plot *p) {
     if (out->gnuplot != NULL || p->n == 0) {
         return;
     }
+    int longest = 8;
+    for (int i = 0; i < p->n; i++) {
+        const int n = (int)strlen(p->name[i]);
+        longest = n > longest ? n : longest;
+    }
+    longest = longest < 40 ? longest : 40;
     FILE *script = begin_script(p->title, p->x, 130 + 34 * p->n);
     if (script == NULL) {
         return;

@@ -38,6 +38,7 @@ double row_value(const result_row *r, const char *name);
 /* "3.234 (3.230 to 3.241)", or "" */
 void row_text(const result_row *r, const char *name, char *out, size_t out_bytes);
 bool row_is(const result_row *r, const char *setting, const char *value);
+double row_temperature(const result_row *r);               /* NAN: none */
 int64_t row_int(const result_row *r, const char *setting); /* -1: none */
 /* The rows are of one document's model and device, and all settings but `setting` (and `also`, or NULL) are the same. */
 bool rows_pair(const result_row *a, const result_row *b, const char *setting, const char *also);
@@ -48,10 +49,13 @@ void row_label(const result_row *r, char *out, size_t out_bytes);
 
 typedef struct page {
     FILE *html, *markdown;
-    const char *gnuplot; /* why there are no plots, or NULL */
-    int n_cells, n_columns, n_plots;
+    const char *gnuplot;            /* why there are no plots, or NULL */
+    const char *device;             /* of all results, told once instead of in each table; NULL: they have several */
+    int n_cells, n_columns, hidden; /* of the table that is being written; hidden: the column of the device, or -1 */
+    int n_plots;
 } page;
 
+void page_html(const char *text, FILE *out); /* escaped */
 void page_begin(page *p, const char *title);
 void page_end(page *p);
 void page_heading(page *p, const char *id, const char *text);
@@ -71,7 +75,7 @@ typedef struct plot_series {
     bool points_only, dashed;
     int n;
     double x[PLOT_POINTS], y[PLOT_POINTS];
-    char label[PLOT_POINTS][24]; /* beside the points, or "" */
+    char label[PLOT_POINTS][64]; /* beside the points, or "": those that lie close share one */
 } plot_series;
 
 typedef struct plot {
@@ -84,7 +88,7 @@ typedef struct plot {
 /* NULL when there are enough. */
 plot_series *plot_add(plot *p, const char *name);
 void series_add(plot_series *s, double x, double y, const char *label);
-void page_plot(page *out, const plot *p);
+void page_plot(page *out, plot *p);
 
 /* Bars of parts one behind the other. */
 typedef struct bar_plot {

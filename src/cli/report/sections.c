@@ -14,7 +14,7 @@ void section_sources(page *p, const report_data *data) {
     if (p->gnuplot != NULL) {
         page_text(p, "There are tables only: %s.", p->gnuplot);
     }
-    page_table(p, "file|what|model|device|driver|lockstep|date|command");
+    page_table(p, "file|what|model|machine|driver|lockstep|date|command");
     for (size_t i = 0; i < data->n_docs; i++) {
         const json_t *root = data->doc[i].root, *device = json_object_get(root, "device");
         page_cell(p, "%s", data->doc[i].name);
@@ -199,21 +199,15 @@ void section_start(page *p, const report_data *data) {
 
 /* ---- Greedy beside sampled ---- */
 
-static double temperature_of(const result_row *r) {
-    char text[48];
-    results_setting(r->row, "temp", text, sizeof text);
-    return text[0] != '\0' ? strtod(text, NULL) : NAN;
-}
-
 void section_sampling(page *p, const report_data *data) {
     size_t at = 0;
     int n = 0;
     page_heading(p, "sampling", "Greedy beside sampled");
     for (const result_row *greedy; (greedy = data_next(data, &at, "sweep", "")) != NULL;) {
         size_t other = 0;
-        for (const result_row *r; temperature_of(greedy) == 0 && (r = data_next(data, &other, "sweep", "")) != NULL;) {
+        for (const result_row *r; row_temperature(greedy) == 0 && (r = data_next(data, &other, "sweep", "")) != NULL;) {
             char label[160];
-            if (!(temperature_of(r) > 0) || !rows_pair(greedy, r, "temp", NULL)) {
+            if (!(row_temperature(r) > 0) || !rows_pair(greedy, r, "temp", NULL)) {
                 continue;
             }
             if (n++ == 0) {
@@ -224,7 +218,7 @@ void section_sampling(page *p, const report_data *data) {
             page_cell(p, "%s", label);
             page_cell(p, "%s", r->device);
             page_cell(p, "%lld", (long long)row_int(r, "batch"));
-            number_cell(p, temperature_of(r));
+            number_cell(p, row_temperature(r));
             metric_cell(p, greedy, "step_ms");
             metric_cell(p, r, "step_ms");
             page_cell(p, "%.3fx", row_value(r, "step_ms") / row_value(greedy, "step_ms"));

@@ -118,7 +118,7 @@ void section_precision(page *p, const report_data *data) {
     page_heading(p, "precision", "Precision: memory, speed, perplexity");
     for (const result_row *r; (r = data_next(data, &at, "sweep", "")) != NULL;) {
         char dtype[32], quantization[32];
-        if (row_int(r, "batch") != 1 || row_int(r, "tp") > 1 || row_is(r, "temp", "1.000")) {
+        if (row_int(r, "batch") != 1 || row_int(r, "tp") > 1 || row_temperature(r) > 0) {
             continue;
         }
         if (n++ == 0) {
@@ -164,7 +164,7 @@ void section_context(page *p, const report_data *data) {
         for (const result_row *s; !varies && (s = data_next(data, &other, "sweep", "")) != NULL;) {
             varies = row_int(s, "input") != row_int(r, "input") && rows_pair(r, s, "input", NULL);
         }
-        if (!varies) {
+        if (!varies || row_temperature(r) > 0) {
             continue;
         }
         char label[160], series[96];

@@ -85,7 +85,7 @@ void section_targets(page *p, const report_data *data, int *n_missed) {
     *n_missed = 0;
     page_heading(p, "targets", "Targets");
     page_text(p, "Those of any model and device first, then ours for one H100.");
-    page_table(p, "target|limit|model|device|measured|verdict");
+    page_table(p, "target|limit|model|where|measured|verdict");
     for (int i = 0; i < N_TARGETS; i++) {
         const target *t = &targets[i];
         size_t at = 0;
