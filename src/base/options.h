@@ -30,7 +30,7 @@ enum {
 typedef struct command_def {
     unsigned command;
     const char *name;
-    const char *word;    /* what help calls the one word that may follow the name without a flag, or NULL; "RESULTS..." are
+    const char *word; /* what help calls the one word that may follow the name without a flag, or NULL; "RESULTS..." are
                           * several, those of --results */
     const char *summary; /* one line */
     const char *text;    /* paragraphs after the options in --help and in the manual */
