@@ -290,6 +290,9 @@ def arguments():
     parser.add_argument("--output-json", required=True, help="file for lockstep report")
     args = parser.parse_args()
     args.seen_device = "no device"
+    if not args.commit:
+        described = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+        args.commit = described.stdout.strip()
     unknown = set(args.modes.split(",")) - set(MODES) | set(args.peers.split(",")) - set(PEERS)
     if unknown:
         sys.exit(f"run.py: {', '.join(sorted(unknown))}: modes are {', '.join(MODES)}; peers are {', '.join(PEERS)}")

@@ -99,7 +99,7 @@ static bool is_same(const json_t *rows, const char *setting, char *out, size_t o
             return false;
         }
     }
-    return json_array_size(rows) > 1;
+    return json_array_size(rows) > 0;
 }
 
 static void write_head(const json_t *root, FILE *out) {

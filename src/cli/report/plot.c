@@ -278,13 +278,13 @@ void page_bars(page *out, const bar_plot *p) {
         longest = n > longest ? n : longest;
     }
     longest = longest < 40 ? longest : 40;
-    FILE *script = begin_script(p->title, p->x, 130 + 34 * p->n);
+    FILE *script = begin_script(p->title, p->x, 170 + 36 * p->n);
     if (script == NULL) {
         return;
     }
     fprintf(script, "set style fill solid 0.9 noborder\nset xrange [0:*]\nset yrange [%d:-0.6]\nset lmargin 34\n",
             p->n);
-    fputs("unset ylabel\nset grid noy\nset ytics (", script);
+    fputs("set key maxrows 1\nunset ylabel\nset grid noy\nset ytics (", script);
     for (int i = 0; i < p->n; i++) {
         fputs(i > 0 ? ", " : "", script);
         put_name(p->name[i], script);

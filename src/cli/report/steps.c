@@ -111,6 +111,16 @@ void section_batch(page *p, const report_data *data) {
 
 /* ---- Precision ---- */
 
+/* Somebody asked what the type does: another row differs in it alone, or the perplexity is there. */
+static bool is_about_type(const report_data *data, const result_row *r) {
+    bool found = isfinite(row_value(r, "perplexity"));
+    size_t at = 0;
+    for (const result_row *s; !found && (s = data_next(data, &at, "sweep", "")) != NULL;) {
+        found = s != r && (rows_pair(r, s, "quantization", NULL) || rows_pair(r, s, "dtype", "kv_cache_dtype"));
+    }
+    return found;
+}
+
 void section_precision(page *p, const report_data *data) {
     size_t at = 0;
     int n = 0;
@@ -118,7 +128,7 @@ void section_precision(page *p, const report_data *data) {
     page_heading(p, "precision", "Precision: memory, speed, perplexity");
     for (const result_row *r; (r = data_next(data, &at, "sweep", "")) != NULL;) {
         char dtype[32], quantization[32];
-        if (row_int(r, "batch") != 1 || row_int(r, "tp") > 1 || row_temperature(r) > 0) {
+        if (row_int(r, "batch") != 1 || row_int(r, "tp") > 1 || row_temperature(r) > 0 || !is_about_type(data, r)) {
             continue;
         }
         if (n++ == 0) {
