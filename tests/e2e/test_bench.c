@@ -347,8 +347,9 @@ static void report_is_golden(void **state) {
     char out[65536];
     /* Two targets are missed in these files: exit code 1. */
     assert_int_equal(shell(out, sizeof out,
-                           "cd tests/e2e/report; %s/lockstep report " REPORT_FILES " --markdown %s/r.md", build,
-                           folder),
+                           "bin=$(realpath %s/lockstep); cd tests/e2e/report; $bin report " REPORT_FILES
+                           " --markdown %s/r.md",
+                           build, folder),
                      1);
     assert_non_null(strstr(out, "2 targets were missed"));
     if (shell(out, sizeof out, "diff tests/e2e/report/expected.md %s/r.md", folder) != 0) {
@@ -377,7 +378,9 @@ static void page_stands_alone(void **state) {
     (void)state;
     char out[65536];
     size_t n;
-    shell(out, sizeof out, "cd tests/e2e/report; %s/lockstep report " REPORT_FILES " --html %s/r.html", build, folder);
+    shell(out, sizeof out,
+          "bin=$(realpath %s/lockstep); cd tests/e2e/report; $bin report " REPORT_FILES " --html %s/r.html", build,
+          folder);
     char *html = (char *)file_read(folder, "r.html", &n);
     assert_null(strstr(html, "<b>")); /* of a device's name */
     assert_non_null(strstr(html, "Made-up H100 &lt;b&gt;"));
@@ -398,8 +401,9 @@ static void page_stands_alone(void **state) {
     }
     free(html);
     /* Without gnuplot the same page has tables. */
-    shell(out, sizeof out, "cd tests/e2e/report; PATH=/nowhere %s/lockstep report latency.json --html %s/r.html", build,
-          folder);
+    shell(out, sizeof out,
+          "bin=$(realpath %s/lockstep); cd tests/e2e/report; PATH=/nowhere $bin report latency.json --html %s/r.html",
+          build, folder);
     html = (char *)file_read(folder, "r.html", &n);
     assert_null(strstr(html, "<svg "));
     assert_non_null(strstr(html, "gnuplot is not installed"));
