@@ -284,6 +284,7 @@ fuzz-run-%: $(BUILD)/fuzz_%
 	then echo "fuzz $*: $(FUZZ_SECONDS) s, $$(sed -n 's/^stat::number_of_executed_units: *//p' $<.log) inputs, no finding"; \
 	else tail -n 60 $<.log; echo "fuzz $*: FAILED; to repeat: $< FILE, one of:"; ls -t $(BUILD)/$*-*; exit 1; fi
 $(BUILD)/fuzz_serve: $(SERVER_OBJ)
+$(BUILD)/fuzz_results: $(filter $(BUILD)/src/cli/report/% $(BUILD)/src/cli/bench/results.o $(BUILD)/src/cli/bench/write.o,$(CLI_OBJ))
 $(BUILD)/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(LIB)
 	$(call say,LINK,$@)
 	$(Q)$(LINK) $(filter %.o,$^) $(LIB) $(LIBS) -o $@ || { echo "If clang's fuzzer runtime is missing: run ./setup.sh (libclang-rt-dev)"; exit 1; }

@@ -26,49 +26,12 @@ static ls_status save(const char *path, const char *text, size_t n, ls_error *er
     return LS_OK;
 }
 
-/* NULL if there are several. */
-static const char *only_device(const report_data *data) {
-    for (size_t i = 1; i < data->n_rows; i++) {
-        if (strcmp(data->row[i].device, data->row[0].device) != 0) {
-            return NULL;
-        }
-    }
-    return data->n_rows > 0 ? data->row[0].device : NULL;
-}
-
-static void sections(page *p, report *r) {
-    page_begin(p, "lockstep: measured");
-    if (p->device != NULL) {
-        page_text(p, "All of it on one machine: %s.", p->device);
-    }
-    section_targets(p, &r->data, &r->n_missed);
-    section_headline(p, &r->data);
-    section_timeline(p, &r->data);
-    section_bandwidth(p, &r->data);
-    section_roofline(p, &r->data);
-    section_batch(p, &r->data);
-    section_precision(p, &r->data);
-    section_context(p, &r->data);
-    section_plans(p, &r->data);
-    section_exchange(p, &r->data);
-    section_share(p, &r->data);
-    section_start(p, &r->data);
-    section_sampling(p, &r->data);
-    section_gains(p, &r->data);
-    section_ops(p, &r->data);
-    section_limits(p, &r->data);
-    section_peers(p, &r->data);
-    section_sources(p, &r->data);
-    page_end(p);
-}
-
 static ls_status make(report *r, ls_error *err) {
     const option_value *v = r->options.value;
     page p = {.html = open_memstream(&r->text[0], &r->n[0]), .markdown = open_memstream(&r->text[1], &r->n[1])};
     if (p.html != NULL && p.markdown != NULL) {
         p.gnuplot = v[OPT_HTML].set ? plot_missing() : "plots are in the page alone (--html)";
-        p.device = only_device(&r->data);
-        sections(&p, r);
+        page_sections(&p, &r->data, &r->n_missed);
     }
     bool failed = p.html == NULL || p.markdown == NULL || ferror(p.html) != 0 || ferror(p.markdown) != 0;
     for (int i = 0; i < 2; i++) {

@@ -10,17 +10,23 @@ ls_status data_read(report_data *data, const char *const *paths, size_t n, ls_er
     if (data->doc == NULL) {
         return error_set(err, LS_ENOMEM, "report: out of memory");
     }
-    size_t n_rows = 0;
     for (size_t i = 0; i < n; i++) {
         TRY(results_read(&data->doc[i], paths[i], err));
         data->n_docs++;
+    }
+    return data_index(data, err);
+}
+
+ls_status data_index(report_data *data, ls_error *err) {
+    size_t n_rows = 0;
+    for (size_t i = 0; i < data->n_docs; i++) {
         n_rows += json_array_size(json_object_get(data->doc[i].root, "rows"));
     }
     data->row = calloc(n_rows + 1, sizeof *data->row);
     if (data->row == NULL) {
         return error_set(err, LS_ENOMEM, "report: out of memory");
     }
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < data->n_docs; i++) {
         const json_t *root = data->doc[i].root;
         size_t k;
         json_t *row;

@@ -28,6 +28,7 @@ typedef struct report_data {
 } report_data;
 
 ls_status data_read(report_data *data, const char *const *paths, size_t n, ls_error *err);
+ls_status data_index(report_data *data, ls_error *err); /* the rows of documents that were read */
 void data_deinit(report_data *data);
 
 /* The next row from *at on, of this measurement (NULL: any) and a test that begins with this, with figures; NULL at the
@@ -104,6 +105,9 @@ void page_bars(page *out, const bar_plot *p);
 const char *plot_missing(void);
 
 /* ---- Sections ---- */
+
+/* All of them, in their order. */
+void page_sections(page *p, const report_data *data, int *n_missed);
 
 void section_sources(page *p, const report_data *data);
 void section_targets(page *p, const report_data *data, int *n_missed);
