@@ -3,6 +3,7 @@
  * is refused by name. report: a page and a text from files alone; tests/e2e/report has made-up ones, whose text is golden.
  */
 #include <math.h>
+#include <unistd.h>
 
 #include "tool.h"
 
@@ -205,6 +206,21 @@ static void exchange(void **state) {
     root = bench("exchange --device cuda -r 1 -tp 2 --exchange-sizes 64");
     assert_non_null(strstr(text(row_of(root, "exchange"), "absent"), "--device cuda"));
     json_decref(root);
+}
+
+/* Two processes, as torchrun starts them: the first one prints. */
+static void exchange_of_hosts(void **state) {
+    (void)state;
+    char out[16384];
+    const int port = 20000 + (int)getpid() % 20000;
+    SHELL(
+        out,
+        "run() { RANK=$1 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=%d timeout 60 %s/lockstep bench exchange -tp 2 "
+        "-t 1 -r 1 --exchange-sizes 1Ki -o csv; }; run 1 >%s/other 2>&1 & run 0 && wait && cat %s/other",
+        port, build, folder, folder);
+    assert_non_null(strstr(out, "transport=hosts, TCP"));
+    assert_non_null(strstr(out, "exchange_us"));
+    assert_null(strstr(strstr(out, "exchange_us") + 1, "exchange_us"));
 }
 
 static void exchange_refuses(void **state) {
@@ -429,6 +445,7 @@ int main(void) {
         cmocka_unit_test(ops),
         cmocka_unit_test(limits),
         cmocka_unit_test(exchange),
+        cmocka_unit_test(exchange_of_hosts),
         cmocka_unit_test(exchange_refuses),
         cmocka_unit_test(forms),
         cmocka_unit_test(usage),

@@ -143,7 +143,12 @@ static ls_status exchange(bench *b, int n_ranks, int64_t bytes, const char *devi
         results_add(row, "exchange_us", LESS_IS_BETTER, speed.median_us);
         results_add(row, "bytes_per_s", MORE_IS_BETTER, (double)bytes * 1e6 / speed.median_us);
     }
-    results_set(row, "transport", json_string(speed.transport));
+    options_launch launch;
+    const bool hosts = b->hosts.group != NULL && options_launch_read(&launch, NULL) == LS_OK;
+    results_set(row, "transport",
+                json_string(!hosts                      ? speed.transport
+                            : launch.address[0] != '\0' ? "hosts, TCP"
+                                                        : "hosts, MPI"));
     results_set(row, "threads", json_integer(speed.n_threads));
     return LS_OK;
 }

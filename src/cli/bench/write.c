@@ -234,12 +234,21 @@ static bool is_better(const metric *before, const metric *now) {
     return before->sense != NEITHER_IS_BETTER && is_worse(&a, &b);
 }
 
-static const json_t *same_row(const json_t *rows, const json_t *wanted) {
-    size_t i;
-    json_t *row;
-    json_array_foreach(rows, i, row) {
-        if (strcmp(results_text(row, "test"), results_text(wanted, "test")) == 0 &&
-            json_equal(json_object_get(row, "settings"), json_object_get(wanted, "settings")) == 1) {
+static bool is_same_row(const json_t *a, const json_t *b) {
+    return strcmp(results_text(a, "test"), results_text(b, "test")) == 0 &&
+           json_equal(json_object_get(a, "settings"), json_object_get(b, "settings")) == 1;
+}
+
+/* The row of `rows` that is the same as row i of `all`; of several the one of the same number among them. */
+static const json_t *same_row(const json_t *rows, const json_t *all, size_t i) {
+    const json_t *wanted = json_array_get(all, i);
+    size_t n_before = 0;
+    for (size_t k = 0; k < i; k++) {
+        n_before += is_same_row(json_array_get(all, k), wanted);
+    }
+    for (size_t k = 0; k < json_array_size(rows); k++) {
+        const json_t *row = json_array_get(rows, k);
+        if (is_same_row(row, wanted) && n_before-- == 0) {
             return row;
         }
     }
@@ -271,12 +280,13 @@ void results_compare(const json_t *before, const json_t *now, const char *name, 
     size_t i;
     json_t *row;
     int n_new = 0;
+    const json_t *rows = json_object_get(now, "rows"), *old_rows = json_object_get(before, "rows");
     *n_worse = 0;
     fprintf(out, "\nCompared with %s (%s, %s, %s)\n", name, results_text(before, "date"),
             results_text(before, "commit"), results_text(json_object_get(before, "device"), "name"));
     fputs("\n| row | metric | before | now | change | |\n|---|---|---|---|---|---|\n", out);
-    json_array_foreach(json_object_get(now, "rows"), i, row) {
-        const json_t *old = same_row(json_object_get(before, "rows"), row);
+    json_array_foreach(rows, i, row) {
+        const json_t *old = same_row(old_rows, rows, i);
         n_new += old == NULL;
         if (old != NULL) {
             compare_row(old, row, out, n_worse);
@@ -285,9 +295,9 @@ void results_compare(const json_t *before, const json_t *now, const char *name, 
     if (n_new > 0) {
         fprintf(out, "\n%d rows are not in %s\n", n_new, name);
     }
-    json_array_foreach(json_object_get(before, "rows"), i, row) {
+    json_array_foreach(old_rows, i, row) {
         char text[1024];
-        const json_t *again = same_row(json_object_get(now, "rows"), row);
+        const json_t *again = same_row(rows, old_rows, i);
         if (json_object_get(row, "metrics") != NULL && (again == NULL || json_object_get(again, "absent") != NULL)) {
             results_name(row, text, sizeof text);
             fprintf(out, "\nnot measured any more: %s\n", text);
