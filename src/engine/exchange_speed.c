@@ -104,7 +104,8 @@ static ls_status measure(exchange_job *job, int n_threads, ls_exchange_speed *sp
     qsort(job->ns, (size_t)job->n_rounds, sizeof *job->ns, compare_ns);
     speed->transport = job->exchange->name;
     speed->n_threads = n_threads;
-    speed->median_us = (double)job->ns[job->n_rounds / 2] / 1000;
+    const int middle = job->n_rounds / 2;
+    speed->median_us = (double)job->ns[middle] / 1000;
     speed->min_us = (double)job->ns[0] / 1000;
     speed->max_us = (double)job->ns[job->n_rounds - 1] / 1000;
     return LS_OK;

@@ -45,7 +45,7 @@ static int64_t room_tokens(bench_room room) {
     return room.input + room.output + (room.batch > 0 && room.output > 1 ? slack(room) : 1);
 }
 
-/* The default KV cache has a bound; what is measured here has to fit. */
+/* Unless they were given: as many seats, tokens and pages as the run needs, so that memory is what it takes. */
 static void make_room(const bench *b, bench_room room, ls_engine_params *params) {
     const int64_t pages = (room_tokens(room) + PAGE - 1) / PAGE * room.batch;
     ls_plan_report plan = LS_PLAN_REPORT_INIT;
@@ -55,8 +55,7 @@ static void make_room(const bench *b, bench_room room, ls_engine_params *params)
     if (!options_given(&b->options, OPT_MAX_MODEL_LEN)) {
         params->max_model_len_tokens = (int)room_tokens(room);
     }
-    if (params->kv_cache_memory_bytes == 0 && ls_plan_make(b->model, params, &plan, NULL) == LS_OK &&
-        plan.n_pages < pages) {
+    if (params->kv_cache_memory_bytes == 0 && ls_plan_make(b->model, params, &plan, NULL) == LS_OK) {
         params->kv_cache_memory_bytes = pages * plan.page_tokens * plan.kv_bytes_per_token;
     }
 }

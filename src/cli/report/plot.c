@@ -282,8 +282,8 @@ void page_bars(page *out, const bar_plot *p) {
     if (script == NULL) {
         return;
     }
-    fprintf(script, "set style fill solid 0.9 noborder\nset xrange [0:*]\nset yrange [%d:-0.6]\nset lmargin 34\n",
-            p->n);
+    fprintf(script, "set style fill solid 0.9 noborder\nset xrange [0:*]\nset yrange [%d:-0.6]\nset lmargin %d\n", p->n,
+            longest + 2);
     fputs("set key maxrows 1\nunset ylabel\nset grid noy\nset ytics (", script);
     for (int i = 0; i < p->n; i++) {
         fputs(i > 0 ? ", " : "", script);
