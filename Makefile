@@ -261,22 +261,14 @@ $(BUILD)/arm_%: $(BUILD)/tests/kern/test_%.o $(ARM_OBJ)
 DEMO = generate -m demo -p "Once upon a time, there was a little dog named" -n 200 --temp 0
 demo: $(APP)
 	@$(APP) $(DEMO)
-# BENCH: what all measurements of engines are given.
+# BENCH: options of all measurements of engines.
 BENCH ?= -m demo
-BENCH_OUT := build/bench
-BENCH_OF_MODEL := latency throughput startup ops
 bench: $(APP) $(CANARY) $(KERN_BIN)
-	@mkdir -p bench/results $(BENCH_OUT)
+	@mkdir -p bench/results
 	@$(MAKE) --no-print-directory kbench >bench/results/kernels.txt || { cat bench/results/kernels.txt; exit 1; }
 	@$(APP) $(DEMO) --json >bench/results/demo.json
-	@set -e; for what in $(BENCH_OF_MODEL); do $(APP) bench $$what $(BENCH) --output-json $(BENCH_OUT)/$$what.json; done; \
-	$(APP) bench sweep $(BENCH) --vary dtype=f32,bf16,f16 --vary quantization=none,w8a16 --output-json $(BENCH_OUT)/precision.json; \
-	$(APP) bench sweep $(BENCH) --vary temp=0,1 --input-len 128,1024 --output-json $(BENCH_OUT)/context.json; \
-	$(APP) bench sweep $(BENCH) --vary tp=1,2,4,8 --output-json $(BENCH_OUT)/ranks.json; \
-	$(APP) bench limits --output-json $(BENCH_OUT)/limits.json; $(APP) bench exchange --output-json $(BENCH_OUT)/exchange.json
-	@$(APP) report $(foreach f,$(BENCH_OF_MODEL) precision context ranks limits exchange,$(BENCH_OUT)/$f.json) \
-		--html $(BENCH_OUT)/report.html --markdown $(BENCH_OUT)/report.md || [ -s $(BENCH_OUT)/report.html ]
-	@echo 'written: bench/results/kernels.txt bench/results/demo.json $(BENCH_OUT)/report.html $(BENCH_OUT)/report.md and its results'
+	@bench/all.sh $(APP) build/bench $(BENCH) || [ -s build/bench/report.html ]
+	@echo 'written: bench/results/kernels.txt bench/results/demo.json build/bench/report.html'
 
 # ---- fuzzing: clang's libFuzzer, in a build of its own ----
 
