@@ -404,6 +404,15 @@ static void page_stands_alone(void **state) {
     assert_null(strstr(html, "src="));
     assert_null(strstr(html, "href=\"http"));
     assert_non_null(strstr(html, "prefers-color-scheme:dark"));
+    int n_links = 0;
+    for (const char *at = html; (at = strstr(at, "<a href=\"#")) != NULL; n_links++) { /* each leads to a heading */
+        char id[64], heading[80];
+        at += strlen("<a href=\"#");
+        assert_int_equal(sscanf(at, "%40[a-z]", id), 1);
+        snprintf(heading, sizeof heading, "<h2 id=\"%s\">", id);
+        assert_non_null(strstr(html, heading));
+    }
+    assert_int_equal(n_links, 18);
     if (has_program("gnuplot")) {
         int n_plots = 0;
         for (const char *at = html; (at = strstr(at, "<svg ")) != NULL; at++) {

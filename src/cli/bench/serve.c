@@ -145,6 +145,9 @@ static ls_status read_options(serve_bench *b, int argc, char **argv, ls_error *e
     const option_value *v = b->options.value;
     TRY(options_init(&b->options, err));
     TRY(args_parse(&b->options, COMMAND_BENCH, argc, argv, err));
+    if (strcmp(v[OPT_OUTPUT].text, "csv") == 0) {
+        return error_set(err, LS_EINVAL, "--output csv: bench serve prints md or json");
+    }
     int n = snprintf(b->url, sizeof b->url, "%s%s", v[OPT_BASE_URL].text, v[OPT_ENDPOINT].text);
     if (n < 0 || (size_t)n >= sizeof b->url) {
         return error_set(err, LS_EINVAL, "--base-url: too long");

@@ -13,12 +13,22 @@ static const char *only_device(const report_data *data) {
     return data->n_rows > 0 ? data->row[0].device : NULL;
 }
 
+static const char *const contents[][2] = {
+    {"targets", "Targets"},     {"models", "Models"},        {"timeline", "A run"},
+    {"bandwidth", "Bandwidth"}, {"roofline", "Roofline"},    {"batch", "Batch"},
+    {"precision", "Precision"}, {"context", "Context"},      {"plans", "Plans"},
+    {"exchange", "Exchange"},   {"share", "Its share"},      {"start", "Start"},
+    {"sampling", "Sampling"},   {"gains", "Gains"},          {"ops", "Ops"},
+    {"limits", "Limits"},       {"peers", "Other programs"}, {"sources", "Sources"},
+};
+
 void page_sections(page *p, const report_data *data, int *n_missed) {
     p->device = only_device(data);
     page_begin(p, "lockstep: measured");
     if (p->device != NULL) {
         page_text(p, "All of it on one machine: %s.", p->device);
     }
+    page_contents(p, contents, sizeof contents / sizeof *contents);
     section_targets(p, data, n_missed);
     section_headline(p, data);
     section_timeline(p, data);

@@ -25,6 +25,8 @@ static const char STYLE[] =
     "figure{margin:1rem 0;padding:.6rem;background:var(--panel);border:1px solid var(--line);border-radius:6px}"
     "figure svg{display:block;width:100%;height:auto}figcaption{font-size:.85rem;color:var(--soft);"
     "padding:0 .3rem .3rem}\n"
+    "nav{display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.87rem}a{color:var(--s1);text-decoration:none}"
+    "a:hover{text-decoration:underline}\n"
     "@media print{body{max-width:none}figure,tr{break-inside:avoid}}\n";
 
 void page_html(const char *text, FILE *out) {
@@ -73,6 +75,14 @@ void page_begin(page *p, const char *title) {
 
 void page_end(page *p) {
     fputs("</body>\n</html>\n", p->html);
+}
+
+void page_contents(page *p, const char *const (*item)[2], size_t n) {
+    fputs("<nav>\n", p->html);
+    for (size_t i = 0; i < n; i++) {
+        fprintf(p->html, "<a href=\"#%s\">%s</a>\n", item[i][0], item[i][1]);
+    }
+    fputs("</nav>\n", p->html);
 }
 
 void page_heading(page *p, const char *id, const char *text) {

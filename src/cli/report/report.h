@@ -59,6 +59,8 @@ typedef struct page {
 void page_html(const char *text, FILE *out); /* escaped */
 void page_begin(page *p, const char *title);
 void page_end(page *p);
+/* Links to headings: id and name. In HTML alone. */
+void page_contents(page *p, const char *const (*item)[2], size_t n);
 void page_heading(page *p, const char *id, const char *text);
 __attribute__((format(printf, 2, 3))) void page_text(page *p, const char *format, ...);
 /* "there are no results for this; COMMAND makes them" */
