@@ -139,7 +139,7 @@ static FILE *begin_script(const char *title, const char *x, int height) {
         fprintf(script,
                 "set terminal svg size 760,%d dynamic noenhanced font 'system-ui,sans-serif,13' lw 1.6 "
                 "\nset encoding utf8\nset border 3\nset tics nomirror\nset grid lc rgb '#01000e' lw 0.5\n"
-                "set key outside bottom center horizontal noenhanced\nset title ",
+                "set key outside bottom center horizontal noenhanced spacing 1.5\nset title ",
                 height);
         put_name(title, script);
         fputs("\nset xlabel ", script);
@@ -284,7 +284,7 @@ void page_bars(page *out, const bar_plot *p) {
     }
     fprintf(script, "set style fill solid 0.9 noborder\nset xrange [0:*]\nset yrange [%d:-0.6]\nset lmargin %d\n", p->n,
             longest + 2);
-    fputs("set key maxrows 1\nunset ylabel\nset grid noy\nset ytics (", script);
+    fputs("set key maxrows 1\nunset ylabel\nset grid noy\nset ytics scale 0 (", script);
     for (int i = 0; i < p->n; i++) {
         fputs(i > 0 ? ", " : "", script);
         put_name(p->name[i], script);

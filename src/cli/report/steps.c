@@ -94,7 +94,7 @@ void section_batch(page *p, const report_data *data) {
         metric_cell(p, r, "limit_percent");
         number_cell(p, row_value(r, "memory_bytes"), 1e9);
         row_label(r, label, sizeof label);
-        snprintf(series, sizeof series, "%.80s, %lld", label, (long long)row_int(r, "input"));
+        snprintf(series, sizeof series, "%.70s, prompt %lld", label, (long long)row_int(r, "input"));
         series_add(plot_add(time, series), (double)row_int(r, "batch"), row_value(r, "step_ms"), NULL);
         series_add(plot_add(rate, series), (double)row_int(r, "batch"), row_value(r, "tokens_per_s"), NULL);
     }
