@@ -178,7 +178,7 @@ typedef struct ls_engine_params {
                                     * ("1,2,4,8,16,24,32,48,64,96,128,192,256"), for which decode steps are captured as
                                     * graphs, as far as max_num_seqs goes; "none" launches every kernel anew */
     double gpu_memory_utilization; /* share of a GPU's memory that the engine may fill with pages; default 0.9 */
-    bool profile;                  /* time the kernels of every step, see ls_engine_get_profile; slows them down */
+    bool profile;     /* time the kernels or ops of every step, see ls_engine_get_profile; slows them down */
     int trace_events; /* kept for each thread (32 bytes each), see ls_engine_get_trace; default: no trace */
     ls_load_progress_fn progress_fn; /* told how loading goes; NULL: nobody */
     void *progress_user;

@@ -178,6 +178,8 @@ static void ops(void **state) {
     assert_int_equal(n, 2);
     assert_true(median(row_of(root, "attn"), "flops") > 0);
     json_decref(root);
+    EXPECT_TOOL("generate -m demo --device cpu -t 1 -p Once -n 3 --temp 0 --profile", 0, "us each", "ffn_in",
+                "prefill");
 }
 
 static void limits(void **state) {
