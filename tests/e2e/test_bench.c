@@ -198,7 +198,7 @@ static void limits(void **state) {
 
 static void exchange(void **state) {
     (void)state;
-    json_t *root = bench("exchange -t 1 -r 2 --exchange-sizes 64,64Ki");
+    json_t *root = bench("exchange -t 1 -r 1 --exchange-sizes 64,64Ki");
     assert_int_equal(json_array_size(json_object_get(root, "rows")), 6);
     const json_t *row = json_array_get(json_object_get(root, "rows"), 1);
     assert_true(median(row, "exchange_us") > 0);
@@ -437,6 +437,26 @@ static void page_stands_alone(void **state) {
     free(html);
 }
 
+/* The runner of other programs writes results too: lockstep's own row, and those that are not here as absent. */
+static void peers_that_are_absent(void **state) {
+    (void)state;
+    char out[16384], args[PATH_BYTES + 64];
+    if (sanitized() || !has_program("python3")) {
+        print_message("skipped: a process that is slow, or python3 is not here\n");
+        skip();
+    }
+    file_copy("demo", folder, "config.json");
+    SHELL(out,
+          "PATH=/usr/bin:/bin python3 bench/peers/run.py --lockstep %s/lockstep --model %s --name tiny --device cpu "
+          "--peers vllm,llama,trtllm --modes bf16 --runs 1 --n 4 --llama-bench /no/llama-bench --output-json "
+          "%s/peers.json",
+          build, folder, folder);
+    snprintf(args, sizeof args, "report %s/peers.json", folder);
+    EXPECT_TOOL(args, 0, "| lockstep | bf16 | 1 | 1 | 26 |",
+                "| vllm | bf16 | 1 | 1 | 26 | absent: no vllm on the PATH |",
+                "| llama | bf16 | 1 | 1 | 26 | absent: no llama-bench", "| trtllm |");
+}
+
 /* What bench writes, report reads. */
 static void round_trip(void **state) {
     (void)state;
@@ -465,6 +485,7 @@ int main(void) {
         cmocka_unit_test(report_is_golden),
         cmocka_unit_test(report_of_nothing_says_so),
         cmocka_unit_test(page_stands_alone),
+        cmocka_unit_test(peers_that_are_absent),
         cmocka_unit_test(round_trip),
         cmocka_unit_test(startup_of_made_up_weights),
     };

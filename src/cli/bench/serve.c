@@ -148,6 +148,10 @@ static ls_status read_options(serve_bench *b, int argc, char **argv, ls_error *e
     if (strcmp(v[OPT_OUTPUT].text, "csv") == 0) {
         return error_set(err, LS_EINVAL, "--output csv: bench serve prints md or json");
     }
+    if (v[OPT_OUTPUT_JSON].set || v[OPT_COMPARE].set) {
+        return error_set(err, LS_EINVAL, "--%s: bench serve has no results file; -o json prints its figures",
+                         v[OPT_COMPARE].set ? "compare" : "output-json");
+    }
     int n = snprintf(b->url, sizeof b->url, "%s%s", v[OPT_BASE_URL].text, v[OPT_ENDPOINT].text);
     if (n < 0 || (size_t)n >= sizeof b->url) {
         return error_set(err, LS_EINVAL, "--base-url: too long");
