@@ -10,7 +10,7 @@
 ## make check-aarch64             the kernels' tests built for ARM and run by qemu, without our libraries
 ## make gpu-check                  the tests that need a GPU, with each set of kernels that is built in
 ## make gpu-sanitize               the kernels under compute-sanitizer: memcheck, racecheck, synccheck (some minutes)
-## make bench                      all timings, written to bench/results/
+## make bench                      all timings, written to bench/results/ and, as a page, to build/bench/ (BENCH="-m MODEL")
 ## make fuzz                       fuzz each target for FUZZ_SECONDS=1200 (fuzz-short: 60)
 ## make lint                       the rules that a program can check
 ## make format                     clang-format all C files
@@ -78,7 +78,7 @@ EXACT := -ffp-contract=off -fno-fast-math -fno-math-errno
 # Device code is the same whatever the build of the rest: one folder for all of them.
 KERN_BUILD := build/kern
 CUDA_FLAGS := $(if $(NVCC),-DLS_CUDA -isystem $(dir $(NVCC))../include -I$(KERN_BUILD))
-FLAGS := -std=c17 -D_GNU_SOURCE -Iinclude -Isrc $(CUDA_FLAGS) $(WARN) -fvisibility=hidden -fPIC -pthread \
+FLAGS := -std=c17 -D_GNU_SOURCE -Iinclude -Isrc -I$(BUILD) $(CUDA_FLAGS) $(WARN) -fvisibility=hidden -fPIC -pthread \
 	$(shell pkg-config --cflags $(PKGS) 2>/dev/null) $(CFLAGS) $(SAN_FLAGS) $(EXACT)
 LINK = $(CC) -pthread $(CFLAGS) $(SAN_LINK) -Wl,--as-needed $(LDFLAGS)
 LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -ldl
@@ -106,6 +106,7 @@ LIB := $(BUILD)/liblockstep.a
 APP := $(BUILD)/lockstep
 
 VERSION := $(shell sed -n 's/^#define LS_VERSION "\(.*\)"/\1/p' include/lockstep.h)
+COMMIT ?= $(shell git describe --always --dirty --abbrev=9 2>/dev/null || echo unknown)
 SONAME := liblockstep.so.$(firstword $(subst ., ,$(VERSION)))
 SHARED := $(BUILD)/liblockstep.so.$(VERSION)
 
@@ -139,6 +140,11 @@ $(BUILD)/flags: FORCE
 	$(call stamp,$(CC) $(FLAGS) / $(LINK) $(LIBS) / $(foreach i,$(ISAS),$(ISA_FLAGS_$i)))
 $(BUILD)/sources: FORCE
 	$(call stamp,$(LIB_OBJ) $(CLI_OBJ))
+
+# What results of measurements say they come from.
+$(BUILD)/commit.inc: FORCE
+	$(call stamp,"$(COMMIT)")
+$(BUILD)/src/cli/bench/commit.o: $(BUILD)/commit.inc
 
 compile = $(Q)mkdir -p $(@D); $(CC) $(FLAGS) $(1) -MMD -MP -c $< -o $@
 $(BUILD)/%.o: %.c $(BUILD)/flags
@@ -260,11 +266,14 @@ $(BUILD)/arm_%: $(BUILD)/tests/kern/test_%.o $(ARM_OBJ)
 DEMO = generate -m demo -p "Once upon a time, there was a little dog named" -n 200 --temp 0
 demo: $(APP)
 	@$(APP) $(DEMO)
+# BENCH: options of all measurements of engines.
+BENCH ?= -m demo
 bench: $(APP) $(CANARY) $(KERN_BIN)
 	@mkdir -p bench/results
 	@$(MAKE) --no-print-directory kbench >bench/results/kernels.txt || { cat bench/results/kernels.txt; exit 1; }
 	@$(APP) $(DEMO) --json >bench/results/demo.json
-	@echo 'written: bench/results/kernels.txt bench/results/demo.json'
+	@bench/all.sh $(APP) build/bench $(BENCH) || [ -s build/bench/report.html ]
+	@echo 'written: bench/results/kernels.txt bench/results/demo.json build/bench/report.html'
 
 # ---- fuzzing: clang's libFuzzer, in a build of its own ----
 
@@ -283,6 +292,7 @@ fuzz-run-%: $(BUILD)/fuzz_%
 	then echo "fuzz $*: $(FUZZ_SECONDS) s, $$(sed -n 's/^stat::number_of_executed_units: *//p' $<.log) inputs, no finding"; \
 	else tail -n 60 $<.log; echo "fuzz $*: FAILED; to repeat: $< FILE, one of:"; ls -t $(BUILD)/$*-*; exit 1; fi
 $(BUILD)/fuzz_serve: $(SERVER_OBJ)
+$(BUILD)/fuzz_results: $(filter $(BUILD)/src/cli/report/% $(BUILD)/src/cli/bench/results.o $(BUILD)/src/cli/bench/write.o,$(CLI_OBJ))
 $(BUILD)/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(LIB)
 	$(call say,LINK,$@)
 	$(Q)$(LINK) $(filter %.o,$^) $(LIB) $(LIBS) -o $@ || { echo "If clang's fuzzer runtime is missing: run ./setup.sh (libclang-rt-dev)"; exit 1; }

@@ -18,6 +18,7 @@ libevent-dev      HTTP server of lockstep serve
 libhwloc-dev      cores, caches and NUMA nodes
 libcmocka-dev     tests
 openmpi-bin       tests of several hosts: mpirun and the library
+gnuplot-nox       plots of lockstep report, which has tables alone without it
 iproute2          tests of several hosts: network namespaces
 python3           tests/run and tools/lint.py
 python3-venv      tests with the openai package

@@ -179,7 +179,7 @@ typedef struct ls_engine_params {
                                     * ("1,2,4,8,16,24,32,48,64,96,128,192,256"), for which decode steps are captured as
                                     * graphs, as far as max_num_seqs goes; "none" launches every kernel anew */
     double gpu_memory_utilization; /* share of a GPU's memory that the engine may fill with pages; default 0.9 */
-    bool profile;                  /* time the kernels of every step, see ls_engine_get_profile; slows them down */
+    bool profile;     /* time the kernels or ops of every step, see ls_engine_get_profile; slows them down */
     int trace_events; /* kept for each thread (32 bytes each), see ls_engine_get_trace; default: no trace */
     ls_load_progress_fn progress_fn; /* told how loading goes; NULL: nobody */
     void *progress_user;
@@ -534,17 +534,17 @@ typedef struct ls_timeline {
 /* Measures the read bandwidth the first time it is called (0.1 to 2 s), between steps; later calls wait for nothing. */
 LS_API ls_status ls_engine_get_timeline(ls_engine *engine, ls_timeline *out, ls_error *err);
 
-/* All launches of one kind that the engine has made so far. */
+/* All launches of one kind that the engine has made so far; on the CPU, ops of the first rank, with the waiting of its team. */
 typedef struct ls_profile_line {
     char ops[56]; /* the ops that a launch did, "exchange+qkv" */
     bool decode;  /* in steps without prompt rows */
     int64_t launches;
     double total_us;
     double bytes; /* of weights and KV that they had to read */
+    double flops; /* a multiplication and an addition are two; of matmuls and attention alone */
 } ls_profile_line;
 
-/* At most n_max lines in the order of the program. *n is 0 without ls_engine_params.profile and on the CPU, where nothing
- * is timed. */
+/* At most n_max lines in the order of the program. *n is 0 without ls_engine_params.profile. */
 LS_API ls_status ls_engine_get_profile(ls_engine *engine, ls_profile_line *out, size_t n_max, size_t *n, ls_error *err);
 
 /* ---- Plan: every byte of an engine before it is opened -------------------------------------------------------------- */
@@ -789,6 +789,31 @@ typedef struct ls_gpu_speed {
 /* Measures, less than a second, besides opening it and loading cuBLASLt. Errors: as ls_gpu_get_info; LS_EUNSUPPORTED: no
  * kernels for its chip; LS_ENOMEM: too little of its memory is free; LS_EABORTED with the driver's own words. */
 LS_API ls_status ls_gpu_measure(int device, ls_gpu_speed *out, ls_error *err);
+
+/* ---- Exchange: what it takes the ranks to add up a vector ----------------------------------------------------------- */
+
+typedef struct ls_exchange_params {
+    size_t struct_size;
+    const char *device;     /* as ls_engine_params.device; NULL: the CPU */
+    int n_ranks;            /* 2, 4 or 8, of all processes together */
+    int threads;            /* of each rank; 0: cores / ranks here, at least 1 */
+    int64_t bytes;          /* of the f32 vector that every rank has a part of: 64 to 1 GiB, rounded down to 64 */
+    int n_rounds;           /* that are timed, at least 1 */
+    struct ls_hosts *hosts; /* the processes that share the ranks, all of which call; NULL: this one alone */
+} ls_exchange_params;
+#define LS_EXCHANGE_PARAMS_INIT                                                                                        \
+    { .struct_size = sizeof(ls_exchange_params), .n_ranks = 2, .bytes = 16384, .n_rounds = 100 }
+
+typedef struct ls_exchange_speed {
+    size_t struct_size;
+    const char *transport;            /* "threads", "hosts": constant */
+    int n_threads;                    /* of each rank */
+    double median_us, min_us, max_us; /* of the rounds, as the first rank here sees them */
+} ls_exchange_speed;
+#define LS_EXCHANGE_SPEED_INIT LS_SIZED(ls_exchange_speed)
+/* Runs the engine's own exchange, sums included, on made-up parts. Errors: LS_EINVAL names the parameter; LS_EUNSUPPORTED
+ * for a transport that this library has not; LS_ENOMEM; LS_EABORTED if a host was lost. */
+LS_API ls_status ls_exchange_measure(const ls_exchange_params *params, ls_exchange_speed *out, ls_error *err);
 
 /* ---- Trace: who did what when ------------------------------------------------------------------------------------- */
 

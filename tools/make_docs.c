@@ -14,7 +14,7 @@
 #include "base/options.h"
 
 /* When the words of this file last changed; not the time of the build, so that equal sources give equal pages. */
-#define MANUAL_DATE "2026-11-22"
+#define MANUAL_DATE "2026-11-23"
 #define MADE_BY "made by tools/make_docs.c from the tables in src/base/options.c"
 
 typedef struct example {
@@ -36,6 +36,12 @@ static const example examples[] = {
     {COMMAND_SERVE, "lockstep serve Qwen/Qwen3-4B --port 8000", "an OpenAI-compatible server on this machine"},
     {COMMAND_BENCH, "lockstep bench serve --num-prompts 200 --request-rate 20 --goodput ttft:500,tpot:30",
      "the latency that clients of a running server see"},
+    {COMMAND_BENCH, "lockstep bench latency -m Qwen/Qwen3-4B --load-format dummy --output-json latency.json",
+     "prefill and decode of a model's shapes, kept for a report"},
+    {COMMAND_BENCH, "lockstep bench sweep -m demo --vary dtype=f32,bf16 --vary quantization=none,w8a16 -f story.txt",
+     "memory, speed and perplexity by type"},
+    {COMMAND_REPORT, "lockstep report latency.json sweep.json --html report.html",
+     "tables and plots of what was measured, in one page"},
     {COMMAND_TOKENIZE, "lockstep tokenize -m demo -p \"Hello, world\"", "ids, and the bytes that each stands for"},
     {COMMAND_TEMPLATE, "lockstep template -m demo --messages '[{\"role\": \"user\", \"content\": \"Hi\"}]'",
      "the prompt that a chat becomes"},

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Decode by transformers and torch.compile on one GPU: what an hour with PyTorch gives, as a peer of bench/peers/one_gpu.py.
+"""Decode by transformers and torch.compile on one GPU: what an hour with PyTorch gives, as a peer of bench/peers/run.py.
 
     python3 bench/peers/torch_decode.py --model FOLDER_WITH_CONFIG_JSON --dtype bf16
 
 The model class of transformers with random weights and a static KV cache; one step, the greedy token included, is compiled with
-mode="reduce-overhead" (CUDA graphs, no breaks). A run is a prompt of --prompt tokens, run eagerly, and --n decode steps:
+mode="reduce-overhead" (CUDA graphs, no breaks), or with --eager run as it comes. A run is a prompt of --prompt tokens, run eagerly, and --n decode steps:
 "waiting", where the host reads each token before it begins the next step, or "behind", where it reads it while the next step
 runs. f32 is true f32. Prints one line of JSON.
 """
@@ -53,6 +53,7 @@ def main():
     parser.add_argument("--n", type=int, default=256, help="decode steps")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--eager", action="store_true", help="without torch.compile")
     args = parser.parse_args()
     try:
         import torch
@@ -74,7 +75,7 @@ def main():
     cache = transformers.StaticCache(config=config, max_cache_len=(args.prompt + args.n + 8) // 8 * 8)
     eager = decode_step(model, cache)
     reader = Reader(torch, prompt[:, :1])
-    compiled = torch.compile(eager, mode="reduce-overhead", fullgraph=True)
+    compiled = eager if args.eager else torch.compile(eager, mode="reduce-overhead", fullgraph=True)
     prefill_ms, waiting_ms, behind_ms, compile_s = [], [], [], 0.0
     with torch.inference_mode():
         for run in range(2 * args.runs + 1):  # the first compiles and is not counted, then both ways in turn
@@ -91,11 +92,11 @@ def main():
                 reader.read(i if run % 2 == 1 else i - 1)
             wait()
             if run == 0:
-                compile_s = time.perf_counter() - start
+                compile_s = 0.0 if args.eager else time.perf_counter() - start
             else:
                 (waiting_ms if run % 2 == 1 else behind_ms).append((time.perf_counter() - start) * 1e3 / args.n)
     print(json.dumps({
-        "peer": "transformers, torch.compile with CUDA graphs",
+        "peer": "transformers, eager" if args.eager else "transformers, torch.compile with CUDA graphs",
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "CPU",
         "dtype": args.dtype, "batch": args.batch, "context": [args.prompt, args.prompt + args.n],

@@ -11,7 +11,7 @@
 
 /* Sets of commands: all that take a model, all that open an engine, those and the plan of one, all that draw tokens. */
 #define COMMANDS_SAMPLE (COMMAND_GENERATE | COMMAND_CHAT)
-#define COMMANDS_RUN (COMMANDS_SAMPLE | COMMAND_SERVE | COMMAND_PERPLEXITY | COMMAND_VERIFY)
+#define COMMANDS_RUN (COMMANDS_SAMPLE | COMMAND_SERVE | COMMAND_PERPLEXITY | COMMAND_VERIFY | COMMAND_BENCH)
 #define COMMANDS_PLAN (COMMANDS_RUN | COMMAND_PLAN)
 #define COMMANDS_ALL (COMMANDS_PLAN | COMMAND_TOKENIZE | COMMAND_TEMPLATE | COMMAND_PULL | COMMAND_DOCTOR)
 
@@ -37,7 +37,25 @@ const command_def command_table[COMMAND_COUNT] = {
      "Ctrl-C once more ends it at once. Exit code 0 if every answer was given, 1 if some were cut off, 3 if the "
      "engine "
      "failed (a supervisor should start it again)."},
-    {COMMAND_BENCH, "bench", NULL, "measure a server under load",
+    {COMMAND_BENCH, "bench", NULL, "measure models, this machine, or a server under load",
+     "lockstep bench latency: prompts of --input-len tokens (pp26: one of 26) to their first token, --output-len "
+     "tokens "
+     "behind one of 26 (tg128), and 20 tokens in all, of the first run and of later ones.\n\n"
+     "lockstep bench throughput: the same decode steps for each --batch-size, and requests of mixed lengths, in "
+     "batches "
+     "that wait for their longest (static) and continuously.\n\n"
+     "lockstep bench sweep: decode steps for every combination of --batch-size, --input-len and what --vary names; "
+     "with "
+     "--prompt-file also the perplexity of its text.\n\n"
+     "lockstep bench startup: processes from exec to the first token, stage by stage, with the model's files in the "
+     "page "
+     "cache and without.\n\n"
+     "lockstep bench ops, limits, exchange: each op of a step; what memory, links and cores can do at best; what it "
+     "takes "
+     "ranks to add up a vector.\n\n"
+     "A figure is the median of --repetitions, with the least and the most of them in brackets. What cannot run is "
+     "listed with the reason. --output-json keeps all for lockstep report and for --compare, which marks what has "
+     "become worse by more than both spreads and 1 %, and then exits with 1.\n\n"
      "lockstep bench serve sends completions to any server of OpenAI's API and measures what its clients see: TTFT, "
      "the time to "
      "the first token; TPOT, the mean time of each further token of an answer; ITL, the times between two pieces of a "
@@ -48,6 +66,12 @@ const command_def command_table[COMMAND_COUNT] = {
      "Requests begin at once, or at random times with --request-rate, or as the file says; with --max-concurrency no "
      "more than "
      "so many run at a time. Exit code 1 if a request failed."},
+    {COMMAND_REPORT, "report", "RESULTS...", "make pages of tables and plots from results of lockstep bench",
+     "Reads what lockstep bench --output-json and bench/peers/run.py wrote, and nothing else: what was not measured is "
+     "said to be missing, with the command that measures it. --html writes one page that needs no other file, "
+     "--markdown the same tables as text; without either, the text goes to standard output. Plots are made by gnuplot "
+     "where it is installed.\n\n"
+     "Exit code 1 if a target was missed."},
     {COMMAND_TOKENIZE, "tokenize", NULL, "show the tokens of a text", NULL},
     {COMMAND_TEMPLATE, "template", NULL, "show what a chat template makes of messages", NULL},
     {COMMAND_PLAN, "plan", "MODEL", "show the memory of every rank before anything is loaded",
@@ -103,13 +127,13 @@ const command_def command_table[COMMAND_COUNT] = {
 };
 
 const char *option_group_name(option_group group) {
-    static const char *const names[GROUP_COUNT] = {"Model", "Input", "Sampling", "Engine", "Server", "Load", "Output"};
+    static const char *const names[GROUP_COUNT] = {"Model",  "Input", "Sampling", "Engine",
+                                                   "Server", "Load",  "Measure",  "Output"};
     return (unsigned)group < GROUP_COUNT ? names[group] : "unknown";
 }
 
 const option_def option_table[OPTION_COUNT] = {
-    [OPT_MODEL] = {OPT_MODEL, COMMANDS_ALL | COMMAND_BENCH, GROUP_MODEL, OPTION_TEXT, "model", NULL, 'm', "MODEL", NULL,
-                   0, 0, NULL,
+    [OPT_MODEL] = {OPT_MODEL, COMMANDS_ALL, GROUP_MODEL, OPTION_TEXT, "model", NULL, 'm', "MODEL", NULL, 0, 0, NULL,
                    "Model: a folder with config.json, tokenizer.json and *.safetensors; a name on the hub, such as "
                    "Qwen/Qwen3-4B or Qwen/Qwen3-4B@REVISION; or the word 'demo' for the built-in one"},
     [OPT_REVISION] = {OPT_REVISION, COMMANDS_ALL, GROUP_MODEL, OPTION_TEXT, "revision", NULL, 0, "REV", NULL, 0, 0,
@@ -126,8 +150,8 @@ const option_def option_table[OPTION_COUNT] = {
     [OPT_PROMPT] = {OPT_PROMPT, COMMAND_GENERATE | COMMAND_TOKENIZE, GROUP_INPUT, OPTION_LIST, "prompt", NULL, 'p',
                     "TEXT", NULL, 0, 0, NULL,
                     "Prompt to continue, or text to tokenize; give it several times for a batch"},
-    [OPT_PROMPT_FILE] = {OPT_PROMPT_FILE, COMMAND_GENERATE | COMMAND_PERPLEXITY, GROUP_INPUT, OPTION_LIST,
-                         "prompt-file", NULL, 'f', "FILE", NULL, 0, 0, NULL,
+    [OPT_PROMPT_FILE] = {OPT_PROMPT_FILE, COMMAND_GENERATE | COMMAND_PERPLEXITY | COMMAND_BENCH, GROUP_INPUT,
+                         OPTION_LIST, "prompt-file", NULL, 'f', "FILE", NULL, 0, 0, NULL,
                          "File whose text is a prompt, - for standard input; give it several times for a batch"},
     [OPT_REPEAT_PROMPT] = {OPT_REPEAT_PROMPT, COMMAND_GENERATE, GROUP_INPUT, OPTION_INT, "repeat-prompt", NULL, 0, "N",
                            "1", 1, 65536, NULL, "Run every prompt N times at once, as N prompts: to measure batches"},
@@ -161,9 +185,11 @@ const option_def option_table[OPTION_COUNT] = {
     [OPT_TEMPERATURE] = {OPT_TEMPERATURE, COMMANDS_SAMPLE | COMMAND_BENCH, GROUP_SAMPLING, OPTION_REAL, "temp",
                          "temperature", 0, "T", NULL, 0, 100, NULL,
                          "Sampling temperature, 0 for greedy (default: generation_config.json's, else 1)"},
-    [OPT_TOP_K] = {OPT_TOP_K, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_INT, "top-k", NULL, 0, "K", NULL, 0, 1 << 30,
-                   NULL, "Keep the K most likely tokens, 0 for all (default: generation_config.json's, else 0)"},
-    [OPT_TOP_P] = {OPT_TOP_P, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_REAL, "top-p", NULL, 0, "P", NULL, 0, 1, NULL,
+    [OPT_TOP_K] = {OPT_TOP_K, COMMANDS_SAMPLE | COMMAND_BENCH, GROUP_SAMPLING, OPTION_INT, "top-k", NULL, 0, "K", NULL,
+                   0, 1 << 30, NULL,
+                   "Keep the K most likely tokens, 0 for all (default: generation_config.json's, else 0)"},
+    [OPT_TOP_P] = {OPT_TOP_P, COMMANDS_SAMPLE | COMMAND_BENCH, GROUP_SAMPLING, OPTION_REAL, "top-p", NULL, 0, "P", NULL,
+                   0, 1, NULL,
                    "Keep the most likely tokens that hold this share of what top-k left, 1 for all (default: "
                    "generation_config.json's, else 1)"},
     [OPT_MIN_P] = {OPT_MIN_P, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_REAL, "min-p", NULL, 0, "P", NULL, 0, 1, NULL,
@@ -213,8 +239,8 @@ const option_def option_table[OPTION_COUNT] = {
                                   "tensor-parallel-size", "tp", 0, "R", "1", 1, 8, NULL,
                                   "Ranks that share the model: 1, 2, 4 or 8"},
     [OPT_EXCHANGE] =
-        {OPT_EXCHANGE, COMMANDS_PLAN, GROUP_ENGINE, OPTION_CHOICE, "exchange", NULL, 0, "HOW", "auto", 0, 0,
-         "auto|fused|nccl|host",
+        {OPT_EXCHANGE, COMMANDS_PLAN | COMMAND_BENCH, GROUP_ENGINE, OPTION_CHOICE, "exchange", NULL, 0, "HOW", "auto",
+         0, 0, "auto|fused|nccl|host",
          "How ranks on GPUs add up: fused, by stores to one another's memory; host, through the host's; nccl "
          "is not there yet; auto takes fused where all GPUs can"},
     [OPT_THREADS] = {OPT_THREADS, COMMANDS_PLAN | COMMAND_DOCTOR, GROUP_ENGINE, OPTION_INT, "threads", NULL, 't', "N",
@@ -270,15 +296,15 @@ const option_def option_table[OPTION_COUNT] = {
                      "device=cpu,dtype=f32,cpu-isa=ref", 0, 0, NULL,
                      "The engine to compare with: options as name=value with commas between them; what is not named is "
                      "as given for the first"},
-    [OPT_HOSTS] = {OPT_HOSTS, COMMANDS_SAMPLE | COMMAND_PERPLEXITY | COMMAND_SERVE, GROUP_ENGINE, OPTION_CHOICE,
-                   "hosts", NULL, 0, "MODE", "auto", 0, 0, "auto|off",
+    [OPT_HOSTS] = {OPT_HOSTS, COMMANDS_SAMPLE | COMMAND_PERPLEXITY | COMMAND_SERVE | COMMAND_BENCH, GROUP_ENGINE,
+                   OPTION_CHOICE, "hosts", NULL, 0, "MODE", "auto", 0, 0, "auto|off",
                    "auto: where mpirun, srun or torchrun started several processes, one on each host, the ranks are "
                    "spread over them; off: this process is alone"},
-    [OPT_JOIN_TIMEOUT] = {OPT_JOIN_TIMEOUT, COMMANDS_SAMPLE | COMMAND_PERPLEXITY, GROUP_ENGINE, OPTION_REAL,
-                          "join-timeout", NULL, 0, "SECONDS", "60", 0.1, 86400, NULL,
+    [OPT_JOIN_TIMEOUT] = {OPT_JOIN_TIMEOUT, COMMANDS_SAMPLE | COMMAND_PERPLEXITY | COMMAND_BENCH, GROUP_ENGINE,
+                          OPTION_REAL, "join-timeout", NULL, 0, "SECONDS", "60", 0.1, 86400, NULL,
                           "How long processes on several hosts wait for each other at the start"},
-    [OPT_HOST_TIMEOUT] = {OPT_HOST_TIMEOUT, COMMANDS_SAMPLE | COMMAND_PERPLEXITY, GROUP_ENGINE, OPTION_REAL,
-                          "host-timeout", NULL, 0, "SECONDS", "5", 0.5, 86400, NULL,
+    [OPT_HOST_TIMEOUT] = {OPT_HOST_TIMEOUT, COMMANDS_SAMPLE | COMMAND_PERPLEXITY | COMMAND_BENCH, GROUP_ENGINE,
+                          OPTION_REAL, "host-timeout", NULL, 0, "SECONDS", "5", 0.5, 86400, NULL,
                           "A host that gives no sign of life for so long is lost, and all end"},
     [OPT_HOST] = {OPT_HOST, COMMAND_SERVE, GROUP_SERVER, OPTION_TEXT, "host", NULL, 0, "ADDRESS", "127.0.0.1", 0, 0,
                   NULL, "Address to listen on; 0.0.0.0 or :: for all, which wants --api-key"},
@@ -347,21 +373,50 @@ const option_def option_table[OPTION_COUNT] = {
                      "Prompts instead of random ones: JSON lines, see below; from the beginning again at its end"},
     [OPT_GOODPUT] = {OPT_GOODPUT, COMMAND_BENCH, GROUP_LOAD, OPTION_TEXT, "goodput", NULL, 0, "LIMITS", NULL, 0, 0,
                      NULL, "Count the requests that keep to these milliseconds, such as ttft:200,tpot:20,e2el:5000"},
+    [OPT_INPUT_LEN] = {OPT_INPUT_LEN, COMMAND_BENCH, GROUP_MEASURE, OPTION_TEXT, "input-len", NULL, 0, "LIST", NULL, 0,
+                       0, NULL,
+                       "Tokens of the prompts, commas between them (default: latency 26,128,512,2048; else 26)"},
+    [OPT_OUTPUT_LEN] = {OPT_OUTPUT_LEN, COMMAND_BENCH, GROUP_MEASURE, OPTION_INT, "output-len", NULL, 0, "N", "128", 2,
+                        1e6, NULL, "Decode steps that are timed"},
+    [OPT_BATCH_SIZE] =
+        {OPT_BATCH_SIZE, COMMAND_BENCH, GROUP_MEASURE, OPTION_TEXT, "batch-size", NULL, 0, "LIST", NULL, 0, 0, NULL,
+         "Sequences at a time, commas between them (default: throughput 1,2,4,8,16,32,64,128,256; else 1)"},
+    [OPT_VARY] = {OPT_VARY, COMMAND_BENCH, GROUP_MEASURE, OPTION_LIST, "vary", NULL, 0, "NAME=VALUES", NULL, 0, 0, NULL,
+                  "sweep: an option and the values it is to have, such as dtype=f32,bf16 or graph-sizes=default,none; "
+                  "several: give it several times"},
+    [OPT_EXCHANGE_SIZES] = {OPT_EXCHANGE_SIZES, COMMAND_BENCH, GROUP_MEASURE, OPTION_TEXT, "exchange-sizes", NULL, 0,
+                            "LIST", "1Ki,4Ki,10Ki,16Ki,64Ki,256Ki,1Mi,4Mi,16Mi,64Mi", 0, 0, NULL,
+                            "exchange: bytes of the vectors, commas between them"},
+    [OPT_REPETITIONS] = {OPT_REPETITIONS, COMMAND_BENCH, GROUP_MEASURE, OPTION_INT, "repetitions", NULL, 'r', "N", "5",
+                         1, 10000, NULL, "How often each figure is measured"},
+    [OPT_COMPARE] = {OPT_COMPARE, COMMAND_BENCH, GROUP_MEASURE, OPTION_TEXT, "compare", NULL, 0, "FILE", NULL, 0, 0,
+                     NULL, "Earlier results (--output-json): mark what has become worse"},
+    [OPT_RESULTS] = {OPT_RESULTS, COMMAND_REPORT, GROUP_MEASURE, OPTION_LIST, "results", NULL, 0, "FILE", NULL, 0, 0,
+                     NULL, "Results to read; the flag may be left out"},
+    [OPT_OUTPUT] = {OPT_OUTPUT, COMMAND_BENCH, GROUP_OUTPUT, OPTION_CHOICE, "output", NULL, 'o', "FORM", "md", 0, 0,
+                    "md|csv|json", "Form of the results on standard output (serve: md or json)"},
+    [OPT_OUTPUT_JSON] = {OPT_OUTPUT_JSON, COMMAND_BENCH, GROUP_OUTPUT, OPTION_TEXT, "output-json", NULL, 0, "FILE",
+                         NULL, 0, 0, NULL, "Also write the results to a file, as JSON"},
+    [OPT_HTML] = {OPT_HTML, COMMAND_REPORT, GROUP_OUTPUT, OPTION_TEXT, "html", NULL, 0, "FILE", NULL, 0, 0, NULL,
+                  "Where to write the page"},
+    [OPT_MARKDOWN] = {OPT_MARKDOWN, COMMAND_REPORT, GROUP_OUTPUT, OPTION_TEXT, "markdown", NULL, 0, "FILE", NULL, 0, 0,
+                      NULL, "Where to write the text, - for standard output"},
     [OPT_TIMELINE] = {OPT_TIMELINE, COMMAND_GENERATE, GROUP_OUTPUT, OPTION_CHOICE, "timeline", NULL, 0, "FORM", "text",
                       0, 0, "text|json|none",
                       "Form of the timeline on standard error; with none nothing shows how loading goes either"},
     [OPT_PROFILE] = {OPT_PROFILE, COMMAND_GENERATE, GROUP_OUTPUT, OPTION_FLAG, "profile", NULL, 0, NULL, NULL, 0, 0,
                      NULL,
-                     "On a GPU, time every kernel and print a table on standard error; without graphs, so steps are "
-                     "slower"},
+                     "Time every kernel of a GPU (without graphs, so steps are slower), or on the CPU every op of the "
+                     "first rank, and "
+                     "print a table on standard error"},
     [OPT_TRACE] = {OPT_TRACE, COMMAND_GENERATE, GROUP_OUTPUT, OPTION_TEXT, "trace", NULL, 0, "FILE", NULL, 0, 0, NULL,
                    "Write what each rank did when, for chrome://tracing or ui.perfetto.dev"},
     [OPT_JSON] = {OPT_JSON,
                   COMMAND_GENERATE | COMMAND_TOKENIZE | COMMAND_TEMPLATE | COMMAND_PLAN | COMMAND_PERPLEXITY |
                       COMMAND_VERIFY | COMMAND_DOCTOR | COMMAND_BENCH,
                   GROUP_OUTPUT, OPTION_FLAG, "json", NULL, 0, NULL, NULL, 0, 0, NULL, "Print JSON, one object a line"},
-    [OPT_VERBOSE] = {OPT_VERBOSE, COMMANDS_ALL, GROUP_OUTPUT, OPTION_FLAG, "verbose", NULL, 'v', NULL, NULL, 0, 0, NULL,
-                     "Log what happens, and the way an error took"},
+    [OPT_VERBOSE] = {OPT_VERBOSE, COMMANDS_ALL | COMMAND_REPORT, GROUP_OUTPUT, OPTION_FLAG, "verbose", NULL, 'v', NULL,
+                     NULL, 0, 0, NULL, "Log what happens, and the way an error took"},
 };
 
 /* What the value was called by: a flag or a variable. */

@@ -23,18 +23,20 @@ enum {
     COMMAND_DOCTOR = 256,
     COMMAND_HELP = 512,
     COMMAND_SERVE = 1024,
-    COMMAND_BENCH = 2048
+    COMMAND_BENCH = 2048,
+    COMMAND_REPORT = 4096
 };
 
 typedef struct command_def {
     unsigned command;
     const char *name;
-    const char *word;    /* what help calls the one word that may follow the name without a flag, or NULL */
+    const char *word; /* what help calls the one word that may follow the name without a flag, or NULL; "RESULTS..." are
+                          * several, those of --results */
     const char *summary; /* one line */
     const char *text;    /* paragraphs after the options in --help and in the manual */
 } command_def;
 
-enum { COMMAND_COUNT = 12 };
+enum { COMMAND_COUNT = 13 };
 extern const command_def command_table[COMMAND_COUNT];
 
 typedef enum option_type { OPTION_TEXT, OPTION_LIST, OPTION_INT, OPTION_REAL, OPTION_CHOICE, OPTION_FLAG } option_type;
@@ -47,6 +49,7 @@ typedef enum option_group {
     GROUP_ENGINE,
     GROUP_SERVER,
     GROUP_LOAD,
+    GROUP_MEASURE,
     GROUP_OUTPUT,
     GROUP_COUNT
 } option_group;
@@ -135,6 +138,18 @@ typedef enum option_id {
     OPT_RANDOM_RANGE_RATIO,
     OPT_DATASET,
     OPT_GOODPUT,
+    OPT_INPUT_LEN,
+    OPT_OUTPUT_LEN,
+    OPT_BATCH_SIZE,
+    OPT_VARY,
+    OPT_EXCHANGE_SIZES,
+    OPT_REPETITIONS,
+    OPT_COMPARE,
+    OPT_RESULTS,
+    OPT_OUTPUT,
+    OPT_OUTPUT_JSON,
+    OPT_HTML,
+    OPT_MARKDOWN,
     OPT_TIMELINE,
     OPT_PROFILE,
     OPT_TRACE,

@@ -21,6 +21,10 @@ static int key_of(const option_def *def) {
 
 static error_t take(int key, char *arg, struct argp_state *state) {
     args_state *args = state->input;
+    if (key == ARGP_KEY_ARG && args->command->command == COMMAND_REPORT) {
+        args->status = options_set(args->options, OPT_RESULTS, arg, args->err);
+        return args->status == LS_OK ? 0 : EINVAL;
+    }
     if (key == ARGP_KEY_ARG && state->arg_num == 0 && args->command->word != NULL) {
         args->status = options_set(args->options, OPT_MODEL, arg, args->err);
         return args->status == LS_OK ? 0 : EINVAL;
@@ -56,7 +60,7 @@ static void describe(const command_def *def, char *out, size_t out_bytes) {
 ls_status args_parse(ls_options *options, unsigned command, int argc, char **argv, ls_error *err) {
     struct argp_option table[2 * OPTION_COUNT + GROUP_COUNT + 1] = {0};
     char *help[OPTION_COUNT] = {0};
-    char program[64], doc[2048], word[32] = "";
+    char program[64], doc[4096], word[32] = "";
     const command_def *def_command = command_table;
     while (def_command->command != command) {
         def_command++;

@@ -11,8 +11,8 @@ static int cmd_help(int argc, char **argv);
 
 /* By the order of command_table. */
 static int (*const commands[COMMAND_COUNT])(int argc, char **argv) = {
-    cmd_generate, cmd_chat,       cmd_serve,  cmd_bench, cmd_tokenize, cmd_template,
-    cmd_plan,     cmd_perplexity, cmd_verify, cmd_pull,  cmd_doctor,   cmd_help,
+    cmd_generate, cmd_chat,       cmd_serve,  cmd_bench, cmd_report, cmd_tokenize, cmd_template,
+    cmd_plan,     cmd_perplexity, cmd_verify, cmd_pull,  cmd_doctor, cmd_help,
 };
 
 static void print_usage(FILE *out) {

@@ -352,8 +352,8 @@ static void cuda_close(ls_engine *engine) {
 
 static size_t cuda_profile_lines(const ls_engine *engine, const ls_profile_line **out) {
     const cuda_profile *profile = engine_cuda(engine)->profile;
-    *out = profile != NULL ? profile->line : NULL;
-    return profile != NULL ? (size_t)profile->n_lines : 0;
+    *out = profile != NULL ? profile->lines.line : NULL;
+    return profile != NULL ? (size_t)profile->lines.n : 0;
 }
 
 /* A plain copy may still be on its way when it returns, and the stream would not wait for it. */

@@ -20,19 +20,17 @@
 #include "backend/cuda/cuda.h"
 #include "backend/cuda/exchange.h"
 #include "engine/engine.h"
+#include "engine/profile.h"
 
 enum { CUDA_GRAPHS = 13, CUDA_STEP_TIMEOUT_S = 60 };
 #define CUDA_GRAPH_SIZES "1,2,4,8,16,24,32,48,64,96,128,192,256"
-
-enum { PROFILE_LINES = 48 };
 
 typedef struct cuda_profile {
     CUevent *event; /* [n_ops + 1] */
     int *first;     /* [n_ops + 1]: op with which launch i began */
     int n_events, n_launches;
     int64_t begin_ns; /* when the step's first launch was made */
-    int n_lines;
-    ls_profile_line line[PROFILE_LINES];
+    profile_lines lines;
 } cuda_profile;
 
 /* A rank's. engine->device is rank 0's, which has what all of them share: the driver, `of`, pinned memory, the group, the

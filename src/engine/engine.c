@@ -12,6 +12,7 @@
 
 #include "base/clock.h"
 #include "engine/engine.h"
+#include "engine/profile.h"
 #include "engine/ranges.h"
 #ifdef LS_CUDA
 #include "backend/cuda/images.h"
@@ -284,18 +285,17 @@ static size_t longest_piece(const ls_tokenizer *tokenizer) {
 }
 
 static ls_status cpu_open(ls_engine *engine, const ls_engine_params *params, int ordinal, ls_error *err) {
-    (void)engine, (void)params, (void)ordinal, (void)err;
-    return LS_OK;
+    (void)ordinal;
+    return params->profile ? cpu_profile_open(engine, err) : LS_OK;
 }
 
 static void cpu_close(ls_engine *engine) {
-    (void)engine;
+    free(engine->profile);
 }
 
-static size_t cpu_profile(const ls_engine *engine, const ls_profile_line **out) {
-    (void)engine;
-    *out = NULL;
-    return 0;
+static size_t cpu_profile_lines(const ls_engine *engine, const ls_profile_line **out) {
+    *out = engine->profile != NULL ? engine->profile->lines.line : NULL;
+    return engine->profile != NULL ? (size_t)engine->profile->lines.n : 0;
 }
 
 const ls_backend backend_cpu = {.name = "cpu",
@@ -305,7 +305,7 @@ const ls_backend backend_cpu = {.name = "cpu",
                                 .submit = cpu_submit,
                                 .collect = cpu_collect,
                                 .read_rate = cpu_read_rate,
-                                .profile = cpu_profile,
+                                .profile = cpu_profile_lines,
                                 .close = cpu_close};
 
 static ls_status load_weights(ls_engine *engine, const ls_engine_params *params, ls_error *err) {

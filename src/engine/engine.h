@@ -136,6 +136,7 @@ struct ls_engine {
     ls_hosts *hosts;               /* the other processes that have ranks, or NULL: host_step.c */
     struct host_steps *host_steps; /* what host_step.c keeps, or NULL */
     bool is_open;                  /* all of ls_engine_open was done */
+    struct cpu_profile *profile;   /* of ranks on the CPU, or NULL: profile.h */
     void *device;                  /* the back end's own, or NULL */
     char device_name[96];          /* of the GPU; empty on the CPU */
     char no_gpu[512];              /* why "auto" came to be the CPU, or empty */

@@ -23,12 +23,12 @@ ls_status plan_get_or_build(plan_cache *cache, plan_key key, const ls_plan **out
 }
 
 bool plan_run(const ls_plan *plan, const ls_bind *bind, const ls_step *step, ls_exchange *exchange, const ls_team *team,
-              int64_t *exchange_ns, trace_row *trace) {
+              int64_t *exchange_ns, int64_t *op_ns, trace_row *trace) {
     const ls_program *program = plan->program[bind->group.rank];
     for (int i = 0; i < program->n_ops; i++) {
         const ls_op *op = &program->op[i];
         bool adds_time = op->kind == OP_EXCHANGE && exchange_ns != NULL;
-        int64_t start = trace != NULL || adds_time ? clock_ns() : 0;
+        int64_t start = trace != NULL || adds_time || op_ns != NULL ? clock_ns() : 0;
         if (op->kind == OP_EXCHANGE && !exchange->share(exchange, bind, op->exchange.slot, step->n_rows)) {
             return false;
         }
@@ -41,6 +41,9 @@ bool plan_run(const ls_plan *plan, const ls_bind *bind, const ls_step *step, ls_
         }
         if (adds_time) {
             *exchange_ns += clock_ns() - start;
+        }
+        if (op_ns != NULL) {
+            op_ns[i] += clock_ns() - start;
         }
     }
     return true;

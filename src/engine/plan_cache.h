@@ -37,9 +37,10 @@ typedef struct plan_cache {
 void plan_cache_init(plan_cache *cache, const ls_op_table *table, const ls_program *const *program);
 ls_status plan_get_or_build(plan_cache *cache, plan_key key, const ls_plan **out, ls_error *err);
 
-/* Runs the plan's ops for one rank; every thread of the rank calls it. Adds the time of exchanges to *exchange_ns when
- * it is not NULL, and every op to the thread's row of the trace unless that is NULL. False if the step was aborted. */
+/* Runs the plan's ops for one rank; every thread of the rank calls it. Adds the time of exchanges to *exchange_ns
+ * and that of op i to op_ns[i], both with waiting for the team, and every op to the thread's row of the trace, unless these
+ * are NULL. False if the step was aborted. */
 bool plan_run(const ls_plan *plan, const ls_bind *bind, const ls_step *step, ls_exchange *exchange, const ls_team *team,
-              int64_t *exchange_ns, trace_row *trace);
+              int64_t *exchange_ns, int64_t *op_ns, trace_row *trace);
 
 #endif

@@ -20,6 +20,7 @@
 #include "backend/sample_math.h"
 #include "base/clock.h"
 #include "engine/engine.h"
+#include "engine/profile.h"
 #include "engine/ranges.h"
 
 /* ---- run ---- */
@@ -37,7 +38,8 @@ static void run_rank(void *arg, int local, const ls_team *team) {
     ls_engine *engine = job->engine;
     const int rank = first_rank(engine) + local;
     int64_t *exchange_ns = local == 0 && team->thread == 0 ? &job->exchange_ns : NULL;
-    if (!plan_run(job->plan, &engine->rank[rank].bind, job->step, engine->exchange, team, exchange_ns,
+    int64_t *op_ns = exchange_ns != NULL && engine->profile != NULL ? engine->profile->op_ns : NULL;
+    if (!plan_run(job->plan, &engine->rank[rank].bind, job->step, engine->exchange, team, exchange_ns, op_ns,
                   trace_rank_row(engine, rank, team->thread))) {
         atomic_store(&job->aborted, true);
     }
@@ -55,6 +57,7 @@ ls_status cpu_submit(ls_engine *engine, step_batch *batch, ls_error *err) {
     if (atomic_load(&job.aborted)) {
         return error_set(err, LS_EABORTED, "step aborted: another rank failed");
     }
+    cpu_profile_step(engine, batch);
     return host_step_gather(engine, batch, err);
 }
 

@@ -91,9 +91,10 @@ static void bash_completes(void **state) {
     }
     SHELL(out, "bash -n %s/share/bash-completion/completions/lockstep", build);
     assert_completes("ge", "generate\n");
-    assert_completes("\"\"",
-                     "--help\n--version\nbench\nchat\ndoctor\ngenerate\nhelp\nperplexity\nplan\npull\nserve\ntemplate\n"
-                     "tokenize\nverify\n");
+    assert_completes(
+        "\"\"",
+        "--help\n--version\nbench\nchat\ndoctor\ngenerate\nhelp\nperplexity\nplan\npull\nreport\nserve\ntemplate\n"
+        "tokenize\nverify\n");
     assert_completes("generate --top", "--top-k\n--top-p\n");
     assert_completes("pull --top", "\n");
     assert_completes("generate --dtype \"\"", "auto\nbf16\nf16\nf32\n");

@@ -80,7 +80,8 @@ def test_failures_are_told():
 
 def test_usage():
     for words, text in (([], "bench serve"), (["other"], "bench serve"), (["serve", "--goodput", "x:1"], "--goodput"),
-                        (["serve", "--num-prompts", "0"], "--num-prompts")):
+                        (["serve", "--num-prompts", "0"], "--num-prompts"), (["serve", "-o", "csv"], "--output csv"),
+                        (["serve", "--compare", "x"], "--compare")):
         done = subprocess.run([harness.BIN, "bench", *words], capture_output=True, text=True, timeout=harness.PATIENCE)
         assert done.returncode == 2 and text in done.stderr, (words, done.stderr)
 

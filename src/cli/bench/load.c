@@ -1,5 +1,5 @@
 /* See bench_load.h. */
-#include "cli/bench_load.h"
+#include "cli/bench/load.h"
 
 #include <curl/curl.h>
 #include <stdio.h>
