@@ -239,8 +239,8 @@ const option_def option_table[OPTION_COUNT] = {
                                   "tensor-parallel-size", "tp", 0, "R", "1", 1, 8, NULL,
                                   "Ranks that share the model: 1, 2, 4 or 8"},
     [OPT_EXCHANGE] =
-        {OPT_EXCHANGE, COMMANDS_PLAN | COMMAND_BENCH, GROUP_ENGINE, OPTION_CHOICE, "exchange", NULL, 0, "HOW", "auto",
-         0, 0, "auto|fused|nccl|host",
+        {OPT_EXCHANGE, COMMANDS_PLAN, GROUP_ENGINE, OPTION_CHOICE, "exchange", NULL, 0, "HOW", "auto", 0, 0,
+         "auto|fused|nccl|host",
          "How ranks on GPUs add up: fused, by stores to one another's memory; host, through the host's; nccl "
          "is not there yet; auto takes fused where all GPUs can"},
     [OPT_THREADS] = {OPT_THREADS, COMMANDS_PLAN | COMMAND_DOCTOR, GROUP_ENGINE, OPTION_INT, "threads", NULL, 't', "N",
