@@ -11,7 +11,7 @@
 ## make gpu-check                  the tests that need a GPU, with each set of kernels that is built in
 ## make gpu-sanitize               the kernels under compute-sanitizer: memcheck, racecheck, synccheck (some minutes)
 ## make bench                      all timings, written to bench/results/ and, as a page, to build/bench/ (BENCH="-m MODEL")
-## make fuzz                       fuzz each target for FUZZ_SECONDS=1200 (fuzz-short: 60)
+## make fuzz                       fuzz each target for FUZZ_SECONDS=1200 (fuzz-short: 30)
 ## make lint                       the rules that a program can check
 ## make format                     clang-format all C files
 ## make bundle                     build/bundle/, a folder that runs on machines without our libraries
@@ -229,7 +229,7 @@ ALL_TESTS := $(TEST_BIN) $(HTTP_TESTS)
 CHOSEN := $(if $(ONLY),$(foreach t,$(ALL_TESTS),$(if $(findstring $(ONLY),$t),$t)),$(ALL_TESTS))
 KERN_BIN := $(filter $(BUILD)/tests/kern/%,$(TEST_BIN))
 
-# The whole check fuzzes each target for a minute first; a chosen or a sanitized one does not.
+# The whole check fuzzes each target for half a minute first; a chosen or a sanitized one does not.
 check: $(APP) $(SHARED) $(MADE_DOCS) $(EXAMPLE_BIN) $(TEST_BIN) build/python/made
 	@$(if $(ONLY)$(SAN),:,$(MAKE) --no-print-directory fuzz-short)
 	@$(RUN_TESTS) $(CHOSEN)
@@ -281,7 +281,7 @@ FUZZ_SECONDS ?= 1200
 fuzz:
 	@$(MAKE) --no-print-directory SAN=fuzz CC=clang CFLAGS='-O1 -g' BUILD=build/fuzz FUZZ_SECONDS=$(FUZZ_SECONDS) fuzz-run
 fuzz-short:
-	@$(MAKE) --no-print-directory FUZZ_SECONDS=60 fuzz
+	@$(MAKE) --no-print-directory FUZZ_SECONDS=30 fuzz
 fuzz-run: $(FUZZERS:%=fuzz-run-%)
 	@$(if $(FUZZERS),:,echo 'fuzz: there is no tests/fuzz/fuzz_*.c'; exit 1)
 # The corpus grows in build/, so that the tree stays clean; findings lie beside it.
