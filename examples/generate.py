@@ -54,6 +54,7 @@ class ls_engine_params(ctypes.Structure):
         ("device_memory_bytes", c_int64),
         ("hosts", c_void_p),
         ("prefix_cache", c_bool),
+        ("exchange", c_char_p),
     ]
 
 
