@@ -2,6 +2,7 @@
 #include "cli_run.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -34,6 +35,7 @@ static void run_child(const cli_run *run) {
         lseek(fileno(input), 0, SEEK_SET);
         dup2(fileno(input), STDIN_FILENO);
     }
+    signal(SIGINT, SIG_DFL); /* ignored where a shell runs the tests in the background */
     dup2(fileno(run->err_file), STDERR_FILENO);
     if (run->stdout_path == NULL) {
         dup2(fileno(run->out_file), STDOUT_FILENO);
