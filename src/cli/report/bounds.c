@@ -48,11 +48,7 @@ void section_limits(page *p, const report_data *data) {
         number_cell(p, row_value(r, "flops_per_s"), 1e9);
         metric_cell(p, r, "latency_us");
     }
-    if (n > 0) {
-        page_table_end(p);
-    } else {
-        page_absent(p, "What the machine can do at best", "lockstep bench limits");
-    }
+    page_table_close(p, n > 0, "What the machine can do at best", "lockstep bench limits");
 }
 
 /* ---- Ops ---- */
@@ -79,11 +75,7 @@ void section_ops(page *p, const report_data *data) {
         number_cell(p, row_value(r, "bytes_per_s"), 1e9);
         number_cell(p, row_value(r, "flops_per_s"), 1e9);
     }
-    if (n > 0) {
-        page_table_end(p);
-    } else {
-        page_absent(p, "Times of ops", "lockstep bench ops -m MODEL");
-    }
+    page_table_close(p, n > 0, "Times of ops", "lockstep bench ops -m MODEL");
 }
 
 /* ---- Roofline ---- */
@@ -252,9 +244,5 @@ void section_share(page *p, const report_data *data) {
         metric_cell(p, r, "step_ms");
         number_cell(p, ms / row_value(r, "step_ms") * 100, 1);
     }
-    if (n > 0) {
-        page_table_end(p);
-    } else {
-        page_absent(p, "Steps of several ranks", "lockstep bench sweep -m MODEL --vary tp=1,2,4,8");
-    }
+    page_table_close(p, n > 0, "Steps of several ranks", "lockstep bench sweep -m MODEL --vary tp=1,2,4,8");
 }

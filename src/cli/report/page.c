@@ -180,3 +180,11 @@ void page_cell(page *p, const char *format, ...) {
 void page_table_end(page *p) {
     fputs("</tbody></table></div>\n", p->html);
 }
+
+void page_table_close(page *p, bool begun, const char *what, const char *command) {
+    if (begun) {
+        page_table_end(p);
+    } else {
+        page_absent(p, what, command);
+    }
+}

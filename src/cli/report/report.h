@@ -68,6 +68,8 @@ void page_absent(page *p, const char *what, const char *command);
 void page_table(page *p, const char *columns); /* names with bars between */
 __attribute__((format(printf, 2, 3))) void page_cell(page *p, const char *format, ...);
 void page_table_end(page *p);
+/* The same for a table that began with its first row: where there was none, says so. */
+void page_table_close(page *p, bool begun, const char *what, const char *command);
 
 /* ---- Plots ---- */
 

@@ -99,11 +99,7 @@ void section_headline(page *p, const report_data *data) {
         metric_cell(p, sibling(data, r, "total20 first"), "total_ms");
         metric_cell(p, sibling(data, r, "total20"), "total_ms");
     }
-    if (n > 0) {
-        page_table_end(p);
-    } else {
-        page_absent(p, "Prefill, decode and total of a model", "lockstep bench latency -m MODEL");
-    }
+    page_table_close(p, n > 0, "Prefill, decode and total of a model", "lockstep bench latency -m MODEL");
 }
 
 /* ---- A run as a bar ---- */
@@ -224,11 +220,7 @@ void section_sampling(page *p, const report_data *data) {
             page_cell(p, "%.3fx", row_value(r, "step_ms") / row_value(greedy, "step_ms"));
         }
     }
-    if (n > 0) {
-        page_table_end(p);
-    } else {
-        page_absent(p, "The cost of sampling", "lockstep bench sweep -m MODEL --vary temp=0,1");
-    }
+    page_table_close(p, n > 0, "The cost of sampling", "lockstep bench sweep -m MODEL --vary temp=0,1");
 }
 
 /* ---- Peers ---- */
@@ -288,9 +280,5 @@ void section_peers(page *p, const report_data *data) {
         }
         peer_row(p, data, &data->row[i]);
     }
-    if (n > 0) {
-        page_table_end(p);
-    } else {
-        page_absent(p, "Other programs", "python3 bench/peers/run.py --model FOLDER --output-json FILE");
-    }
+    page_table_close(p, n > 0, "Other programs", "python3 bench/peers/run.py --model FOLDER --output-json FILE");
 }

@@ -61,11 +61,7 @@ void section_bandwidth(page *p, const report_data *data) {
         number_cell(p, row_value(r, "read_bytes_per_s"), 1e9);
         metric_cell(p, r, "limit_percent");
     }
-    if (n > 0) {
-        page_table_end(p);
-    } else {
-        page_absent(p, "Bytes and bandwidth of steps", "lockstep bench latency -m MODEL");
-    }
+    page_table_close(p, n > 0, "Bytes and bandwidth of steps", "lockstep bench latency -m MODEL");
 }
 
 /* ---- Batches ---- */
@@ -226,11 +222,7 @@ void section_plans(page *p, const report_data *data) {
             metric_cell(p, r, "limit_percent");
         }
     }
-    if (n > 0) {
-        page_table_end(p);
-    } else {
-        page_absent(p, "Ways to run a step", "lockstep bench sweep -m MODEL --vary graph-sizes=default,none");
-    }
+    page_table_close(p, n > 0, "Ways to run a step", "lockstep bench sweep -m MODEL --vary graph-sizes=default,none");
 }
 
 /* ---- Gains ---- */
