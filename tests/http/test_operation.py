@@ -47,7 +47,7 @@ def test_model_that_cannot_be_opened():
 def test_drain():
     """SIGTERM: what runs is finished, new work is refused, the process ends with 0."""
     expected = generate("-p", PROMPT, "-n", "400", "--temp", "0", "--ignore-eos")[0]
-    server = Server()
+    server = Server("--shutdown-timeout", str(harness.PATIENCE))
     stream = server.stream(COMPLETIONS, LONG)
     whole = []
     waiting = threading.Thread(target=lambda: whole.append(server.complete(**LONG)))
