@@ -58,7 +58,8 @@ typedef struct cuda_engine {
     int graph_rows[CUDA_GRAPHS]; /* rising: most rows of graph i */
     CUgraphExec graph[CUDA_GRAPHS];
     CUevent done[2]; /* the step of engine->batch[i] is over and its results are there */
-    /* While weights are loaded: a thread opens cuBLASLt, another prepares kernels and captures graphs. */
+    /* While weights are loaded: a thread opens cuBLASLt, another prepares kernels and captures graphs (rank 0's: once all
+     * cuBLASLts are open, and beside the others'). */
     pthread_t opens_lt, prepares;
     bool is_opening_lt;
     cublaslt *lt;        /* when that has ended; NULL: not there */

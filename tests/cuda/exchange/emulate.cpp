@@ -144,6 +144,9 @@ static uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
 static int min(int a, int b) {
     return a < b ? a : b;
 }
+static int max(int a, int b) {
+    return a > b ? a : b;
+}
 template <int DTYPE> static float emulate_half(uint32_t) {
     return 0;
 }
@@ -236,7 +239,8 @@ struct kernel {
     {                                                                                                                  \
 #name, [](const void *args) { name(*static_cast<const type *>(args)); }, sizeof(type)                          \
     }
-static const kernel kernels[] = {KERNEL(exchange_rows, exchange_rows_args), KERNEL(exchange_meet, exchange_meet_args),
+static const kernel kernels[] = {KERNEL(exchange_rows, exchange_rows_args), KERNEL(exchange_push, exchange_slice_args),
+                                 KERNEL(exchange_take, exchange_slice_args), KERNEL(exchange_meet, exchange_meet_args),
                                  KERNEL(exchange_offers, exchange_offers_args)};
 
 extern "C" const void *exchange_emulate_kernel(const char *name, size_t *arg_bytes) {
