@@ -4,9 +4,11 @@
     python3 bench/peers/xla_spmd.py --model FOLDER_WITH_CONFIG_JSON --tp 2
 
 The model of xla_decode.py with Megatron's split: heads and FFN columns over the devices, then rows, whose sums XLA adds by an
-all-reduce (NCCL); embedding and head by vocabulary; KV heads with their rank. Weights are made where they stay. One step with its
-greedy token is one jitted function, its caches donated; the host reads each token while the next step runs.
-Prints one line of JSON. --tp 1 is the same program on one device.
+all-reduce (NCCL); embedding and head by vocabulary; KV heads with their rank. Weights are made where they stay, by one function
+a shape. One decode step with its greedy token is one jitted function, layers unrolled, its caches donated; it is compiled once,
+and begins behind --context positions whose keys and values are zeros. The host reads each token while the next step runs.
+--prefill N times prompts of N tokens too, which is a second function to compile.
+Prints a line of JSON for each thing done, so that one that is cut off has told what it got to. --tp 1: the same on one device.
 """
 import argparse
 import json
@@ -24,16 +26,19 @@ COLUMN, ROW, WHOLE, KV = P("tp", None), P(None, "tp"), P(None), P(None, "tp", No
 
 
 def random_weights(shape, dtype, mesh):
-    key = jax.random.key(1)
+    makers = {}
 
     def matrix(i, rows, cols, spec):
-        def make():
-            return jax.random.normal(jax.random.fold_in(key, i), (rows, cols), dtype) * jnp.asarray(cols**-0.5, dtype)
+        def make(i):
+            key = jax.random.fold_in(jax.random.key(1), i)
+            return jax.random.normal(key, (rows, cols), dtype) * jnp.asarray(cols**-0.5, dtype)
 
-        return jax.jit(make, out_shardings=NamedSharding(mesh, spec))()
+        if (rows, cols, spec) not in makers:
+            makers[rows, cols, spec] = jax.jit(make, out_shardings=NamedSharding(mesh, spec))
+        return makers[rows, cols, spec](i)
 
     def ones(n):
-        return jax.device_put(jnp.ones(n, dtype), NamedSharding(mesh, WHOLE))
+        return jax.device_put(np.ones(n, dtype), NamedSharding(mesh, WHOLE))
 
     q, kv = shape.heads * shape.head, shape.kv_heads * shape.head
     vocab = -(-shape.vocab // 64) * 64  # in equal parts
@@ -84,18 +89,24 @@ def forward(shape, whole, weights, ids, caches, past):
     return jnp.argmax(logits, -1), after, past + ids.shape[1]
 
 
+def tell(began, **what):
+    print(json.dumps({"s": round(time.perf_counter() - began, 2), **what}), flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--model", required=True, help="folder with config.json")
     parser.add_argument("--tp", type=int, default=2, help="devices")
     parser.add_argument("--dtype", choices=["bf16", "f16", "f32"], default="bf16")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--prompt", type=int, default=26, help="tokens")
-    parser.add_argument("--n", type=int, default=256, help="decode steps")
+    parser.add_argument("--context", type=int, default=26, help="positions before the first step")
+    parser.add_argument("--n", type=int, default=64, help="decode steps of a run")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--prefill", type=int, default=0, help="tokens")
     args = parser.parse_args()
+    began = time.perf_counter()
     if len(jax.devices()) < args.tp:
-        print(json.dumps({"absent": f"{len(jax.devices())} devices"}))
+        tell(began, absent=f"{len(jax.devices())} devices")
         return 2
     jax.config.update("jax_default_matmul_precision", "highest")
     with open(os.path.join(args.model, "config.json"), encoding="utf-8") as file:
@@ -103,8 +114,12 @@ def main():
     dtype = {"bf16": jnp.bfloat16, "f16": jnp.float16, "f32": jnp.float32}[args.dtype]
     mesh = Mesh(np.array(jax.devices()[: args.tp]), ("tp",))
     whole, of_kv = NamedSharding(mesh, P()), NamedSharding(mesh, KV)
+    about = {"peer": "XLA SPMD (JAX)", "versions": f"jax {jax.__version__}", "device": jax.devices()[0].device_kind,
+             "tp": args.tp, "dtype": args.dtype, "batch": args.batch, "context": [args.context, args.context + args.n]}
+    tell(began, **about, did="found devices")
     weights = jax.block_until_ready(random_weights(shape, dtype, mesh))
-    length = (args.prompt + args.n + 8) // 8 * 8
+    tell(began, did="made weights")
+    length = (max(args.context + args.n, args.prefill) + 8) // 8 * 8
     empty = (args.batch, shape.kv_heads, length, shape.head)
     new_cache = jax.jit(lambda: jnp.zeros(empty, dtype), out_shardings=of_kv)
     cache_shardings = [(of_kv, of_kv)] * shape.layers
@@ -113,14 +128,20 @@ def main():
         return forward(shape, whole, weights, ids, caches, past)
 
     step = jax.jit(step, donate_argnums=(2,), out_shardings=(whole, cache_shardings, whole))
-    prompt = jax.device_put(jax.random.randint(jax.random.key(2), (args.batch, args.prompt), 0, shape.vocab), whole)
-    prefill_ms, decode_ms, compile_s = [], [], 0.0
+
+    def fresh():
+        return jax.block_until_ready([(new_cache(), new_cache()) for _ in range(shape.layers)])
+
+    def tokens(n):
+        return jax.device_put(np.full((args.batch, n), 17, np.int32), whole)
+
+    def position(n):
+        return jax.device_put(np.int32(n), whole)
+
+    decode_ms, prefill_ms = [], []
     for run in range(args.runs + 1):  # the first compiles and is not counted
-        caches = jax.block_until_ready([(new_cache(), new_cache()) for _ in range(shape.layers)])
-        past = jax.device_put(jnp.int32(0), whole)
+        ids, caches, past = tokens(1), fresh(), position(args.context)
         first = time.perf_counter()
-        ids, caches, past = jax.block_until_ready(step(weights, prompt, caches, past))
-        second = time.perf_counter()
         for _ in range(args.n if run > 0 else 4):
             before = ids
             ids, caches, past = step(weights, ids, caches, past)
@@ -128,14 +149,23 @@ def main():
         np.asarray(ids)
         end = time.perf_counter()
         if run == 0:
-            compile_s = end - first
+            tell(began, did="compiled a decode step", compile_s=end - first)
         else:
-            prefill_ms.append((second - first) * 1e3)
-            decode_ms.append((end - second) * 1e3 / args.n)
-    print(json.dumps({
-        "peer": "XLA SPMD (JAX)", "versions": f"jax {jax.__version__}", "device": jax.devices()[0].device_kind,
-        "tp": args.tp, "dtype": args.dtype, "batch": args.batch, "context": [args.prompt, args.prompt + args.n],
-        "decode_ms": decode_ms, "prefill_ms": statistics.median(prefill_ms), "compile_s": compile_s}))
+            decode_ms.append((end - first) * 1e3 / args.n)
+            tell(began, decode_ms=decode_ms[-1])
+    tell(began, **about, decode_ms=decode_ms, median_ms=statistics.median(decode_ms))
+    for run in range(args.runs + 1 if args.prefill > 0 else 0):
+        ids, caches, past = tokens(args.prefill), fresh(), position(0)
+        first = time.perf_counter()
+        jax.block_until_ready(step(weights, ids, caches, past))
+        end = time.perf_counter()
+        if run == 0:
+            tell(began, did="compiled a prompt", compile_s=end - first)
+        else:
+            prefill_ms.append((end - first) * 1e3)
+            tell(began, prefill_tokens=args.prefill, prefill_ms=prefill_ms[-1])
+    if args.prefill > 0:
+        tell(began, **about, prefill_tokens=args.prefill, median_ms=statistics.median(prefill_ms))
     return 0
 
 

@@ -118,6 +118,6 @@ ls_status cuda_profile_open(cuda_engine *cuda, int n_ops, ls_error *err);
 void cuda_profile_close(cuda_engine *cuda);
 void cuda_profile_begin(cuda_engine *cuda);
 ls_status cuda_profile_mark(cuda_engine *cuda, int op, ls_error *err);
-ls_status cuda_profile_end(ls_engine *engine, const step_batch *batch, ls_error *err);
+ls_status cuda_profile_end(ls_engine *engine, step_batch *batch, ls_error *err);
 
 #endif

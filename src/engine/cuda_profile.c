@@ -94,7 +94,7 @@ static ls_profile_line *line_of(cuda_profile *profile, const char *ops, bool dec
     return line;
 }
 
-ls_status cuda_profile_end(ls_engine *engine, const step_batch *batch, ls_error *err) {
+ls_status cuda_profile_end(ls_engine *engine, step_batch *batch, ls_error *err) {
     cuda_engine *cuda = engine_cuda(engine);
     cuda_profile *profile = cuda->profile;
     const ls_program *program = engine->program[0];
@@ -114,6 +114,7 @@ ls_status cuda_profile_end(ls_engine *engine, const step_batch *batch, ls_error 
         ls_profile_line *line = line_of(profile, ops, batch->step.n_pre == 0);
         line->launches++;
         line->total_us += (double)ms * 1000;
+        batch->exchange_ns += program->op[profile->first[i]].kind == OP_EXCHANGE ? (int64_t)((double)ms * 1e6) : 0;
         for (int op = profile->first[i]; op < profile->first[i + 1]; op++) {
             line->bytes += bytes_of(engine, batch, &program->op[op]);
         }
