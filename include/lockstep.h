@@ -812,6 +812,7 @@ typedef void (*ls_trace_fn)(void *user, const ls_trace_event *event);
 LS_API ls_status ls_engine_get_trace(ls_engine *engine, ls_trace_fn fn, void *user, int64_t *n_lost, ls_error *err);
 
 #include "lockstep_hosts.h"
+#include "lockstep_pairs.h"
 
 #ifdef __cplusplus
 }

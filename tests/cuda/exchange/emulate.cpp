@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include <chrono>
+#include <memory>
 #include <vector>
 
 #include <cuda_bf16.h>
@@ -42,7 +43,7 @@ struct block {
     std::vector<fiber> fibers;
     std::vector<float> shared;
     std::vector<char> slots; /* [warps][2][32][SLOT_BYTES] */
-    std::vector<char> stacks;
+    std::unique_ptr<char[]> stacks; /* not cleared: that takes longer than all else */
 };
 
 alignas(16) static thread_local float row_kept[SHARED_FLOATS];
@@ -174,8 +175,8 @@ static void begin_block(block *b, unsigned n_threads) {
     b->fibers.resize(n_threads);
     b->shared.assign(SHARED_FLOATS, NAN);
     b->slots.resize(n_threads / 32 * 2 * 32 * SLOT_BYTES);
-    b->stacks.resize((size_t)n_threads * STACK_BYTES + 64);
-    char *stacks = reinterpret_cast<char *>((reinterpret_cast<uintptr_t>(b->stacks.data()) + 63) / 64 * 64);
+    b->stacks.reset(new char[(size_t)n_threads * STACK_BYTES + 64]);
+    char *stacks = reinterpret_cast<char *>((reinterpret_cast<uintptr_t>(b->stacks.get()) + 63) / 64 * 64);
     for (unsigned i = 0; i < n_threads; i++) {
         void **top = reinterpret_cast<void **>(stacks + (size_t)(i + 1) * STACK_BYTES - 64);
         *--top = NULL;
