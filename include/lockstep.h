@@ -514,7 +514,8 @@ typedef struct ls_timeline {
     int64_t weight_bytes_per_step; /* read by one decode step, all ranks */
     int64_t kv_bytes_per_step;     /* the same for the KV cache, mean over the decode steps */
     int exchanges_per_step;
-    int64_t exchange_us; /* in decode steps, waiting for other ranks included */
+    int64_t
+        exchange_us; /* in decode steps, waiting for other ranks included; -1: on a GPU, not measured without a profile */
     int64_t weights_memory_bytes, kv_memory_bytes, other_memory_bytes; /* planned and allocated, all ranks */
     double read_bytes_per_s;  /* the ranks' threads reading their own weights, best of several passes */
     double limit_us_per_step; /* (weights + KV) / read_bytes_per_s */
@@ -836,6 +837,7 @@ typedef void (*ls_trace_fn)(void *user, const ls_trace_event *event);
 LS_API ls_status ls_engine_get_trace(ls_engine *engine, ls_trace_fn fn, void *user, int64_t *n_lost, ls_error *err);
 
 #include "lockstep_hosts.h"
+#include "lockstep_pairs.h"
 
 #ifdef __cplusplus
 }

@@ -14,7 +14,7 @@
 #include "base/json.h"
 #include "cli/cli.h"
 
-enum { MAX_CHECKS = 128, MAX_GPUS = 16 };
+enum { MAX_CHECKS = 256, MAX_GPUS = 16, MAX_PAIRS = MAX_GPUS * (MAX_GPUS - 1) / 2 };
 
 typedef enum check_verdict { GOOD, WARNING, PROBLEM } check_verdict;
 
@@ -31,6 +31,11 @@ typedef struct gpu {
     bool known, measured; /* info, speed */
 } gpu;
 
+typedef struct gpu_pair {
+    int a, b;
+    ls_gpu_pair is;
+} gpu_pair;
+
 typedef struct doctor {
     ls_options options;
     ls_machine_info info;
@@ -39,6 +44,8 @@ typedef struct doctor {
     int n_checks;
     int n_gpus;
     gpu gpus[MAX_GPUS];
+    int n_pairs; /* measured */
+    gpu_pair pairs[MAX_PAIRS];
     ls_model *model;
     bool planned;
     ls_plan_report plan;
@@ -294,6 +301,52 @@ static void check_peers(doctor *d) {
     }
 }
 
+static void tell_pair(doctor *d, const gpu_pair *pair) {
+    const ls_gpu_pair *is = &pair->is;
+    check *c = say(d, "GPU pair", "%d and %d: copies %.1f GB/s there, %.1f back, patterns came as they were sent; ",
+                   pair->a, pair->b, is->there.best / 1e9, is->back.best / 1e9);
+    if (is->reach) {
+        add(c, "a word takes %.2f us; ", is->word_us);
+    }
+    add(c, "exchange of");
+    for (int i = 0; i < LS_PAIR_SIZES; i++) {
+        add(c, "%s %d KiB ", i > 0 ? "," : "", is->exchange_bytes[i] / 1024);
+        if (is->reach) {
+            add(c, "%.1f us (host %.1f)", is->fused_us[i], is->host_us[i]);
+        } else {
+            add(c, "%.1f us", is->host_us[i]);
+        }
+    }
+    add(c, "; engines use %s", is->exchange);
+    if (!is->reach) {
+        judge(c, WARNING, "%s: exchanges go through the host's memory, which is slow", is->why_not);
+    }
+}
+
+static void check_pairs(doctor *d) {
+    ls_error error = {0};
+    for (int a = 0; a < d->n_gpus; a++) {
+        for (int b = a + 1; b < d->n_gpus; b++) {
+            if (!d->gpus[a].known || !d->gpus[b].known || d->gpus[a].info.kernels[0] == '\0' ||
+                d->gpus[b].info.kernels[0] == '\0') {
+                continue;
+            }
+            gpu_pair *pair = &d->pairs[d->n_pairs];
+            *pair = (gpu_pair){a, b, LS_GPU_PAIR_INIT};
+            ls_status st = ls_gpu_measure_pair(a, b, &pair->is, &error);
+            if (st == LS_OK) {
+                tell_pair(d, pair);
+                d->n_pairs++;
+            } else {
+                judge(say(d, "GPU pair", "%d and %d: %s", a, b, error.text), st == LS_EABORTED ? PROBLEM : WARNING,
+                      "%s",
+                      st == LS_EABORTED ? "no model may run on both: choose others with --devices"
+                                        : "what lies between them is unknown");
+            }
+        }
+    }
+}
+
 static void check_gpus(doctor *d) {
     ls_error error = {0};
     if (ls_gpu_count(&d->n_gpus, &error) < 0) {
@@ -327,6 +380,7 @@ static void check_gpus(doctor *d) {
     }
     if (d->n_gpus > 1) {
         check_peers(d);
+        check_pairs(d);
     }
 }
 
@@ -632,6 +686,27 @@ static json_t *gpus_json(const doctor *d) {
     return gpus;
 }
 
+static json_t *pairs_json(const doctor *d) {
+    json_t *pairs = json_array();
+    for (int n = 0; n < d->n_pairs; n++) {
+        const gpu_pair *pair = &d->pairs[n];
+        const ls_gpu_pair *is = &pair->is;
+        json_t *exchanges = json_array();
+        for (int i = 0; i < LS_PAIR_SIZES; i++) {
+            json_array_append_new(exchanges, json_pack("{s:i, s:o, s:f}", "bytes", is->exchange_bytes[i], "fused_us",
+                                                       is->reach ? json_real(is->fused_us[i]) : json_null(), "host_us",
+                                                       is->host_us[i]));
+        }
+        json_array_append_new(pairs,
+                              json_pack("{s:[i, i], s:b, s:o, s:o, s:o, s:o, s:s, s:o}", "devices", pair->a, pair->b,
+                                        "reach", is->reach, "why_not", text_json(is->why_not), "there_bytes_per_s",
+                                        one_rate_json(is->there), "back_bytes_per_s", one_rate_json(is->back),
+                                        "word_us", is->reach ? json_real(is->word_us) : json_null(), "exchange",
+                                        is->exchange, "exchanges", exchanges));
+    }
+    return pairs;
+}
+
 static ls_status print_json(const doctor *d, ls_error *err) {
     json_t *checks = json_array();
     for (int i = 0; i < d->n_checks; i++) {
@@ -640,9 +715,9 @@ static ls_status print_json(const doctor *d, ls_error *err) {
                               json_pack("{s:s, s:s, s:o, s:o}", "name", c->name, "verdict", verdict_name(c->verdict),
                                         "text", text_json(c->text), "advice", text_json(c->advice)));
     }
-    json_t *object = json_pack("{s:o, s:o, s:o, s:o, s:i, s:i}", "machine", machine_json(&d->info), "speed",
-                               speed_json(&d->speed), "gpus", gpus_json(d), "checks", checks, "problems",
-                               count_verdicts(d, PROBLEM), "warnings", count_verdicts(d, WARNING));
+    json_t *object = json_pack("{s:o, s:o, s:o, s:o, s:o, s:i, s:i}", "machine", machine_json(&d->info), "speed",
+                               speed_json(&d->speed), "gpus", gpus_json(d), "gpu_pairs", pairs_json(d), "checks",
+                               checks, "problems", count_verdicts(d, PROBLEM), "warnings", count_verdicts(d, WARNING));
     if (object == NULL) {
         return error_set(err, LS_ENOMEM, "cannot write JSON: out of memory");
     }

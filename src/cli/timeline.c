@@ -77,6 +77,10 @@ void timeline_print(FILE *out, const ls_timeline *t) {
     fprintf(out, "limit    %9.3f ms  a step: %s read the same weights at %.2f GB/s (%s)\n", t->limit_us_per_step / 1000,
             on_cpu ? "these threads" : "its own loads", t->read_bytes_per_s / 1e9, on_cpu ? t->isa : t->device);
     fprintf(out, "ratio    %9.1f %%   of the limit\n", t->limit_ratio * 100);
+    if (t->exchange_us < 0) {
+        fprintf(out, "exchange not measured without --profile, %d of them a step\n", t->exchanges_per_step);
+        return;
+    }
     fprintf(out, "exchange %9.3f ms  a step, %d of them, %.1f %% of its time\n", exchange_ms, t->exchanges_per_step,
             step_ms > 0 ? exchange_ms / step_ms * 100 : 0);
 }

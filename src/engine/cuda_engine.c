@@ -153,7 +153,6 @@ static ls_status prepare(cuda_engine *leader, ls_error *err) {
         const ls_program *program = engine->program[leader->here[i]];
         cuda_rank *rank = &cuda_of(engine, leader->here[i])->rank;
         TRY(decode_prepare(rank, err));
-        end_opening_lt(leader);
         rank->cublaslt = leader->lt;
         TRY(prefill_prepare(rank, program->op, program->n_ops, err));
     }
@@ -177,13 +176,34 @@ static void *prepare_thread(void *arg) {
 /* Ranks must do the same: with cuBLASLt on all GPUs, or on none. */
 static void agree_on_lt(cuda_engine *first) {
     bool all = true;
-    for (int r = 0; r < first->n_ranks && first->n_ranks > 1; r++) {
+    for (int r = 0; r < first->n_ranks; r++) {
         end_opening_lt(first->of[r]);
         all = all && first->of[r]->leader->lt != NULL;
     }
     for (int r = 0; r < first->n_ranks && !all; r++) {
         cublaslt_close(&first->of[r]->lt);
     }
+}
+
+/* Of rank 0's GPU, and of the others beside it. */
+static void *prepare_all_thread(void *arg) {
+    cuda_engine *first = arg;
+    bool beside[LS_MAX_RANKS] = {false};
+    agree_on_lt(first);
+    for (int r = 1; r < first->n_ranks; r++) {
+        cuda_engine *cuda = first->of[r];
+        beside[r] = cuda->leader == cuda && thread_start(&cuda->prepares, prepare_thread, cuda) == 0;
+    }
+    prepare_thread(first);
+    for (int r = 1; r < first->n_ranks; r++) {
+        cuda_engine *cuda = first->of[r];
+        if (beside[r]) {
+            pthread_join(cuda->prepares, NULL);
+        } else if (cuda->leader == cuda) {
+            prepare_thread(cuda);
+        }
+    }
+    return NULL;
 }
 
 static ls_status bind_rank(ls_engine *engine, int r, ls_error *err) {
@@ -215,19 +235,12 @@ static ls_status bind_rank(ls_engine *engine, int r, ls_error *err) {
 /* Weights, and beside them all else on every GPU. */
 static ls_status load_and_prepare(ls_engine *engine, ls_error *err) {
     cuda_engine *first = engine_cuda(engine);
-    bool beside[LS_MAX_RANKS] = {false};
-    for (int r = 0; r < first->n_ranks; r++) {
-        cuda_engine *cuda = first->of[r];
-        beside[r] = cuda->leader == cuda && thread_start(&cuda->prepares, prepare_thread, cuda) == 0;
-    }
+    const bool beside = thread_start(&first->prepares, prepare_all_thread, first) == 0;
     ls_status st = cuda_load_weights(engine, err);
-    for (int r = 0; r < first->n_ranks; r++) {
-        cuda_engine *cuda = first->of[r];
-        if (beside[r]) {
-            pthread_join(cuda->prepares, NULL);
-        } else if (st == LS_OK && cuda->leader == cuda) {
-            prepare_thread(cuda);
-        }
+    if (beside) {
+        pthread_join(first->prepares, NULL);
+    } else if (st == LS_OK) {
+        prepare_all_thread(first);
     }
     TRY(st);
     for (int r = 0; r < first->n_ranks; r++) {
@@ -250,7 +263,6 @@ static ls_status cuda_load(ls_engine *engine, ls_error *err) {
         TRY(bind_rank(engine, r, err));
     }
     TRY(cuda_ranks_join(engine, err));
-    agree_on_lt(first);
     TRY(cuda_rank_enter(&first->rank, err));
     TRY(load_and_prepare(engine, err));
     if (first->no_lt.status != LS_OK) {

@@ -56,7 +56,8 @@ typedef struct cuda_engine {
     int graph_rows[CUDA_GRAPHS]; /* rising: most rows of graph i */
     CUgraphExec graph[CUDA_GRAPHS];
     CUevent done[2]; /* the step of engine->batch[i] is over and its results are there */
-    /* While weights are loaded: a thread opens cuBLASLt, another prepares kernels and captures graphs. */
+    /* While weights are loaded: a thread opens cuBLASLt, another prepares kernels and captures graphs (rank 0's: once all
+     * cuBLASLts are open, and beside the others'). */
     pthread_t opens_lt, prepares;
     bool is_opening_lt;
     cublaslt *lt;        /* when that has ended; NULL: not there */
@@ -115,6 +116,6 @@ ls_status cuda_profile_open(cuda_engine *cuda, int n_ops, ls_error *err);
 void cuda_profile_close(cuda_engine *cuda);
 void cuda_profile_begin(cuda_engine *cuda);
 ls_status cuda_profile_mark(cuda_engine *cuda, int op, ls_error *err);
-ls_status cuda_profile_end(ls_engine *engine, const step_batch *batch, ls_error *err);
+ls_status cuda_profile_end(ls_engine *engine, step_batch *batch, ls_error *err);
 
 #endif

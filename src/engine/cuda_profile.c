@@ -55,7 +55,7 @@ ls_status cuda_profile_mark(cuda_engine *cuda, int op, ls_error *err) {
                       err);
 }
 
-ls_status cuda_profile_end(ls_engine *engine, const step_batch *batch, ls_error *err) {
+ls_status cuda_profile_end(ls_engine *engine, step_batch *batch, ls_error *err) {
     cuda_engine *cuda = engine_cuda(engine);
     cuda_profile *profile = cuda->profile;
     trace_row *trace = trace_rank_row(engine, 0, 0);
@@ -70,6 +70,7 @@ ls_status cuda_profile_end(ls_engine *engine, const step_batch *batch, ls_error 
         }
         begin_ms += (double)ms;
         profile_add(&profile->lines, engine, batch, profile->first[i], profile->first[i + 1], (double)ms * 1000);
+        batch->exchange_ns += engine->program[0]->op[profile->first[i]].kind == OP_EXCHANGE ? (int64_t)((double)ms * 1e6) : 0;
     }
     return LS_OK;
 }

@@ -246,6 +246,7 @@ ls_status cuda_ranks_join(ls_engine *engine, ls_error *err) {
     group->staged = config->staged;
     for (int r = 0; r < first->n_ranks; r++) {
         group->args.box[r] = config->staged ? engine->host.box[r] : engine->rank[r].box;
+        group->x[r] = engine->rank[r].bind.buf[BUF_X];
     }
     for (int r = 0; r < first->n_ranks; r++) {
         cuda_engine *cuda = first->of[r];

@@ -107,7 +107,7 @@ static void get_timeline(ls_engine *engine, ls_timeline *out) {
         .prefill_steps = stats->prefill_steps,
         .decode_steps = stats->decode_steps,
         .exchanges_per_step = engine->program[0]->n_exchanges,
-        .exchange_us = stats->exchange_ns / 1000,
+        .exchange_us = config->on_device && stats->exchange_ns == 0 ? -1 : stats->exchange_ns / 1000,
         .read_bytes_per_s = engine->read_bytes_per_s,
         .driver_us = engine->driver_us,
         .context_us = engine->context_us,

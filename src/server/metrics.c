@@ -97,8 +97,10 @@ static void write_timeline(const writer *w, const ls_timeline *t) {
     single(w, "decode_seconds_total", "counter", "Time in them", (double)t->decode_us * 1e-6);
     single(w, "prefill_steps_total", "counter", "Steps with prompt rows", (double)t->prefill_steps);
     single(w, "prefill_seconds_total", "counter", "Time in them", (double)t->prefill_us * 1e-6);
-    single(w, "exchange_seconds_total", "counter", "Time of decode steps in exchanges between ranks",
-           (double)t->exchange_us * 1e-6);
+    if (t->exchange_us >= 0) {
+        single(w, "exchange_seconds_total", "counter", "Time of decode steps in exchanges between ranks",
+               (double)t->exchange_us * 1e-6);
+    }
     single(w, "decode_limit_ratio", "gauge",
            "The least time that decode steps could take, by the memory's measured rate, over what they took",
            t->limit_ratio);

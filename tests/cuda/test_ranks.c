@@ -7,11 +7,13 @@
  *   prefill     within the tolerance of one rank's
  *   plans       equal engines, for every rank
  *   refusals    by name
+ *   pairs       of GPUs: patterns, words, exchanges both ways; who is no pair
  *   a rank that stays away is named by one that waits for it, within 5 s, and closing the engine does not wait for it
  */
 #include <math.h>
 
 #include "../e2e/edit.h"
+#include "backend/cuda/pairs.h"
 #include "base/clock.h"
 #include "engine/cuda_engine.h"
 
@@ -221,6 +223,45 @@ static void what_cannot_be_is_refused(void **state) {
     ls_model_close(&model);
 }
 
+/* Exchanges of 1 row by words and of 20 by their owners. */
+static void pairs_are_measured(void **state) {
+    (void)state;
+    ls_gpu_pair found = LS_GPU_PAIR_INIT;
+    ls_error err = {0};
+    ASSERT_FAILS(ls_gpu_measure_pair(0, 0, &found, &err), &err, LS_EINVAL, "GPUs 0 and 0 are no pair");
+    ASSERT_FAILS(ls_gpu_measure_pair(0, 99, &found, &err), &err, LS_ENOTFOUND, "no GPU 99");
+    if (n_gpus() < 2) {
+        return;
+    }
+    cuda_driver *driver = NULL;
+    cuda_rank rank[2];
+    cuda_pair pair;
+    ls_error why = {0};
+    bool can = false;
+    ASSERT_OK(cuda_driver_open(&driver, &err), &err);
+    for (int i = 0; i < 2; i++) {
+        ASSERT_OK(cuda_rank_open(&rank[i], driver, i, false, &err), &err);
+    }
+    ASSERT_OK(cuda_pair_open(&pair, &rank[0], &rank[1], &err), &err);
+    ASSERT_OK(cuda_pair_enable(&pair, &can, &why, &err), &err);
+    ASSERT_OK(cuda_pair_patterns(&pair, can, &err), &err);
+    for (int bytes = 4096; bytes <= 20 * 4096; bytes *= 20) {
+        double us = 0, host_us = 0, word_us = 0;
+        ASSERT_OK(cuda_pair_exchange(&pair, bytes, true, &host_us, &err), &err);
+        if (can) {
+            ASSERT_OK(cuda_pair_ping(&pair, &word_us, &err), &err);
+            ASSERT_OK(cuda_pair_exchange(&pair, bytes, false, &us, &err), &err);
+        }
+        print_message("%d bytes: a word %.2f us, exchange %.1f us, by the host %.1f us\n", bytes, word_us, us, host_us);
+        assert_true(host_us > 0 && can == (us > 0));
+    }
+    cuda_pair_close(&pair);
+    for (int i = 0; i < 2; i++) {
+        cuda_rank_close(&rank[i]);
+    }
+    cuda_driver_close(&driver);
+}
+
 /* The second rank's kernels are not launched: whoever needs its sums waits in vain. */
 static void an_absent_rank_is_named(void **state) {
     (void)state;
@@ -257,7 +298,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(decode_bits_in_bf16),          cmocka_unit_test(decode_bits_in_f16),
         cmocka_unit_test(decode_bits_in_f32),           cmocka_unit_test(prefill_agrees),
         cmocka_unit_test(plans_equal_engines_of_ranks), cmocka_unit_test(what_cannot_be_is_refused),
-        cmocka_unit_test(an_absent_rank_is_named),
+        cmocka_unit_test(pairs_are_measured),           cmocka_unit_test(an_absent_rank_is_named),
     };
     cmocka_set_test_filter(argc > 1 ? argv[1] : NULL);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -55,13 +55,16 @@ ls_status exchange_open(cuda_exchange *out, cuda_rank *rank, const exchange_grou
     const int d = rank->bind.d_model;
     *out = (cuda_exchange){.rank = rank, .group = group, .epochs = epochs};
     TRY(cuda_rank_kernel(rank, "exchange_rows", &out->rows, err));
+    TRY(cuda_rank_kernel(rank, "exchange_push", &out->push, err));
+    TRY(cuda_rank_kernel(rank, "exchange_take", &out->take, err));
     TRY(cuda_rank_kernel(rank, "exchange_meet", &out->meet, err));
     TRY(cuda_rank_kernel(rank, "exchange_offers", &out->offers, err));
-    if (row_bytes(d) > PLAIN_SHARED_BYTES) {
+    const CUfunction keeps_rows[] = {out->rows, out->take};
+    for (int i = 0; i < 2 && row_bytes(d) > PLAIN_SHARED_BYTES; i++) {
         TRY(cuda_check(rank,
-                       rank->driver->cuFuncSetAttribute(out->rows, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                       rank->driver->cuFuncSetAttribute(keeps_rows[i], CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                                                         (int)row_bytes(d)),
-                       "exchange_rows", err));
+                       "exchange", err));
     }
     TRY(check_fits(out, out->rows, "exchange_rows", n_here * EXCHANGE_ROWS, row_threads(d), row_bytes(d), err));
     return check_fits(out, out->offers, "exchange_offers", n_here * EXCHANGE_OFFER_BLOCKS, EXCHANGE_OFFER_THREADS, 0,
@@ -108,6 +111,24 @@ static int norm_of(const ls_op *behind, float *eps) {
     }
 }
 
+/* What the exchange at `first` is on this rank: its vectors, and the norm behind it. */
+static exchange_member member_of(const cuda_exchange *e, const ls_op *op, int n_ops, int first, float *eps,
+                                 int32_t *out_rows) {
+    const cuda_rank *rank = e->rank;
+    const op_exchange *a = &op[first].exchange;
+    exchange_member member = {.self = self_of(e, first),
+                              .part = part_of(&rank->bind, a->slot),
+                              .bias = vector(rank, a->bias),
+                              .h = rank->bind.buf[BUF_H],
+                              .x = rank->bind.buf[BUF_X],
+                              .fault = (int32_t *)rank->bind.fault};
+    if (first + 1 < n_ops) {
+        member.norm = vector(rank, norm_of(&op[first + 1], eps));
+        *out_rows = op[first + 1].kind == OP_HEAD;
+    }
+    return member;
+}
+
 static ls_status launch_rows(cuda_exchange *const *here, int n, const ls_op *const *op, int n_ops, int first,
                              const decode_how *how, ls_error *err) {
     const ls_bind *bind = &here[0]->rank->bind;
@@ -118,22 +139,38 @@ static ls_status launch_rows(cuda_exchange *const *here, int n, const ls_op *con
                                .d = bind->d_model,
                                .dtype = bind->dtype};
     for (int i = 0; i < n; i++) {
-        const cuda_rank *rank = here[i]->rank;
-        const op_exchange *a = &op[i][first].exchange;
-        exchange_member *member = &args.member[i];
-        *member = (exchange_member){.self = self_of(here[i], first),
-                                    .part = part_of(&rank->bind, a->slot),
-                                    .bias = vector(rank, a->bias),
-                                    .h = rank->bind.buf[BUF_H],
-                                    .x = rank->bind.buf[BUF_X],
-                                    .fault = (int32_t *)rank->bind.fault};
-        if (first + 1 < n_ops) {
-            member->norm = vector(rank, norm_of(&op[i][first + 1], &args.eps));
-            args.out_rows = op[i][first + 1].kind == OP_HEAD;
-        }
+        args.member[i] = member_of(here[i], op[i], n_ops, first, &args.eps, &args.out_rows);
     }
     return launch(here[0], here[0]->rows, "exchange_rows", (unsigned)how->n_rows, n, row_threads(args.d),
                   row_bytes(args.d), &args, err);
+}
+
+/* Rows by their owners: exchange_args.h. */
+static ls_status launch_slices(cuda_exchange *const *here, int n, const ls_op *const *op, int n_ops, int first,
+                               const decode_how *how, ls_error *err) {
+    const cuda_exchange *e = here[0];
+    const ls_bind *bind = &e->rank->bind;
+    const int d = bind->d_model, n_ranks = e->group->args.n_ranks, slot = op[0][first].exchange.slot;
+    exchange_slice_args args = {.node_stride = (int64_t)bind->m_max * d,
+                                .n_ranks = n_ranks,
+                                .n_nodes = how->n_nodes,
+                                .init = op[0][first].exchange.init,
+                                .d = d,
+                                .dtype = bind->dtype};
+    const int64_t inbox = ((int64_t)slot * CUDA_NODES + EXCHANGE_INBOX) * args.node_stride;
+    for (int r = 0; r < n_ranks; r++) {
+        args.inbox[r] = (void *)(uintptr_t)(bind->peer_part[r] + inbox);
+        args.x[r] = e->group->x[r];
+    }
+    for (int i = 0; i < n; i++) {
+        const exchange_member m = member_of(here[i], op[i], n_ops, first, &args.eps, &args.out_rows);
+        args.member[i] = (exchange_slice){m.self, m.part, args.inbox[m.self.rank], m.bias, m.h, m.norm, m.fault};
+    }
+    TRY(launch(e, e->push, "exchange_push", (unsigned)how->n_rows, n, row_threads(d), 0, &args, err));
+    TRY(launch_meet(here, n, first, err));
+    TRY(launch(e, e->take, "exchange_take", (unsigned)((how->n_rows + n_ranks - 1) / n_ranks), n, row_threads(d),
+               row_bytes(d), &args, err));
+    return launch_meet(here, n, first, err);
 }
 
 /* The rank's nodes to where the others find them: bind.peer_part. */
@@ -158,7 +195,10 @@ ls_status exchange_launch(cuda_exchange *const *here, int n, const ls_op *const 
     if (how->n_rows <= EXCHANGE_ROWS) {
         return launch_rows(here, n, op, n_ops, first, how, err);
     }
-    for (int i = 0; i < n && here[0]->group->staged; i++) {
+    if (!here[0]->group->staged) {
+        return launch_slices(here, n, op, n_ops, first, how, err);
+    }
+    for (int i = 0; i < n; i++) {
         TRY(stage_part(here[i]->rank, op[i][first].exchange.slot, how, err));
     }
     TRY(launch_meet(here, n, first, err));
@@ -171,7 +211,7 @@ ls_status exchange_launch(cuda_exchange *const *here, int n, const ls_op *const 
 ls_status exchange_launch_offers(cuda_exchange *const *here, int n, const ls_op *const *op, int index, int n_rows,
                                  int n_out, ls_error *err) {
     exchange_offers_args args = {.group = here[0]->group->args};
-    if (n_rows > EXCHANGE_ROWS) {
+    if (n_rows > EXCHANGE_ROWS && here[0]->group->staged) {
         TRY(launch_meet(here, n, index, err));
     }
     if (n_out == 0) {

@@ -3,10 +3,12 @@
  *
  * The ranks of a GPU share its stream, and an op is launched for all of them before the next one; an exchange is one launch
  * for all. So ranks on one GPU need not run side by side, and ranks on several wait for nothing that their own GPU has yet to
- * begin. Steps of up to EXCHANGE_ROWS rows send their nodes as words; in others the ranks meet, and then read each other's
- * BUF_PART (bind.peer_part) by decode_exchange, or copies of it in pinned memory where the group is `staged`.
+ * begin. Steps of up to EXCHANGE_ROWS rows send their nodes as words; in others each rank adds up the rows it owns, for all.
+ * Where the group is `staged` (there is no peer access) those meet, and then read each other's BUF_PART by decode_exchange, from
+ * copies of it in pinned memory (bind.peer_part).
  *
- * The order of the sums is the leaf tree's in both cases, so that the bits are those of one rank.
+ * The order of the sums is the leaf tree's in all cases. Words are f32, so that the bits are those of one rank; what is sent
+ * of more rows is bf16 where that is the run dtype. (f16 would overflow where sums do not: they go as f32.)
  */
 #ifndef LS_BACKEND_CUDA_EXCHANGE_H
 #define LS_BACKEND_CUDA_EXCHANGE_H
@@ -18,6 +20,7 @@
 typedef struct exchange_group {
     exchange_group_args args;
     volatile uint64_t *stuck; /* [n_ranks] in pinned memory: exchange_args.h */
+    void *x[EXCHANGE_RANKS];  /* every rank's BUF_X */
     bool staged;
 } exchange_group;
 
@@ -25,7 +28,7 @@ typedef struct exchange_group {
 typedef struct cuda_exchange {
     cuda_rank *rank;
     const exchange_group *group;
-    CUfunction rows, meet, offers;
+    CUfunction rows, push, take, meet, offers;
     CUdeviceptr epochs; /* exchange_epochs() u32, zero at the start */
 } cuda_exchange;
 
@@ -38,7 +41,7 @@ ls_status exchange_open(cuda_exchange *out, cuda_rank *rank, const exchange_grou
 ls_status exchange_launch(cuda_exchange *const *here, int n, const ls_op *const *op, int n_ops, int first,
                           const decode_how *how, ls_error *err);
 /* Behind `sample` of all of them, which left its offers in their workspaces: tokens of at most n_out rows. n_rows: of the
- * step; where its exchanges meet, the ranks meet once more, so that no part is written while another rank reads it. */
+ * step; where a staged group's exchanges meet, the ranks meet once more, so that no part is written while another reads it. */
 ls_status exchange_launch_offers(cuda_exchange *const *here, int n, const ls_op *const *op, int index, int n_rows,
                                  int n_out, ls_error *err);
 /* LS_OK, or who waited for whom, and in which op of its program. */

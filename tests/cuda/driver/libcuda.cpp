@@ -17,6 +17,8 @@
 #include <thread>
 #include <vector>
 
+#include "backend/cuda/kern/pair_args.h"
+
 extern "C" {
 const void *decode_emulate_kernel(const char *name);
 void decode_emulate_launch(const void *kernel, const unsigned grid[3], unsigned block, unsigned shared_bytes,
@@ -133,10 +135,60 @@ static void run_kernel(const char *name, const unsigned grid[3], unsigned block,
     }
 }
 
+/* kern/pair.cu: what tells of links, of which LS_EMULATE_BROKEN_LINK changes a word. */
+static uint32_t pattern_at(int64_t i, uint32_t seed) {
+    uint32_t x = (uint32_t)i * 2654435761u ^ seed;
+    x ^= x >> 15;
+    return x * 2246822519u ^ (uint32_t)(i >> 32);
+}
+
+static void run_pair_kernel(const std::string &name, const void *given) {
+    if (name == "pair_ping") {
+        const pair_ping_args a = *static_cast<const pair_ping_args *>(given);
+        for (uint32_t i = 1; i <= a.n; i++) {
+            if (a.begins) {
+                __atomic_store_n(a.there, i, __ATOMIC_RELEASE);
+            }
+            while (__atomic_load_n(a.here, __ATOMIC_ACQUIRE) != i) {
+                std::this_thread::yield();
+            }
+            if (!a.begins) {
+                __atomic_store_n(a.there, i, __ATOMIC_RELEASE);
+            }
+        }
+        return;
+    }
+    const pair_pattern_args a = *static_cast<const pair_pattern_args *>(given);
+    for (int64_t i = 0; i < a.n; i++) {
+        const uint32_t word = pattern_at(i, a.seed);
+        if (name == "pair_fill") {
+            a.data[i] = word;
+        } else if (a.data[i] != word && (unsigned long long)i < *a.first_bad) {
+            *a.first_bad = (unsigned long long)i;
+        }
+    }
+    if (name == "pair_fill" && getenv("LS_EMULATE_BROKEN_LINK") != NULL) {
+        a.data[a.n / 3] ^= 1;
+    }
+}
+
 static CUresult launch(const char *name, unsigned x, unsigned y, unsigned z, unsigned block, unsigned shared,
                        CUstream stream, void **args) {
     enum { MOST_ARGS = 1536 };
     if (strncmp(name, "read_", 5) == 0) { /* measures the memory of a GPU: there is none */
+        return CUDA_SUCCESS;
+    }
+    if (strncmp(name, "pair_", 5) == 0) {
+        std::vector<char> copy(sizeof(pair_ping_args) > sizeof(pair_pattern_args) ? sizeof(pair_ping_args)
+                                                                                  : sizeof(pair_pattern_args));
+        memcpy(copy.data(), args[0], name[5] == 'p' ? sizeof(pair_ping_args) : sizeof(pair_pattern_args));
+        const std::string kernel = name;
+        stream->give([=] { run_pair_kernel(kernel, copy.data()); });
+        return CUDA_SUCCESS;
+    }
+    if (strcmp(name, "count_launch") == 0) {
+        uint32_t *count = *static_cast<uint32_t *const *>(args[0]);
+        stream->give([=] { ++*count; });
         return CUDA_SUCCESS;
     }
     if (strcmp(name, "copy_words") == 0) {

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include <chrono>
+#include <memory>
 #include <vector>
 
 #include <cuda_bf16.h>
@@ -42,7 +43,7 @@ struct block {
     std::vector<fiber> fibers;
     std::vector<float> shared;
     std::vector<char> slots; /* [warps][2][32][SLOT_BYTES] */
-    std::vector<char> stacks;
+    std::unique_ptr<char[]> stacks; /* not cleared: that takes longer than all else */
 };
 
 alignas(16) static thread_local float row_kept[SHARED_FLOATS];
@@ -144,6 +145,9 @@ static uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
 static int min(int a, int b) {
     return a < b ? a : b;
 }
+static int max(int a, int b) {
+    return a > b ? a : b;
+}
 template <int DTYPE> static float emulate_half(uint32_t) {
     return 0;
 }
@@ -171,8 +175,8 @@ static void begin_block(block *b, unsigned n_threads) {
     b->fibers.resize(n_threads);
     b->shared.assign(SHARED_FLOATS, NAN);
     b->slots.resize(n_threads / 32 * 2 * 32 * SLOT_BYTES);
-    b->stacks.resize((size_t)n_threads * STACK_BYTES + 64);
-    char *stacks = reinterpret_cast<char *>((reinterpret_cast<uintptr_t>(b->stacks.data()) + 63) / 64 * 64);
+    b->stacks.reset(new char[(size_t)n_threads * STACK_BYTES + 64]);
+    char *stacks = reinterpret_cast<char *>((reinterpret_cast<uintptr_t>(b->stacks.get()) + 63) / 64 * 64);
     for (unsigned i = 0; i < n_threads; i++) {
         void **top = reinterpret_cast<void **>(stacks + (size_t)(i + 1) * STACK_BYTES - 64);
         *--top = NULL;
@@ -236,7 +240,8 @@ struct kernel {
     {                                                                                                                  \
 #name, [](const void *args) { name(*static_cast<const type *>(args)); }, sizeof(type)                          \
     }
-static const kernel kernels[] = {KERNEL(exchange_rows, exchange_rows_args), KERNEL(exchange_meet, exchange_meet_args),
+static const kernel kernels[] = {KERNEL(exchange_rows, exchange_rows_args), KERNEL(exchange_push, exchange_slice_args),
+                                 KERNEL(exchange_take, exchange_slice_args), KERNEL(exchange_meet, exchange_meet_args),
                                  KERNEL(exchange_offers, exchange_offers_args)};
 
 extern "C" const void *exchange_emulate_kernel(const char *name, size_t *arg_bytes) {

@@ -3,6 +3,8 @@
  *
  *   rows     the same bits as decode_exchange on one rank with the same nodes, for 2, 4 and 8 ranks, any number of rows, with
  *            and without bias, norm and residual; again and again in the same memory, as graphs are replayed
+ *   slices   the same of more rows, by their owners: the same bits in f32 and f16, bf16 within its own rounding; every rank
+ *            gets the same x
  *   offers   the best of all, the lower id at a tie, on every rank; rows that the host draws are left alone
  *   meeting  comes to an end as often as it is launched
  *   a rank that never sends is named by the others, within the time they are given
@@ -22,7 +24,7 @@ const void *exchange_emulate_kernel(const char *name, size_t *arg_bytes);
 void exchange_emulate_launch(const void *kernel, const unsigned grid[2], unsigned threads, unsigned shared_bytes,
                              const void *args, unsigned seed);
 
-enum { MAX_D = 520, ROWS = EXCHANGE_ROWS, N_OUT = 24, RUNS = 5, SLICES = 3 };
+enum { MAX_D = 520, ROWS = 40, WORD_ROWS = EXCHANGE_ROWS, N_OUT = 24, RUNS = 5, SLICES = 3 };
 
 static int n_passed, n_failed;
 
@@ -137,7 +139,7 @@ static void run_ranks(group_of_check *g, const variant *v, int n_here, unsigned 
                                            .x = rank->x,
                                            .fault = rank->fault};
     }
-    const unsigned bucket = v->n_rows > 1 ? ROWS : 1;
+    const unsigned bucket = v->n_rows > 1 ? WORD_ROWS : 1;
     launch("exchange_rows", bucket, (unsigned)n_here, threads_of(g->d), ((unsigned)g->d + 36) * 4, &args, seed);
 }
 
@@ -213,6 +215,115 @@ static void check_all_rows(void) {
                                        1 + (int)run % 3, run == 1,  run % 2 == 0, run != 3,
                                        run == 4};
                     check_rows(g, &v, run);
+                }
+            }
+            close_group(g);
+        }
+    }
+}
+
+/* ---- Slices ---- */
+
+static void run_slices(group_of_check *g, const variant *v, unsigned seed) {
+    exchange_slice_args args = {.node_stride = (int64_t)ROWS * g->d,
+                                .n_ranks = g->n_ranks,
+                                .n_nodes = v->n_nodes,
+                                .init = v->init,
+                                .d = g->d,
+                                .dtype = v->dtype,
+                                .out_rows = v->out_rows,
+                                .eps = 1e-6F};
+    exchange_meet_args meet = {.group = g->args};
+    for (int r = 0; r < g->n_ranks; r++) {
+        rank_of_check *rank = g->rank[r];
+        args.inbox[r] = rank->part + (int64_t)EXCHANGE_INBOX * ROWS * g->d;
+        args.x[r] = rank->x;
+        args.member[r] = (exchange_slice){.self = self_of(g, r),
+                                          .part = rank->part,
+                                          .inbox = args.inbox[r],
+                                          .bias = v->bias ? g->bias : NULL,
+                                          .h = rank->h,
+                                          .norm = v->norm ? g->norm : NULL,
+                                          .fault = rank->fault};
+        meet.member[r] = self_of(g, r);
+    }
+    const unsigned n = (unsigned)g->n_ranks, threads = threads_of(g->d);
+    launch("exchange_push", ROWS, n, threads, 0, &args, seed);
+    launch("exchange_meet", 1, n, 32, 0, &meet, seed);
+    launch("exchange_take", (ROWS + n - 1) / n, n, threads, ((unsigned)g->d + 36) * 4, &args, seed);
+    launch("exchange_meet", 1, n, 32, 0, &meet, seed);
+}
+
+/* The largest difference of two rows, over their largest element. */
+static float row_error(const float *a, const float *b, int n) {
+    float worst = 0, largest = 1e-9F;
+    for (int i = 0; i < n; i++) {
+        const float error = fabsf(a[i] - b[i]);
+        worst = error <= worst ? worst : error;
+        largest = fmaxf(largest, fabsf(b[i]));
+    }
+    return worst / largest;
+}
+
+static void fill_slices(group_of_check *g, const variant *v, float *h) {
+    g->step.head.n_rows = v->n_rows;
+    g->step.head.n_out = v->n_rows / 2;
+    for (int i = 0; i < g->step.head.n_out; i++) {
+        g->step.out_row[i] = 2 * i + 1;
+    }
+    for (int i = 0; i < ROWS * g->d; i++) {
+        h[i] = next_float();
+    }
+    for (int r = 0; r < g->n_ranks; r++) {
+        memcpy(g->rank[r]->h, h, sizeof(float) * (size_t)(ROWS * g->d));
+        memset(g->rank[r]->x, 0, sizeof g->rank[r]->x);
+        memset(g->rank[r]->fault, 0, sizeof g->rank[r]->fault);
+        for (int i = 0; i < EXCHANGE_INBOX * ROWS * g->d; i++) {
+            g->rank[r]->part[i] = next_float();
+        }
+    }
+    g->rank[g->n_ranks - 1]->part[2 * g->d + 7] = INFINITY;
+}
+
+static void check_slices(group_of_check *g, const variant *v, unsigned seed) {
+    static float h[ROWS * MAX_D], x[ROWS * MAX_D];
+    int32_t fault[ROWS] = {0}, first_fault = 0;
+    char what[200];
+    fill_slices(g, v, h);
+    memset(x, 0, sizeof x);
+    run_slices(g, v, seed);
+    run_alone(g, v, h, x, fault);
+    const bool exact = v->dtype != KERN_BF16;
+    const int n = (v->n_rows + g->n_ranks - 1) / g->n_ranks;
+    const float most = exact ? 0 : 0x1p-7F;
+    bool good = true;
+    for (int m = 0; m < v->n_rows; m++) {
+        const rank_of_check *owner = g->rank[m / n];
+        const float *row = h + m * g->d;
+        good = good && (m == 2 || row_error(owner->h + m * g->d, row, g->d) <= most);
+        good = good && owner->fault[m] == fault[m];
+        first_fault |= fault[m];
+    }
+    for (int r = 0; r < g->n_ranks; r++) {
+        good = good && memcmp(g->rank[r]->x, g->rank[0]->x, sizeof x) == 0 && g->stuck[r] == 0;
+    }
+    good = good && first_fault == 6 && (!exact || memcmp(g->rank[0]->x, x, sizeof x) == 0);
+    snprintf(what, sizeof what,
+             "slices: %d ranks of %d nodes, d %d, %d rows, dtype %d, init %d bias %d norm %d out %d seed %u",
+             v->n_ranks, v->n_nodes, v->d, v->n_rows, v->dtype, v->init, v->bias, v->norm, v->out_rows, seed);
+    count(good, what);
+}
+
+static void check_all_slices(void) {
+    static const int widths[] = {64, 97, 520}, rows[RUNS] = {ROWS, 17, 33, 25, 39};
+    for (int n_ranks = 2; n_ranks <= 8; n_ranks *= 2) {
+        for (int w = 0; w < 3; w++) {
+            group_of_check *g = open_group(n_ranks, widths[w]);
+            for (int n_nodes = 1; n_nodes * n_ranks <= 8; n_nodes *= 2) {
+                for (unsigned run = 0; run < RUNS; run++) {
+                    const variant v = {n_ranks,  widths[w],    n_nodes,  rows[run], 1 + (int)run % 3,
+                                       run == 1, run % 2 == 0, run != 3, run == 4};
+                    check_slices(g, &v, run);
                 }
             }
             close_group(g);
@@ -311,6 +422,7 @@ static void check_absence(int n_ranks) {
 
 int main(void) {
     check_all_rows();
+    check_all_slices();
     for (int n_ranks = 2; n_ranks <= 8; n_ranks *= 2) {
         check_offers(n_ranks);
         check_meeting(n_ranks);

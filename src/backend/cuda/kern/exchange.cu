@@ -7,6 +7,8 @@
  *
  * exchange_rows: one block a row and rank. Its threads add up the elements of their own nodes (the lower part of the leaf
  * tree), send them to all others, and wait for theirs; from there on it is decode_exchange, in the same order.
+ *
+ * exchange_push, exchange_take: the two halves of an exchange of more rows, with exchange_meet behind each.
  */
 #include "backend/cuda/kern/exchange.cuh"
 #include "backend/cuda/kern/stream.cuh"
@@ -41,12 +43,12 @@ DEVICE void send_row(const exchange_rows_args &a, const exchange_member &self, i
             word[e] = word_of(__float_as_uint(sum), epoch);
         }
         for (int n = 1; n < n_ranks; n++) {
-            uint64_t *to = box_words(a.group, (rank + n) % n_ranks, epoch, rank, m) + i;
+            uint64_t *to = box_words(a.group, (rank + n) % n_ranks, epoch, rank, m);
             if (WIDTH == 4) {
-                store_peer_words(to, word[0], word[1 % WIDTH]);
-                store_peer_words(to + 2, word[2 % WIDTH], word[3 % WIDTH]);
+                store_peer_words(to + i / 2, word[0], word[1 % WIDTH]);
+                store_peer_words(to + (a.d + i) / 2, word[2 % WIDTH], word[3 % WIDTH]);
             } else {
-                store_peer_word(to, word[0]);
+                store_peer_word(to + i, word[0]);
             }
         }
     }
@@ -54,16 +56,17 @@ DEVICE void send_row(const exchange_rows_args &a, const exchange_member &self, i
 
 template <int WIDTH> struct row_words { uint64_t v[WIDTH]; };
 
-template <int WIDTH> DEVICE row_words<WIDTH> load_row_words(const uint64_t *from) {
+/* Elements [i, i + WIDTH) of a row of d. */
+template <int WIDTH> DEVICE row_words<WIDTH> load_row_words(const uint64_t *from, int i, int d) {
     row_words<WIDTH> out;
     if (WIDTH == 4) {
-        const ulonglong2 low = load_peer_words(from), high = load_peer_words(from + 2);
+        const ulonglong2 low = load_peer_words(from + i / 2), high = load_peer_words(from + (d + i) / 2);
         out.v[0] = low.x;
         out.v[1 % WIDTH] = low.y;
         out.v[2 % WIDTH] = high.x;
         out.v[3 % WIDTH] = high.y;
     } else {
-        out.v[0] = load_peer_word(from);
+        out.v[0] = load_peer_word(from + i);
     }
     return out;
 }
@@ -80,7 +83,7 @@ DEVICE floats<WIDTH> add_ranks(const exchange_rows_args &a, const exchange_membe
 #pragma unroll
         for (int j = 0; j < RANKS_AT_ONCE; j++) {
             if (j < n && first + j != rank) {
-                word[j] = load_row_words<WIDTH>(box_words(a.group, rank, epoch, first + j, m) + i);
+                word[j] = load_row_words<WIDTH>(box_words(a.group, rank, epoch, first + j, m), i, a.d);
             }
         }
 #pragma unroll
@@ -182,6 +185,179 @@ extern "C" __global__ void __launch_bounds__(1024) exchange_rows(const __grid_co
         exchange_row<4>(a, self, m, row_kept, row_kept + (a.d + 3) / 4 * 4);
     } else {
         exchange_row<1>(a, self, m, row_kept, row_kept + (a.d + 3) / 4 * 4);
+    }
+}
+
+/* ---- Many rows ---- */
+
+/* How many rows each rank owns; the last one may have fewer. */
+DEVICE int owned_rows(const exchange_slice_args &a, const cuda_step *step) {
+    return (step->n_rows + a.n_ranks - 1) / a.n_ranks;
+}
+
+/* This rank's sum of the elements at `at` of its nodes. */
+template <int WIDTH>
+DEVICE floats<WIDTH> sum_of_nodes(const exchange_slice_args &a, const exchange_slice &self, int64_t at) {
+    floats<WIDTH> node[DECODE_LEAVES / 2], sum;
+#pragma unroll
+    for (int j = 0; j < DECODE_LEAVES / 2; j++) {
+        if (j < a.n_nodes) {
+            node[j] = load_floats<WIDTH>(self.part + at + j * a.node_stride);
+        }
+    }
+#pragma unroll
+    for (int e = 0; e < WIDTH; e++) {
+        float tree[DECODE_LEAVES];
+#pragma unroll
+        for (int j = 0; j < DECODE_LEAVES; j++) {
+            tree[j] = j < DECODE_LEAVES / 2 && j < a.n_nodes ? node[j % (DECODE_LEAVES / 2)].v[e] : 0.0F;
+        }
+        sum.v[e] = leaf_tree(tree, a.n_nodes);
+    }
+    return sum;
+}
+
+template <int WIDTH> DEVICE void store_sent(int dtype, void *inbox, int64_t at, const floats<WIDTH> &sum) {
+    if (WIDTH == 4 && dtype == KERN_BF16) {
+        static_cast<uint2 *>(inbox)[at / 4] =
+            make_uint2(pair_of(dtype, sum.v[0], sum.v[1 % WIDTH]), pair_of(dtype, sum.v[2 % WIDTH], sum.v[3 % WIDTH]));
+    } else if (WIDTH == 4) {
+        store_floats<WIDTH>(static_cast<float *>(inbox) + at, sum);
+    } else {
+        store_as(dtype == KERN_BF16 ? KERN_BF16 : KERN_F32, inbox, at, sum.v[0]);
+    }
+}
+
+template <int WIDTH> DEVICE floats<WIDTH> load_sent(int dtype, const void *inbox, int64_t at) {
+    floats<WIDTH> sum;
+    if (WIDTH == 4 && dtype == KERN_BF16) {
+        const uint2 pairs = __ldcg(static_cast<const uint2 *>(inbox) + at / 4);
+        const float2 low = widen<KERN_BF16>(pairs.x), high = widen<KERN_BF16>(pairs.y);
+        sum.v[0] = low.x;
+        sum.v[1 % WIDTH] = low.y;
+        sum.v[2 % WIDTH] = high.x;
+        sum.v[3 % WIDTH] = high.y;
+    } else if (dtype == KERN_BF16) {
+        sum.v[0] = load_as<KERN_BF16>(inbox, at);
+    } else {
+        sum = load_floats<WIDTH>(static_cast<const float *>(inbox) + at);
+    }
+    return sum;
+}
+
+template <int WIDTH>
+DEVICE void push_row(const exchange_slice_args &a, const exchange_slice &self, int m, int owner, int64_t to) {
+    for (int i = threadIdx.x * WIDTH; i < a.d; i += blockDim.x * WIDTH) {
+        store_sent<WIDTH>(a.dtype, a.inbox[owner], to * a.d + i, sum_of_nodes<WIDTH>(a, self, (int64_t)m * a.d + i));
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(1024) exchange_push(const __grid_constant__ exchange_slice_args a) {
+    const exchange_slice &self = a.member[blockIdx.y];
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
+    const int m = blockIdx.x, n = owned_rows(a, self.self.step), owner = m / max(n, 1);
+    if (m >= self.self.step->n_rows || owner == self.self.rank) {
+        return;
+    }
+    const int64_t to = (int64_t)self.self.rank * n + m % n;
+    if (a.d % 4 == 0) {
+        push_row<4>(a, self, m, owner, to);
+    } else {
+        push_row<1>(a, self, m, owner, to);
+    }
+}
+
+/* The sum over ranks [first, first + RANKS_AT_ONCE), or all there are: what they sent, and this one's own. */
+template <int WIDTH>
+DEVICE floats<WIDTH> add_sent(const exchange_slice_args &a, const exchange_slice &self, int m, int n, int i,
+                              int first) {
+    const int rank = self.self.rank, count = min(a.n_ranks - first, (int)RANKS_AT_ONCE);
+    floats<WIDTH> sent[RANKS_AT_ONCE], sum;
+#pragma unroll
+    for (int j = 0; j < RANKS_AT_ONCE; j++) {
+        if (j < count && first + j != rank) {
+            sent[j] = load_sent<WIDTH>(a.dtype, self.inbox, ((int64_t)(first + j) * n + m - rank * n) * a.d + i);
+        } else if (j < count) {
+            sent[j] = sum_of_nodes<WIDTH>(a, self, (int64_t)m * a.d + i);
+        }
+    }
+#pragma unroll
+    for (int e = 0; e < WIDTH; e++) {
+        float tree[DECODE_LEAVES];
+#pragma unroll
+        for (int j = 0; j < DECODE_LEAVES; j++) {
+            tree[j] = j < RANKS_AT_ONCE && j < count ? sent[j % RANKS_AT_ONCE].v[e] : 0.0F;
+        }
+        sum.v[e] = leaf_tree(tree, count);
+    }
+    return sum;
+}
+
+/* h of an owned row, kept in shared memory too: as receive_row, but what it waits for is there. */
+template <int WIDTH>
+DEVICE float take_row(const exchange_slice_args &a, const exchange_slice &self, int m, int n, float *kept) {
+    float squares = 0.0F;
+    bool bad = false;
+    for (int i = threadIdx.x * WIDTH; i < a.d; i += blockDim.x * WIDTH) {
+        const int64_t at = (int64_t)m * a.d + i;
+        floats<WIDTH> h, bias;
+        if (!a.init) {
+            h = load_floats<WIDTH>(self.h + at);
+        }
+        if (self.bias != NULL) {
+            bias = load_floats<WIDTH>(self.bias + i);
+        }
+        floats<WIDTH> sum = add_sent<WIDTH>(a, self, m, n, i, 0), upper;
+        if (a.n_ranks > RANKS_AT_ONCE) {
+            upper = add_sent<WIDTH>(a, self, m, n, i, RANKS_AT_ONCE);
+        }
+#pragma unroll
+        for (int e = 0; e < WIDTH; e++) {
+            float value = a.init ? 0.0F : h.v[e];
+            const float all = a.n_ranks > RANKS_AT_ONCE ? sum.v[e] + upper.v[e] : sum.v[e];
+            value += self.bias != NULL ? all + bias.v[e] : all;
+            bad = bad || !isfinite(value);
+            h.v[e] = value;
+            kept[i + e] = value;
+            squares = fmaf(value, value, squares);
+        }
+        store_floats<WIDTH>(self.h + at, h);
+    }
+    if (bad) {
+        note_fault(self.fault, m, self.self.op_index);
+    }
+    return squares;
+}
+
+template <int WIDTH>
+DEVICE void take_and_norm(const exchange_slice_args &a, const exchange_slice &self, int m, int n, float *kept,
+                          float *room) {
+    const float all = block_sum(take_row<WIDTH>(a, self, m, n, kept), room);
+    const int to = a.out_rows ? output_of_row(self.self.step, m) : m;
+    if (self.norm == NULL || to < 0) {
+        return;
+    }
+    const float scale = 1.0F / sqrtf(all / (float)a.d + a.eps);
+    for (int r = 0; r < a.n_ranks; r++) {
+        void *x = a.x[(self.self.rank + r) % a.n_ranks];
+        norm_row<WIDTH>(normed{self.norm, x, a.d, a.dtype}, to, kept, scale, true);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(1024) exchange_take(const __grid_constant__ exchange_slice_args a) {
+    extern __shared__ __align__(16) float row_kept[];
+    const exchange_slice &self = a.member[blockIdx.y];
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
+    const int n = owned_rows(a, self.self.step), m = self.self.rank * n + blockIdx.x;
+    if ((int)blockIdx.x >= n || m >= self.self.step->n_rows) {
+        return;
+    }
+    if (a.d % 4 == 0) {
+        take_and_norm<4>(a, self, m, n, row_kept, row_kept + (a.d + 3) / 4 * 4);
+    } else {
+        take_and_norm<1>(a, self, m, n, row_kept, row_kept + (a.d + 3) / 4 * 4);
     }
 }
 

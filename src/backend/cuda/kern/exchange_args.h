@@ -18,7 +18,16 @@
  * of a row ahead of another: it has the other's words of exchange e before it sends those of e + 1, and the other had
  * read those of e - 1 by then. Memory begins as zeros; the first epoch is 1, and that epochs wrap does no harm.
  *
+ * A row of d words where d is a multiple of 4: of each four elements the first two lie in its first half, the others in its
+ * second, so that a warp's stores of two words each are one piece of memory; the link takes those several times faster.
+ *
  * R ranks send EXCHANGE_NODES / R nodes at most each, rank r's as nodes [r n, (r + 1) n).
+ *
+ * Steps of more than EXCHANGE_ROWS rows go another way, in which rows have owners: rank r has rows [r n, (r + 1) n) with
+ * n = ceil(rows / R), and of the residual stream nothing but them. Every rank sends its sums of a row to the row's owner (exchange_push,
+ * to the owner's inbox), all meet, the owner adds them up, norms them, and stores the row of x with every rank (exchange_take);
+ * all meet again. The first meeting says that the sums are there and that nobody reads x any more, the second that x is there
+ * and that nobody reads an inbox any more. An inbox is the part of BUF_PART that no rank of two and more has nodes in.
  */
 #ifndef LS_BACKEND_CUDA_EXCHANGE_ARGS_H
 #define LS_BACKEND_CUDA_EXCHANGE_ARGS_H
@@ -28,7 +37,8 @@
 enum {
     EXCHANGE_RANKS = 8,
     EXCHANGE_NODES = 8,
-    EXCHANGE_ROWS = CUDA_MAX_DECODE, /* steps of more rows meet, and read each other's parts: exchange_meet */
+    EXCHANGE_ROWS = CUDA_MAX_DECODE,     /* of a step that goes by words */
+    EXCHANGE_INBOX = EXCHANGE_NODES / 2, /* BUF_PART's first node that is of an inbox */
     EXCHANGE_OFFER_WORDS = 4,
     EXCHANGE_OFFER_THREADS = 256,
     EXCHANGE_OFFER_BLOCKS = 8 /* of a rank, at most: all of a GPU's ranks are there at once */
@@ -97,6 +107,30 @@ typedef struct exchange_rows_args {
     int32_t out_rows;                       /* x has the output rows alone */
     float eps;
 } exchange_rows_args;
+
+/* The same for steps of more rows: what a rank of this GPU has, and where it sends. Both kernels, one after the other. */
+typedef struct exchange_slice {
+    exchange_self self;
+    const float *part; /* [n_nodes][.][d] this rank's nodes */
+    const void
+        *inbox; /* its own, [n_ranks][owned rows][d]: what others sent; f32, or bf16 where that is the run dtype */
+    const float *bias; /* [d] or NULL */
+    float *h;          /* [M][d]: the owned rows */
+    const float *norm; /* [d]; NULL: no norm */
+    int32_t *fault;    /* [M] */
+} exchange_slice;
+
+/* exchange_push: blockIdx (row, member). exchange_take: (owned row, member); shared memory as exchange_rows. */
+typedef struct exchange_slice_args {
+    exchange_slice member[EXCHANGE_RANKS]; /* the ranks of this GPU */
+    void *inbox[EXCHANGE_RANKS];           /* all ranks' */
+    void *x[EXCHANGE_RANKS];               /* all ranks': act [M][d], or [n_out][d] */
+    int64_t node_stride;
+    int32_t n_ranks, n_nodes;
+    int32_t init, d, dtype;
+    int32_t out_rows;
+    float eps;
+} exchange_slice_args;
 
 /* Returns when all ranks have come as far, and all they wrote before can be read. blockIdx.y: member. */
 typedef struct exchange_meet_args {
