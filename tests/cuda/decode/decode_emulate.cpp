@@ -13,6 +13,8 @@
 #include <string.h>
 
 #include <deque>
+#include <thread>
+#include <vector>
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -22,7 +24,7 @@
 struct index3 {
     unsigned x, y, z;
 };
-static index3 threadIdx, blockIdx, blockDim, gridDim;
+static thread_local index3 threadIdx, blockIdx, blockDim, gridDim;
 
 static void emulate_check(bool good, const char *what) {
     if (!good) {
@@ -40,13 +42,14 @@ struct fiber {
     char *stack;
     state is;
     unsigned turn; /* of the warp's exchanges */
+    unsigned meets; /* threads of the barrier it waits at */
 };
-static fiber fibers[MAX_THREADS];
-static void *scheduler_sp;
-static fiber *current;
-static char slots[MAX_THREADS / 32][2][32][SLOT_BYTES];
-static void (*kernel_entry)(const void *);
-static const void *kernel_args;
+static thread_local fiber fibers[MAX_THREADS];
+static thread_local void *scheduler_sp;
+static thread_local fiber *current;
+static thread_local char slots[MAX_THREADS / 32][2][32][SLOT_BYTES];
+static thread_local void (*kernel_entry)(const void *);
+static thread_local const void *kernel_args;
 
 extern "C" void decode_emulate_switch(void **save, void *to);
 __asm__(".text\n.globl decode_emulate_switch\ndecode_emulate_switch:\n"
@@ -82,7 +85,7 @@ struct pending_copy {
     char *to;
     char data[16];
 };
-static std::deque<pending_copy> copies[MAX_THREADS];
+static thread_local std::deque<pending_copy> copies[MAX_THREADS];
 
 static void emulate_copy(void *to, const void *from, bool wanted) {
     pending_copy copy = {static_cast<char *>(to), {0}};
@@ -110,9 +113,20 @@ static void emulate_copies_until(int n_pending) {
     }
 }
 
+/* Bulk copies of a block that have not come in. */
+struct bulk {
+    void *to;
+    const void *from;
+    uint32_t bytes;
+    uint64_t *barrier;
+};
+static thread_local std::deque<bulk> bulks;
+static void emulate_some_bulk();
+
 /* ---- What kernels call ---- */
 
 static void __syncthreads() {
+    current->meets = blockDim.x;
     pause_as(AT_BARRIER);
 }
 static void __syncwarp() {
@@ -154,9 +168,8 @@ static uint32_t atomicAdd(uint32_t *p, uint32_t n) {
     return old;
 }
 static int32_t atomicCAS(int32_t *p, int32_t expected, int32_t value) {
-    int32_t old = *p;
-    *p = old == expected ? value : old;
-    return old;
+    __atomic_compare_exchange_n(p, &expected, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    return expected;
 }
 template <typename T> static T __ldcg(const T *p) {
     return *p;
@@ -212,12 +225,14 @@ template <int DTYPE> static float emulate_half(uint32_t bits) {
 alignas(16) thread_local float matmul_room[(228 << 10) / sizeof(float)];
 alignas(16) thread_local float kept[1 << 14];
 thread_local uint4 attn_room[(228 << 10) / sizeof(uint4)];
+alignas(128) thread_local uint4 persist_room[(228 << 10) / sizeof(uint4)];
 
 #include "backend/cuda/kern/decode_attn.cu"
 #include "backend/cuda/kern/decode_matmul.cu"
 #include "backend/cuda/kern/decode_matmul_wide.cu"
 #include "backend/cuda/kern/decode_sample.cu"
 #include "backend/cuda/kern/decode_stream.cu"
+#include "backend/cuda/kern/persist.cu"
 
 /* ---- Launching ---- */
 
@@ -254,19 +269,31 @@ static void run_block(unsigned n_threads, bool backwards) {
                     waiting[fibers[i].is]++;
                 }
                 again = waiting[IN_WARP] == 32;
-                emulate_check(again || waiting[IN_WARP] == 0, "lanes of a warp wait for different things");
+                emulate_check(again || waiting[IN_WARP] == 0 || waiting[RUNS] > 0, "lanes of a warp wait for different things");
                 for (unsigned l = 0; l < 32 && again; l++) {
                     fibers[warp * 32 + l].is = RUNS;
                 }
             }
         }
         n_done = 0;
+        unsigned n_meeting = 0, n_first = 0;
         for (unsigned i = 0; i < n_threads; i++) {
             n_done += fibers[i].is == DONE;
-            fibers[i].is = fibers[i].is == AT_BARRIER ? RUNS : fibers[i].is;
+            n_meeting += fibers[i].is == AT_BARRIER && fibers[i].meets == n_threads;
+            n_first += fibers[i].is == AT_BARRIER && fibers[i].meets < n_threads;
         }
-        emulate_check(n_done == 0 || n_done == n_threads, "threads end while others wait at a barrier");
+        emulate_check(n_meeting == 0 || n_done == 0, "threads end while others wait at a barrier");
+        for (unsigned i = 0; i < n_threads; i++) {
+            fiber &f = fibers[i];
+            if (f.is == AT_BARRIER && f.meets == (f.meets == n_threads ? n_meeting : n_first)) {
+                f.is = RUNS;
+            }
+        }
+        if (n_meeting + n_first + n_done < n_threads) {
+            std::this_thread::yield();
+        }
     }
+    emulate_check(bulks.empty(), "copies have not come in at the end");
 }
 
 struct kernel {
@@ -279,6 +306,7 @@ struct kernel {
          memcpy(&copy, args, sizeof copy);                                                                             \
          name(copy);                                                                                                   \
      }},
+#define PERSISTS(name) KERNEL(persist_##name##_8, persist_args) KERNEL(persist_##name##_16, persist_args)
 #define MATMULS(name)                                                                                                  \
     KERNEL(decode_matmul_##name##_odd, decode_matmul_args)                                                             \
     KERNEL(decode_matmul_##name##_8, decode_matmul_args) KERNEL(decode_matmul_##name##_16, decode_matmul_args)
@@ -291,7 +319,7 @@ struct kernel {
 static const kernel kernels[] = {KERNEL(decode_embed, decode_embed_args) KERNEL(decode_exchange, decode_exchange_args)
                                      KERNEL(decode_sample, decode_sample_args) MATMULS(f32) WIDE_MATMULS(bf16) WIDE_MATMULS(f16)
                                          MATMULS(int8_f32) WIDE_MATMULS(int8_bf16) WIDE_MATMULS(int8_f16) ATTNS(f32) ATTNS(bf16)
-                                             ATTNS(f16)};
+                                             ATTNS(f16) PERSISTS(f32) PERSISTS(bf16) PERSISTS(f16) PERSISTS(int8_bf16)};
 
 extern "C" const void *decode_emulate_kernel(const char *name) {
     for (const kernel &k : kernels) {
@@ -317,5 +345,29 @@ extern "C" void decode_emulate_launch(const void *kernel_, const unsigned grid[3
         memset(kept, 0xff, shared_bytes < sizeof kept ? shared_bytes : sizeof kept);
         memset(attn_room, 0xff, shared_bytes);
         run_block(block, backwards);
+    }
+}
+
+/* All blocks at once. */
+extern "C" void persist_emulate_launch(const void *kernel_, unsigned grid, unsigned block, unsigned shared_bytes,
+                                       const void *args, bool backwards) {
+    std::vector<std::thread> all;
+    for (unsigned i = 0; i < grid; i++) {
+        all.emplace_back([=] {
+            kernel_entry = static_cast<const kernel *>(kernel_)->entry;
+            kernel_args = args;
+            gridDim = {grid, 1, 1};
+            blockDim = {block, 1, 1};
+            blockIdx = {i, 0, 0};
+            memset(persist_room, 0xff, shared_bytes);
+            run_block(block, backwards);
+            for (unsigned f = 0; f < block; f++) {
+                free(fibers[f].stack);
+                fibers[f].stack = NULL;
+            }
+        });
+    }
+    for (std::thread &one : all) {
+        one.join();
     }
 }

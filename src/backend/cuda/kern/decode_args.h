@@ -14,7 +14,7 @@ enum {
     DECODE_TILE = 16,          /* rows of W that a warp takes: mma's M */
     DECODE_STAGE_BYTES = 2048, /* of weights that a warp asks for at a time: 128 of each row of a tile */
     DECODE_ATTN_HEADS = 4,     /* query heads of one KV head that a block of attention takes */
-    DECODE_ATTN_WARPS = 9,     /* of a block, at most */
+    DECODE_ATTN_WARPS = 8,     /* of a block, at most: it decides bits, and is what persist.cu has */
     DECODE_ATTN_WIDE = 8,      /* ... with heads of more than 128 elements */
     DECODE_ATTN_UNIT = 32,     /* tokens that a warp takes at a time; a page has whole units */
     DECODE_ATTN_TOKENS = 512,  /* of a split, at least */

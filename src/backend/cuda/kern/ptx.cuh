@@ -155,6 +155,108 @@ DEVICE uint32_t transposed(uint32_t matrix) {
     return out;
 }
 
+/* ---- What a persistent kernel needs, sm_90 on: copies that report to a barrier in shared memory ---- */
+
+DEVICE uint32_t shared_address(const void *p) {
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+/* A barrier whose phases end after n arrivals and all bytes that were announced. */
+DEVICE void barrier_init(uint64_t *barrier, int n) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(n) : "memory");
+}
+
+/* Before others, and copies, use barriers that this thread initialised. */
+DEVICE void barriers_are_ready() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+/* Arrives; the phase ends when `bytes` more have come too. */
+DEVICE void barrier_expect(uint64_t *barrier, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+                 : "memory");
+#endif
+}
+
+DEVICE void barrier_arrive(uint64_t *barrier) {
+    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}\n" ::"r"(shared_address(barrier))
+                 : "memory");
+}
+
+/* Whether the phase of this parity has ended; may wait for it a while. */
+DEVICE bool barrier_passed(uint64_t *barrier, uint32_t parity) {
+    uint32_t passed = 0;
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "mbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p;\n"
+                 "}\n"
+                 : "=r"(passed)
+                 : "r"(shared_address(barrier)), "r"(parity)
+                 : "memory");
+#endif
+    return passed != 0;
+}
+
+/* A multiple of 16 bytes, from memory to shared memory; both addresses are multiples of 16. */
+DEVICE void copy_bulk(void *to, const void *from, uint32_t bytes, uint64_t *barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     shared_address(to)),
+                 "l"(from), "r"(bytes), "r"(shared_address(barrier))
+                 : "memory");
+#endif
+}
+
+/* What this thread wrote to shared memory comes before copies that others start behind a barrier. */
+DEVICE void writes_before_copies() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+/* A barrier of the first n threads of a block, whole warps. */
+DEVICE void first_threads_meet(int n) {
+    asm volatile("bar.sync 1, %0;" ::"r"(n) : "memory");
+}
+
+/* Words of 8 bytes that cross SMs, each whole: no order among them. `peer`: another GPU may be at the other end. */
+DEVICE void store_word(uint64_t *to, uint64_t word, bool peer) {
+    if (peer) {
+        asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(to), "l"(word) : "memory");
+    } else {
+        asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(word) : "memory");
+    }
+}
+
+DEVICE uint64_t load_word(const uint64_t *from) {
+    uint64_t word;
+    asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(word) : "l"(from) : "memory");
+    return word;
+}
+
+/* Two neighbours, from a multiple of 16 bytes. */
+DEVICE ulonglong2 load_two_words(const uint64_t *from) {
+    ulonglong2 words;
+    asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(words.x), "=l"(words.y) : "l"(from) : "memory");
+    return words;
+}
+
+/* Nanoseconds, the same clock on all SMs; its resolution may be a microsecond. */
+DEVICE uint64_t global_time() {
+    uint64_t ns;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
+    return ns;
+}
+
+/* Between two polls. */
+DEVICE void between_polls() {}
+
 /* ---- mma.m16n8k16: acc[16][8] += a[16][16] b[16][8], f32 sums ---- */
 
 template <int DTYPE>

@@ -3,6 +3,7 @@
 #define LS_BACKEND_CUDA_PTX_CUH
 
 #include <string.h>
+#include <time.h>
 
 #include "backend/cuda/kern/decode_args.h"
 
@@ -83,6 +84,74 @@ DEVICE uint32_t transposed(uint32_t matrix) {
     const int i = threadIdx.x % 32 / 4, j = threadIdx.x % 4 * 2;
     const uint32_t first = all[j * 4 + i / 2] >> i % 2 * 16, second = all[(j + 1) * 4 + i / 2] >> i % 2 * 16;
     return (first & 0xffff) | second << 16;
+}
+
+/* ---- Persistent kernels. A barrier: bit 63 the phase, 48 .. the arrivals of a phase, 32 .. those to come, 0 .. bytes to come,
+ * signed. Copies come in when somebody looks at a barrier. ---- */
+
+static void emulate_barrier_add(uint64_t *barrier, int arrivals, int32_t bytes) {
+    uint64_t phase = *barrier >> 63, wanted = *barrier >> 48 & 0x7fff, left = (*barrier >> 32 & 0xffff) - arrivals;
+    const int32_t pending = (int32_t)(uint32_t)*barrier + bytes;
+    emulate_check(left <= wanted, "more arrivals at a barrier than a phase has");
+    if (left == 0 && pending == 0) {
+        phase ^= 1;
+        left = wanted;
+    }
+    *barrier = phase << 63 | wanted << 48 | left << 32 | (uint32_t)pending;
+}
+DEVICE void barrier_init(uint64_t *barrier, int n) {
+    *barrier = (uint64_t)n << 48 | (uint64_t)n << 32;
+}
+DEVICE void barriers_are_ready() {}
+DEVICE void barrier_expect(uint64_t *barrier, uint32_t bytes) {
+    emulate_barrier_add(barrier, 0, (int32_t)bytes);
+    emulate_barrier_add(barrier, 1, 0);
+}
+DEVICE void barrier_arrive(uint64_t *barrier) {
+    emulate_barrier_add(barrier, 1, 0);
+}
+DEVICE bool barrier_passed(uint64_t *barrier, uint32_t parity) {
+    emulate_some_bulk();
+    return *barrier >> 63 != parity;
+}
+DEVICE void copy_bulk(void *to, const void *from, uint32_t bytes, uint64_t *barrier) {
+    emulate_check((uintptr_t)to % 16 == 0 && (uintptr_t)from % 16 == 0 && bytes % 16 == 0, "a bulk copy is not aligned");
+    memset(to, 0xff, bytes);
+    bulks.push_back({to, from, bytes, barrier});
+}
+static void emulate_some_bulk() {
+    static thread_local uint32_t random = 1;
+    random = random * 1664525u + 1013904223u;
+    if (!bulks.empty() && random >> 30 != 0) { /* any of the first ones: they come in no order */
+        const size_t i = (random >> 8) % (bulks.size() < 24 ? bulks.size() : 24);
+        const bulk b = bulks[i];
+        bulks.erase(bulks.begin() + i);
+        memcpy(b.to, b.from, b.bytes);
+        emulate_barrier_add(b.barrier, 0, -(int32_t)b.bytes);
+    }
+}
+DEVICE void writes_before_copies() {}
+DEVICE void first_threads_meet(int n) {
+    current->meets = n;
+    pause_as(AT_BARRIER);
+}
+DEVICE void store_word(uint64_t *to, uint64_t word, bool) {
+    __atomic_store_n(to, word, __ATOMIC_RELAXED);
+}
+DEVICE uint64_t load_word(const uint64_t *from) {
+    return __atomic_load_n(from, __ATOMIC_RELAXED);
+}
+DEVICE ulonglong2 load_two_words(const uint64_t *from) {
+    emulate_check((uintptr_t)from % 16 == 0, "a load of two words is not aligned");
+    return {load_word(from), load_word(from + 1)};
+}
+DEVICE uint64_t global_time() {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+DEVICE void between_polls() {
+    pause_as(RUNS);
 }
 
 /* Sums as the hardware's may be: both products of a pair, in any order; in double precision here. */

@@ -1,0 +1,208 @@
+/*
+ * What the persistent decode kernel is made of: waiting with a deadline, words that cross SMs, the ring. See persist.cu.
+ */
+#ifndef LS_BACKEND_CUDA_PERSIST_CUH
+#define LS_BACKEND_CUDA_PERSIST_CUH
+
+#include "backend/cuda/kern/common.cuh"
+#include "backend/cuda/kern/persist_args.h"
+
+/* ---- Waiting ---- */
+
+/* A thread's waits. Once one has been in vain, none of any block waits any more: all run through to the end, on whatever
+ * is in memory, and the host finds persist_stuck. */
+struct patience {
+    persist_stuck *stuck;
+    uint64_t deadline;
+    uint32_t polls;
+    int op, layer;
+    bool gone;
+
+    DEVICE_MEMBER void begin(const persist_args &a) {
+        stuck = a.stuck;
+        deadline = global_time() + (uint64_t)a.timeout_ns;
+        polls = 0;
+        op = layer = -1;
+        gone = false;
+    }
+
+    /* After a poll that found nothing: whether to leave. */
+    DEVICE_MEMBER bool is_over() {
+        between_polls();
+        if (!gone && ++polls % 1024 == 0) {
+            if (load_word(&stuck->is_set) != 0) {
+                gone = true;
+            } else if (global_time() > deadline) {
+                gone = true;
+                stuck->op = op;
+                stuck->layer = layer;
+                stuck->block = (int32_t)blockIdx.x;
+                stuck->thread = (int32_t)threadIdx.x;
+                store_word(&stuck->is_set, 1, true);
+            }
+        }
+        return gone;
+    }
+
+    DEVICE_MEMBER void wait(uint64_t *barrier, uint32_t parity) {
+        while (!barrier_passed(barrier, parity) && !is_over()) {
+        }
+    }
+};
+
+/* ---- Words ---- */
+
+DEVICE uint64_t word_of(uint32_t value, uint32_t epoch) {
+    return (uint64_t)epoch << 32 | value;
+}
+
+DEVICE void put_float(uint64_t *to, float value, uint32_t epoch) {
+    store_word(to, word_of(__float_as_uint(value), epoch), false);
+}
+
+DEVICE bool is_of(uint64_t word, uint32_t epoch) {
+    return (uint32_t)(word >> 32) == epoch;
+}
+
+DEVICE uint32_t take_word(const uint64_t *from, uint32_t epoch, patience *p) {
+    uint64_t word;
+    do {
+        word = load_word(from);
+    } while (!is_of(word, epoch) && !p->is_over());
+    return (uint32_t)word;
+}
+
+/* N pairs of words, `stride` words apart; only the first `there` exist. All are asked for before any is looked at. */
+template <int N>
+DEVICE void take_pairs(const uint64_t *from, int stride, int there, uint32_t epoch, uint2 (&out)[N], patience *p) {
+    ulonglong2 v[N];
+    bool good;
+    do {
+        good = true;
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            if (i < there) {
+                v[i] = load_two_words(from + (int64_t)i * stride);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            good = good && (i >= there || (is_of(v[i].x, epoch) && is_of(v[i].y, epoch)));
+        }
+    } while (!good && !p->is_over());
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        out[i] = i < there ? make_uint2((uint32_t)v[i].x, (uint32_t)v[i].y) : make_uint2(0, 0);
+    }
+}
+
+/* ---- A block's share of an op ---- */
+
+struct share {
+    int first, count, n_tiles, most;
+
+    DEVICE_MEMBER share(const persist_op &op) {
+        const int64_t units = op.rows / op.unit;
+        first = (int)(units * blockIdx.x / gridDim.x) * op.unit;
+        count = (int)(units * (blockIdx.x + 1) / gridDim.x) * op.unit - first;
+        most = op.kind == PERSIST_FFN_IN ? DECODE_TILE / 2 : DECODE_TILE;
+        const int n = count / op.unit, per = most / op.unit;
+        n_tiles = (n + per - 1) / per;
+    }
+
+    /* Tiles are as equal as units allow. */
+    DEVICE_MEMBER int begin_of(const persist_op &op, int tile) const {
+        return first + (int)((int64_t)(count / op.unit) * tile / n_tiles) * op.unit;
+    }
+};
+
+/* Tiles that the warps take at a time: a warp takes one leaf of one of them. */
+DEVICE int tiles_of_group(const persist_op &op) {
+    return PERSIST_WARPS / op.n_leaves;
+}
+
+DEVICE int matrix_of_row(const persist_op &op, int row) {
+    return (row >= op.first_row[1]) + (row >= op.first_row[2]);
+}
+
+/* ---- The ring ---- */
+
+/* Chunk number n lies in slot n % n_slots. Both sides count chunks alike. */
+struct ring {
+    char *room;
+    uint64_t *full, *empty;
+    uint32_t *bytes; /* of the chunk in each slot: the producer's */
+    int n_slots, slot_bytes;
+    uint32_t slot, phase; /* of the chunk that `next` is */
+    uint32_t next;
+
+    DEVICE_MEMBER void begin(const persist_args &a, char *shared_room) {
+        room = shared_room;
+        n_slots = a.n_slots;
+        slot_bytes = a.slot_bytes;
+        full = reinterpret_cast<uint64_t *>(shared_room + a.at_barriers);
+        empty = full + n_slots;
+        bytes = reinterpret_cast<uint32_t *>(empty + n_slots);
+        slot = phase = next = 0;
+    }
+
+    DEVICE_MEMBER void seek(uint32_t chunk) {
+        next = chunk;
+        slot = chunk % n_slots;
+        phase = chunk / n_slots % 2;
+    }
+
+    DEVICE_MEMBER char *at() const {
+        return room + slot * slot_bytes;
+    }
+
+    /* A consumer's warp: the chunk is there. */
+    DEVICE_MEMBER const char *take(uint32_t chunk, patience *p) {
+        seek(chunk);
+        p->wait(full + slot, phase);
+        return at();
+    }
+
+    DEVICE_MEMBER void give_back() {
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) {
+            barrier_arrive(empty + slot);
+        }
+    }
+};
+
+/* What the producer has in flight. */
+struct flight {
+    uint32_t oldest; /* chunk that may not have landed */
+    int in_flight, window;
+
+    DEVICE_MEMBER void land_one(ring *r, patience *p) {
+        const uint32_t slot = oldest % r->n_slots;
+        p->wait(r->full + slot, oldest / r->n_slots % 2);
+        in_flight -= (int)r->bytes[slot];
+        oldest++;
+    }
+
+    /* Room for the next chunk: its slot is free, and no more than the window is on its way. */
+    DEVICE_MEMBER void make_room(ring *r, int total, patience *p) {
+        while (oldest != r->next && (in_flight + total > window || r->next - oldest >= (uint32_t)r->n_slots)) {
+            land_one(r, p);
+        }
+        if (r->next >= (uint32_t)r->n_slots) {
+            p->wait(r->empty + r->slot, r->phase ^ 1);
+        }
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) {
+            r->bytes[r->slot] = (uint32_t)total;
+            barrier_expect(r->full + r->slot, (uint32_t)total);
+        }
+        __syncwarp();
+        in_flight += total;
+    }
+
+    DEVICE_MEMBER void go_on(ring *r) {
+        r->seek(r->next + 1);
+    }
+};
+
+#endif

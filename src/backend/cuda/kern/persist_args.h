@@ -1,0 +1,87 @@
+/*
+ * The op table and the arguments of the persistent decode kernel: what persist.c fills in and kern/persist.cu reads. Pointers are
+ * device addresses.
+ */
+#ifndef LS_BACKEND_CUDA_PERSIST_ARGS_H
+#define LS_BACKEND_CUDA_PERSIST_ARGS_H
+
+#include "backend/cuda/kern/decode_args.h"
+
+enum {
+    PERSIST_WARPS = 8, /* that compute; one more asks for weights */
+    PERSIST_THREADS = 32 * PERSIST_WARPS,
+    PERSIST_MAX_RANKS = 8,
+    PERSIST_NORM_WARPS = 32 /* of the norm's sum, at most: decode_exchange's */
+};
+
+/* A line of the table. out and ffn_out have the exchange behind them in theirs, embed too; head has sample. */
+enum { PERSIST_EMBED, PERSIST_QKV, PERSIST_ATTN, PERSIST_ROW, PERSIST_FFN_IN, PERSIST_HEAD };
+
+typedef struct persist_matrix {
+    const void *w;      /* [rows][k] */
+    const float *scale; /* int8: [rows][n_leaves] */
+    const float *bias;  /* [rows] or NULL */
+} persist_matrix;
+
+typedef struct persist_op {
+    int32_t kind;
+    int32_t index, layer; /* of the program's op, for faults and for who is stuck; row: index is the exchange's */
+    int32_t rows;         /* that blocks share: of all matrices, one behind the other; ffn_in: columns; embed: of h; attn: 0 */
+    int32_t unit;         /* a block's rows begin at a multiple of this */
+    int32_t first_row[3]; /* of each matrix, in `rows`; INT32_MAX: there is none */
+    persist_matrix matrix[3];
+    int32_t k, n_leaves;
+    int32_t piece_bytes, n_pieces;     /* of a row's leaf: what one copy brings, at most, and how many there are */
+    int32_t pitch;                     /* bytes from row to row of a piece in shared memory */
+    int32_t x_pitch, x_in_shared;      /* bytes from row to row of x; 0: it is in a->scratch */
+    int32_t border[DECODE_LEAVES + 1]; /* first column of each leaf; the last one is k */
+    uint64_t *in, *out;                /* words: what the op reads and what it writes */
+    int32_t in_stride, out_stride;     /* elements of a row of these */
+    int32_t in_op;                     /* table index of the op that writes `in` */
+    int32_t norm_threads;              /* that decode_exchange has: they decide the order of the norm's sum */
+    const float *norm;                 /* NULL: x is `in` as it is */
+    float eps;
+    int32_t slot;      /* row: of the nodes that ranks exchange */
+    const float *bias; /* row: of the exchange */
+    const float *q_norm, *k_norm;
+    void *k_cache, *v_cache;
+    float scale;
+    int32_t n_heads, n_kv, d_head, window, max_splits;
+    int32_t vocab_first;
+    int32_t reserved[3];
+} persist_op;
+
+/* A wait that took too long: written by the thread that noticed, once. */
+typedef struct persist_stuck {
+    uint64_t is_set; /* what every wait looks at */
+    int32_t op, layer, block, thread;
+} persist_stuck;
+
+typedef struct persist_stamp {
+    uint64_t begin, have_x, end; /* ns: of an op in a block: waits for x, computes, is done */
+} persist_stamp;
+
+typedef struct persist_args {
+    const cuda_step *step;
+    const persist_op *op; /* [n_ops] */
+    decode_embed_args embed;
+    const float *rope;
+    float *logits; /* [n_out][n_vocab], of rows that the host draws for */
+    int32_t *drawn, *fault;
+    uint64_t *node[PERSIST_MAX_RANKS]; /* every rank's: [2 slots][ranks][M_max][d] */
+    uint64_t *partial;                 /* of attention's splits, [row][group][max_splits][heads (d + 2)] */
+    uint64_t *offer;                   /* [blocks][16 rows][4]: value, value, id, fault */
+    char *scratch;                     /* [blocks][scratch_bytes]: x of ops for which shared memory is too small */
+    persist_stuck *stuck;
+    persist_stamp *stamp; /* [n_ops][blocks]; with PERSIST_STAMPS */
+    int64_t scratch_bytes;
+    int64_t timeout_ns;
+    int32_t n_ops, d, n_vocab, rank, n_ranks, m_max;
+    int32_t own_rows;                                 /* of h that a block has, at most */
+    int32_t n_slots, slot_bytes, window_bytes;        /* of the ring; bytes in flight */
+    int32_t at_barriers, at_sums, at_h, at_kept, at_x; /* in shared memory; the ring is at 0 */
+    int32_t kv_row_bytes, attn_warp_bytes;
+    int32_t streams_only; /* measuring: bits 0: no waiting for x */
+} persist_args;
+
+#endif
