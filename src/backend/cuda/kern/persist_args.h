@@ -48,7 +48,7 @@ typedef struct persist_op {
     float scale;
     int32_t n_heads, n_kv, d_head, window, max_splits;
     int32_t vocab_first;
-    int32_t reserved[3];
+    int32_t reserved[5]; /* to a multiple of 16 bytes */
 } persist_op;
 
 /* A wait that took too long: written by the thread that noticed, once. */

@@ -1,0 +1,388 @@
+/*
+ * From a program to the op table of the persistent decode kernel. See persist.h and kern/persist.cu.
+ */
+#include <string.h>
+
+#include "backend/cuda/persist.h"
+
+enum {
+    ALIGN_BYTES = 256,
+    PIECE_BYTES = 512,   /* of a row's leaf, that a copy brings; what is longer is cut into equal pieces */
+    CHUNK_BYTES = 64,    /* of a row, that a warp multiplies at a time: a piece is whole chunks */
+    LINE_BYTES = 2048,   /* of shared memory that the kernel declares by itself */
+    LEAST_RING = 64 << 10,
+    TIMEOUT_S = 10
+};
+
+const char *const persist_kernel_names[] = {"persist_f32_8",  "persist_f32_16", "persist_bf16_8",      "persist_bf16_16",
+                                            "persist_f16_8",  "persist_f16_16", "persist_int8_bf16_8", "persist_int8_bf16_16"};
+const int n_persist_kernels = sizeof persist_kernel_names / sizeof *persist_kernel_names;
+
+/* What is being built. */
+typedef struct builder {
+    persist_plan *plan;
+    const cuda_rank *rank;
+    ls_dtype format;  /* of matrices */
+    CUdeviceptr next; /* of the room */
+    int n_ops;
+    int widest_d_bytes; /* of shared memory for x: what is left beside the ring */
+    uint64_t *qkv, *att, *act, *h[2];
+    int last_h; /* table index of the op that wrote h last; its buffer: last_h_slot */
+    int last_h_slot;
+} builder;
+
+static int ceil_div(int a, int b) {
+    return (a + b - 1) / b;
+}
+
+static void *take(builder *b, size_t bytes) {
+    void *at = (void *)(uintptr_t)b->next; // NOLINT(performance-no-int-to-ptr)
+    b->next += (bytes + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
+    return at;
+}
+
+static uint64_t *take_words(builder *b, int64_t n) {
+    return take(b, (size_t)n * sizeof(uint64_t));
+}
+
+static const ls_weight *weight(const builder *b, int i) {
+    return i < 0 ? NULL : &b->rank->bind.weight[i];
+}
+
+static const float *vector(const builder *b, int i) {
+    return i < 0 ? NULL : weight(b, i)->data;
+}
+
+/* 64 modulo 128, so that warps read it without conflicts. */
+static int pitch_of(int bytes) {
+    return (bytes + 63) / 128 * 128 + 64;
+}
+
+static ls_status refuse(ls_error *err, const char *why) {
+    return error_set(err, LS_EUNSUPPORTED, "the persistent decode kernel does not run this program: %s", why);
+}
+
+/* ---- Lines ---- */
+
+static persist_op *add_line(builder *b, int kind, int index, int layer) {
+    persist_op *line = &b->plan->op[b->n_ops++];
+    *line = (persist_op){.kind = kind, .index = index, .layer = layer, .unit = 1, .n_leaves = LS_LEAVES};
+    for (int i = 0; i < 3; i++) {
+        line->first_row[i] = INT32_MAX;
+    }
+    return line;
+}
+
+static ls_status add_matrix(builder *b, persist_op *line, int which, int i_weight, int i_bias, int first_row, ls_error *err) {
+    const ls_weight *w = weight(b, i_weight);
+    if (w->format != b->format || (uintptr_t)w->data % 16 != 0 ||
+        (size_t)w->cols * ls_dtype_bytes(w->format) % 16 != 0 || w->cols % 8 != 0) {
+        return refuse(err, "a matrix is of another dtype than the others, or its rows are no multiples of 16 bytes");
+    }
+    line->matrix[which] = (persist_matrix){w->data, w->scale, vector(b, i_bias)};
+    line->first_row[which] = first_row;
+    line->k = w->cols;
+    return LS_OK;
+}
+
+/* Leaves, and how they are cut into pieces. */
+static void set_leaves(const builder *b, persist_op *line, int64_t k_total, int first, int count) {
+    const int element = (int)ls_dtype_bytes(b->format);
+    int longest = 0;
+    for (int i = 0; i <= count; i++) {
+        line->border[i] = (int32_t)(leaf_border(k_total, first + i) - leaf_border(k_total, first));
+        const int n = i > 0 ? (line->border[i] - line->border[i - 1]) * element : 0;
+        longest = n > longest ? n : longest;
+    }
+    line->n_leaves = count;
+    line->n_pieces = ceil_div(longest, PIECE_BYTES);
+    line->piece_bytes = ceil_div(ceil_div(longest, line->n_pieces), CHUNK_BYTES) * CHUNK_BYTES;
+    line->pitch = pitch_of(line->piece_bytes);
+    line->x_pitch = pitch_of(line->k * (int)ls_dtype_bytes(b->rank->bind.dtype));
+}
+
+/* The norm takes h as it was written last. */
+static void set_norm(const builder *b, persist_op *line, int i_norm, float eps) {
+    const int d = b->rank->bind.d_model, threads = ceil_div(d / 4, 32) * 32;
+    line->norm = vector(b, i_norm);
+    line->eps = eps;
+    line->norm_threads = threads < 1024 ? threads : 1024; /* as decode.c's exchange */
+    line->in = b->h[b->last_h_slot];
+    line->in_stride = d;
+    line->in_op = b->last_h;
+}
+
+static ls_status add_qkv(builder *b, const ls_op *op, int index, ls_error *err) {
+    const op_qkv *a = &op->qkv;
+    const int q = a->n_heads_loc * a->d_head, kv = a->n_kv_loc * a->d_head;
+    persist_op *line = add_line(b, PERSIST_QKV, index, op->layer);
+    TRY(add_matrix(b, line, 0, a->q, a->q_bias, 0, err));
+    TRY(add_matrix(b, line, 1, a->k, a->k_bias, q, err));
+    TRY(add_matrix(b, line, 2, a->v, a->v_bias, q + kv, err));
+    set_leaves(b, line, b->rank->bind.d_model, 0, LS_LEAVES);
+    set_norm(b, line, a->norm, a->eps);
+    line->rows = q + 2 * kv;
+    line->out = b->qkv;
+    line->out_stride = q + 2 * kv;
+    return LS_OK;
+}
+
+static ls_status add_attn(builder *b, const ls_op *op, const ls_op *qkv, int index, int max_len, ls_error *err) {
+    const op_attn *a = &op->attn;
+    const ls_bind *bind = &b->rank->bind;
+    if (qkv->kind != OP_QKV || a->d_head > 128 || a->d_head % 16 != 0 || bind->kv_dtype != bind->dtype) {
+        return refuse(err, "its heads have more than 128 elements or no multiple of 16, or the KV dtype is another");
+    }
+    const int64_t layer = (int64_t)bind->n_pages * a->n_kv_loc * LS_PAGE_TOKENS * a->d_head;
+    const size_t at = (size_t)(op->layer * layer) * ls_dtype_bytes(bind->kv_dtype);
+    const int splits = ceil_div(max_len, DECODE_ATTN_TOKENS) + 1;
+    persist_op *line = add_line(b, PERSIST_ATTN, index, op->layer);
+    line->in = b->qkv;
+    line->in_stride = (a->n_heads_loc + 2 * a->n_kv_loc) * a->d_head;
+    line->in_op = b->n_ops - 2;
+    line->out = b->att;
+    line->out_stride = a->n_heads_loc * a->d_head;
+    line->q_norm = vector(b, qkv->qkv.q_norm);
+    line->k_norm = vector(b, qkv->qkv.k_norm);
+    line->eps = qkv->qkv.eps;
+    line->k_cache = (uint8_t *)bind->k_cache + at;
+    line->v_cache = (uint8_t *)bind->v_cache + at;
+    line->scale = a->scale;
+    line->n_heads = a->n_heads_loc;
+    line->n_kv = a->n_kv_loc;
+    line->d_head = a->d_head;
+    line->window = a->window_tokens;
+    line->max_splits = splits < DECODE_ATTN_SPLITS ? splits : DECODE_ATTN_SPLITS;
+    return LS_OK;
+}
+
+/* out or ffn_out, and the exchange behind it. */
+static ls_status add_row(builder *b, const ls_op *op, const ls_op *exchange, int index, ls_error *err) {
+    const op_row *a = &op->row;
+    const int d = b->rank->bind.d_model;
+    persist_op *line = add_line(b, PERSIST_ROW, index + 1, op->layer);
+    TRY(add_matrix(b, line, 0, a->weight, -1, 0, err));
+    set_leaves(b, line, a->k_total, a->leaf_first, a->leaf_count);
+    line->rows = d;
+    line->in = op->kind == OP_OUT ? b->att : b->act;
+    line->in_stride = line->k;
+    line->in_op = b->n_ops - 2;
+    line->slot = a->slot;
+    line->bias = vector(b, exchange->exchange.bias);
+    b->last_h = b->n_ops - 1;
+    b->last_h_slot ^= 1;
+    line->out = b->h[b->last_h_slot];
+    line->out_stride = d;
+    return LS_OK;
+}
+
+static ls_status add_ffn_in(builder *b, const ls_op *op, int index, ls_error *err) {
+    const op_ffn_in *a = &op->ffn_in;
+    persist_op *line = add_line(b, PERSIST_FFN_IN, index, op->layer);
+    TRY(add_matrix(b, line, 0, a->gate, a->gate_bias, 0, err));
+    TRY(add_matrix(b, line, 1, a->up, a->up_bias, INT32_MAX, err));
+    set_leaves(b, line, b->rank->bind.d_model, 0, LS_LEAVES);
+    set_norm(b, line, a->norm, a->eps);
+    line->rows = a->d_ffn_loc;
+    line->unit = 2; /* two columns of act in a word */
+    line->out = b->act;
+    line->out_stride = a->d_ffn_loc;
+    return LS_OK;
+}
+
+static ls_status add_head(builder *b, const ls_op *op, int index, ls_error *err) {
+    const op_head *a = &op->head;
+    persist_op *line = add_line(b, PERSIST_HEAD, index, op->layer);
+    TRY(add_matrix(b, line, 0, a->weight, -1, 0, err));
+    set_leaves(b, line, b->rank->bind.d_model, 0, LS_LEAVES);
+    set_norm(b, line, a->norm, a->eps);
+    line->rows = a->vocab_count;
+    line->vocab_first = a->vocab_first;
+    b->plan->args.n_vocab = a->vocab_count;
+    return LS_OK;
+}
+
+static void add_embed(builder *b, const ls_op *op, const ls_op *exchange, int index) {
+    const op_embed *a = &op->embed;
+    const ls_bind *bind = &b->rank->bind;
+    const ls_weight *table = weight(b, a->table);
+    persist_op *line = add_line(b, PERSIST_EMBED, index + 1, op->layer);
+    line->rows = bind->d_model;
+    line->slot = a->slot;
+    line->bias = vector(b, exchange->exchange.bias);
+    line->out = b->h[b->last_h_slot];
+    line->out_stride = bind->d_model;
+    b->last_h = b->n_ops - 1;
+    b->plan->args.embed = (decode_embed_args){.step = b->plan->args.step,
+                                              .table = table->data,
+                                              .scale = table->scale,
+                                              .format = table->format,
+                                              .d = bind->d_model,
+                                              .vocab_first = a->vocab_first,
+                                              .vocab_count = a->vocab_count,
+                                              .takes_input_rows = bind->group.rank == 0};
+    for (int i = 0; i <= LS_LEAVES; i++) {
+        b->plan->args.embed.border[i] = (int32_t)leaf_border(bind->d_model, i);
+    }
+}
+
+/* embed exchange (qkv attn out exchange ffn_in ffn_out exchange)* head sample */
+static ls_status add_ops(builder *b, const ls_op *op, int n_ops, int max_len, ls_error *err) {
+    for (int i = 0; i < n_ops; i++) {
+        const bool sums = op[i].kind == OP_EMBED || op[i].kind == OP_OUT || op[i].kind == OP_FFN_OUT;
+        if (b->n_ops == PERSIST_MAX_OPS || (sums && (i + 1 == n_ops || op[i + 1].kind != OP_EXCHANGE)) ||
+            (op[i].kind == OP_ATTN && i == 0)) {
+            return refuse(err, "it has too many ops, or they come in another order than a transformer's");
+        }
+        switch (op[i].kind) {
+        case OP_EMBED:
+            add_embed(b, &op[i], &op[i + 1], i);
+            break;
+        case OP_QKV:
+            TRY(add_qkv(b, &op[i], i, err));
+            break;
+        case OP_ATTN:
+            TRY(add_attn(b, &op[i], &op[i - 1], i, max_len, err));
+            break;
+        case OP_OUT:
+        case OP_FFN_OUT:
+            TRY(add_row(b, &op[i], &op[i + 1], i, err));
+            break;
+        case OP_FFN_IN:
+            TRY(add_ffn_in(b, &op[i], i, err));
+            break;
+        case OP_HEAD:
+            TRY(add_head(b, &op[i], i, err));
+            break;
+        default: /* exchange and sample belong to the ops before them */
+            break;
+        }
+    }
+    return LS_OK;
+}
+
+/* ---- Room ---- */
+
+static int64_t most_i64(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+/* Vectors that cross SMs, by the widest op of each kind. */
+static void take_buffers(builder *b, const ls_op *op, int n_ops, int max_len) {
+    persist_args *args = &b->plan->args;
+    const ls_bind *bind = &b->rank->bind;
+    const int64_t rows = b->plan->columns, d = bind->d_model;
+    int64_t qkv = 0, att = 0, act = 0, partial = 0;
+    for (int i = 0; i < n_ops; i++) {
+        if (op[i].kind == OP_ATTN) {
+            const op_attn *a = &op[i].attn;
+            const int64_t groups = (int64_t)a->n_kv_loc * ceil_div(a->n_heads_loc / a->n_kv_loc, DECODE_ATTN_HEADS);
+            qkv = most_i64(qkv, (int64_t)(a->n_heads_loc + 2 * a->n_kv_loc) * a->d_head);
+            att = most_i64(att, (int64_t)a->n_heads_loc * a->d_head);
+            partial = most_i64(partial, groups * (ceil_div(max_len, DECODE_ATTN_TOKENS) + 1) * DECODE_ATTN_HEADS *
+                                            (a->d_head + 2));
+        } else if (op[i].kind == OP_FFN_IN) {
+            act = most_i64(act, op[i].ffn_in.d_ffn_loc);
+        }
+    }
+    args->op = take(b, sizeof b->plan->op);
+    b->plan->table_bytes = sizeof b->plan->op;
+    b->qkv = take_words(b, rows * qkv);
+    b->att = take_words(b, rows * att);
+    b->act = take_words(b, rows * act);
+    b->h[0] = take_words(b, rows * d);
+    b->h[1] = take_words(b, rows * d);
+    args->partial = take_words(b, rows * partial);
+    args->offer = take_words(b, (int64_t)b->plan->grid * CUDA_MAX_DECODE * 4);
+    args->node[bind->group.rank] = take_words(b, 2 * bind->group.size * rows * d);
+    args->stuck = take(b, sizeof(persist_stuck));
+}
+
+static int align_to(int at, int to) {
+    return (at + to - 1) / to * to;
+}
+
+/* The ring, then what warps share; x as far as it fits beside a ring that is deep enough. */
+static ls_status cut_shared(builder *b, int n_ops_attn_d, ls_error *err) {
+    persist_plan *plan = b->plan;
+    persist_args *args = &plan->args;
+    const ls_bind *bind = &b->rank->bind;
+    const int columns = plan->columns, most = b->rank->facts.shared_bytes_per_block - LINE_BYTES;
+    const int own = ceil_div(bind->d_model, (int)plan->grid), kv = (int)ls_dtype_bytes(bind->kv_dtype);
+    args->own_rows = own;
+    args->kv_row_bytes = n_ops_attn_d * kv + 16;
+    args->attn_warp_bytes = DECODE_ATTN_HEADS * (n_ops_attn_d + DECODE_ATTN_UNIT) * (int)sizeof(float);
+    int slot = DECODE_ATTN_UNIT * args->kv_row_bytes;
+    for (int i = 0; i < b->n_ops; i++) {
+        const int bytes = plan->op[i].pitch * DECODE_TILE;
+        slot = bytes > slot ? bytes : slot;
+    }
+    args->slot_bytes = align_to(slot, 128);
+    const int sums = 2 * PERSIST_WARPS * columns * DECODE_TILE * (int)sizeof(float);
+    const int small = (columns * own + 2 * PERSIST_NORM_WARPS + CUDA_MAX_DECODE) * (int)sizeof(float);
+    const int kept = align_to(bind->d_model * (int)sizeof(float), 16);
+    const int fixed = 128 + sums + align_to(small, 16) + kept;
+    const int least_x = DECODE_ATTN_BYTES + PERSIST_WARPS * args->attn_warp_bytes;
+    int x = least_x;
+    for (int i = 0; i < b->n_ops; i++) {
+        persist_op *op = &plan->op[i];
+        const int bytes = op->x_pitch * columns, ring = most - fixed - bytes;
+        op->x_in_shared = op->x_pitch > 0 && ring >= LEAST_RING && ring >= 4 * args->slot_bytes;
+        x = op->x_in_shared && bytes > x ? bytes : x;
+        args->scratch_bytes = !op->x_in_shared && bytes > args->scratch_bytes ? bytes : args->scratch_bytes;
+    }
+    args->n_slots = (most - fixed - x) / (args->slot_bytes + 20);
+    if (args->n_slots < 3) {
+        return refuse(err, "the GPU's shared memory is too small");
+    }
+    args->at_barriers = args->n_slots * args->slot_bytes;
+    args->at_sums = align_to(args->at_barriers + args->n_slots * 20, 16);
+    args->at_h = args->at_sums + sums;
+    args->at_kept = args->at_h + align_to(small, 16);
+    args->at_x = args->at_kept + kept;
+    plan->shared_bytes = (unsigned)(args->at_x + x);
+    args->scratch_bytes = (args->scratch_bytes + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
+    args->scratch = take(b, (size_t)args->scratch_bytes * plan->grid);
+    return LS_OK;
+}
+
+ls_status persist_plan_build(persist_plan *out, const cuda_rank *rank, const ls_op *op, int n_ops, int columns,
+                             int max_len, int blocks, int window_bytes, CUdeviceptr room, ls_error *err) {
+    const ls_bind *bind = &rank->bind;
+    builder b = {.plan = out, .rank = rank, .next = room};
+    const ls_op *attn = NULL;
+    int i_head = -1;
+    memset(out, 0, sizeof *out);
+    for (int i = 0; i < n_ops; i++) {
+        attn = op[i].kind == OP_ATTN ? &op[i] : attn;
+        i_head = op[i].kind == OP_HEAD ? i : i_head;
+    }
+    if (attn == NULL || i_head < 0 || op[0].kind != OP_EMBED || bind->d_model % 8 != 0) {
+        return refuse(err, "it has no embedding, attention or head, or a width that is no multiple of 8");
+    }
+    b.format = weight(&b, op[i_head].head.weight)->format;
+    if (b.format == LS_INT8 && bind->dtype != LS_BF16) {
+        return refuse(err, "int8 weights with another run dtype than bf16");
+    }
+    out->columns = columns;
+    out->grid = (unsigned)blocks;
+    const int which = b.format == LS_INT8 ? 3 : (int)b.format - LS_F32;
+    out->kernel = persist_kernel_names[2 * which + (columns > 8)];
+    out->args = (persist_args){.step = (const void *)(uintptr_t)rank->step, // NOLINT(performance-no-int-to-ptr)
+                               .rope = bind->rope,
+                               .logits = bind->buf[BUF_LOGITS],
+                               .drawn = (void *)(uintptr_t)rank->drawn, // NOLINT(performance-no-int-to-ptr)
+                               .fault = (int32_t *)bind->fault,
+                               .timeout_ns = (int64_t)TIMEOUT_S * 1000000000,
+                               .d = bind->d_model,
+                               .rank = bind->group.rank,
+                               .n_ranks = bind->group.size,
+                               .m_max = columns,
+                               .window_bytes = window_bytes};
+    take_buffers(&b, op, n_ops, max_len);
+    TRY(add_ops(&b, op, n_ops, max_len, err));
+    out->args.n_ops = b.n_ops;
+    TRY(cut_shared(&b, attn->attn.d_head, err));
+    out->room_bytes = (size_t)(b.next - room);
+    return LS_OK;
+}
