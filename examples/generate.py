@@ -51,6 +51,7 @@ class ls_engine_params(ctypes.Structure):
         ("progress_fn", c_void_p),
         ("progress_user", c_void_p),
         ("async_scheduling", c_char_p),
+        ("device_memory_bytes", c_int64),
     ]
 
 
