@@ -100,6 +100,8 @@ ls_status decode_launch_rows(cuda_rank *rank, const ls_op *op, int n_ops, int fi
                              ls_error *err);
 /* The norm alone of an op that begins with one. */
 ls_status decode_launch_norm(cuda_rank *rank, const ls_op *op, int first, int n_rows, ls_error *err);
+/* Warps of a block of attention, which decide bits; bytes of shared memory for a row of K or V, and for a warp. */
+int decode_attn_warps(const cuda_rank *rank, int d_head, int *row_bytes, int *warp_bytes);
 /* How many nodes of the leaf tree decode's out and ffn_out leave. */
 int decode_row_nodes(const cuda_rank *rank, const ls_op *op);
 
@@ -158,6 +160,9 @@ ls_status cuda_launch(cuda_rank *rank, CUfunction fn, const char *name, unsigned
 /* The same for a kernel that waits for those before it (ptx.cuh), so that it may begin while they end: rank->overlap. */
 ls_status cuda_launch_overlapping(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
                                   unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err);
+/* ... all of whose blocks run at the same time: a cooperative launch, of one dimension. */
+ls_status cuda_launch_together(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid, unsigned block,
+                               unsigned shared_bytes, void **args, ls_error *err);
 /* LS_OK, or an error with what, the rank and CUDA's name and text for rc. */
 ls_status cuda_check(const cuda_rank *rank, CUresult rc, const char *what, ls_error *err);
 

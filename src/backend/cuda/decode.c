@@ -335,6 +335,16 @@ size_t decode_workspace(const ls_op *attn, int m_max, int max_len) {
     return attention > sample ? attention : sample;
 }
 
+/* As many as there is room for. */
+int decode_attn_warps(const cuda_rank *rank, int d_head, int *row_bytes, int *warp_bytes) {
+    const int element = (int)ls_dtype_bytes(rank->bind.kv_dtype);
+    const int room = at_most(rank->facts.shared_bytes_per_block, MAX_ATTN_BYTES) - DECODE_ATTN_BYTES;
+    *row_bytes = ceil_div(d_head, 16) * 16 * element + 16;
+    *warp_bytes =
+        2 * DECODE_ATTN_UNIT * *row_bytes + DECODE_ATTN_HEADS * (d_head + DECODE_ATTN_UNIT) * (int)sizeof(float);
+    return at_most(room / *warp_bytes, d_head > 128 ? DECODE_ATTN_WIDE : DECODE_ATTN_WARPS);
+}
+
 /* before: the op before it, which is qkv or NULL. */
 static ls_status launch_attn(cuda_rank *rank, const ls_op *op, const ls_op *before, int m_bucket, ls_error *err) {
     const op_attn *a = &op->attn;
@@ -368,13 +378,8 @@ static ls_status launch_attn(cuda_rank *rank, const ls_op *op, const ls_op *befo
         args.k_norm = vector(rank, before->qkv.k_norm);
         args.eps = before->qkv.eps;
     }
-    /* As many warps as there is room for; as many blocks as the chip holds at a time, or as there may be items. */
-    const int element = (int)ls_dtype_bytes(bind->kv_dtype);
-    const int room = at_most(rank->facts.shared_bytes_per_block, MAX_ATTN_BYTES) - DECODE_ATTN_BYTES;
-    args.row_bytes = ceil_div(a->d_head, 16) * 16 * element + 16;
-    args.warp_bytes =
-        2 * DECODE_ATTN_UNIT * args.row_bytes + DECODE_ATTN_HEADS * (a->d_head + DECODE_ATTN_UNIT) * (int)sizeof(float);
-    const int warps = at_most(room / args.warp_bytes, a->d_head > 128 ? DECODE_ATTN_WIDE : DECODE_ATTN_WARPS);
+    const int warps = decode_attn_warps(rank, a->d_head, &args.row_bytes, &args.warp_bytes);
+    /* As many blocks as the chip holds at a time, or as there may be items. */
     const int bytes = DECODE_ATTN_BYTES + warps * args.warp_bytes;
     const int grid = at_most(m_bucket * blocks * args.max_splits,
                              rank->facts.sm_count * (rank->facts.shared_bytes_per_block / bytes));

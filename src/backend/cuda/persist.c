@@ -1,16 +1,18 @@
 /*
  * From a program to the op table of the persistent decode kernel. See persist.h and kern/persist.cu.
  */
+#include <stdio.h>
 #include <string.h>
 
 #include "backend/cuda/persist.h"
 
 enum {
     ALIGN_BYTES = 256,
-    PIECE_BYTES = 512,   /* of a row's leaf, that a copy brings; what is longer is cut into equal pieces */
     CHUNK_BYTES = 64,    /* of a row, that a warp multiplies at a time: a piece is whole chunks */
     LINE_BYTES = 2048,   /* of shared memory that the kernel declares by itself */
     LEAST_RING = 64 << 10,
+    WARP = 32,
+    SLOT_EXTRA = 20, /* bytes of a slot: two barriers, and how much it holds */
     TIMEOUT_S = 10
 };
 
@@ -22,10 +24,10 @@ const int n_persist_kernels = sizeof persist_kernel_names / sizeof *persist_kern
 typedef struct builder {
     persist_plan *plan;
     const cuda_rank *rank;
+    const persist_options *how;
     ls_dtype format;  /* of matrices */
     CUdeviceptr next; /* of the room */
     int n_ops;
-    int widest_d_bytes; /* of shared memory for x: what is left beside the ring */
     uint64_t *qkv, *att, *act, *h[2];
     int last_h; /* table index of the op that wrote h last; its buffer: last_h_slot */
     int last_h_slot;
@@ -95,7 +97,7 @@ static void set_leaves(const builder *b, persist_op *line, int64_t k_total, int 
         longest = n > longest ? n : longest;
     }
     line->n_leaves = count;
-    line->n_pieces = ceil_div(longest, PIECE_BYTES);
+    line->n_pieces = ceil_div(longest, b->how->piece_bytes > 0 ? b->how->piece_bytes : PERSIST_PIECE);
     line->piece_bytes = ceil_div(ceil_div(longest, line->n_pieces), CHUNK_BYTES) * CHUNK_BYTES;
     line->pitch = pitch_of(line->piece_bytes);
     line->x_pitch = pitch_of(line->k * (int)ls_dtype_bytes(b->rank->bind.dtype));
@@ -127,7 +129,7 @@ static ls_status add_qkv(builder *b, const ls_op *op, int index, ls_error *err) 
     return LS_OK;
 }
 
-static ls_status add_attn(builder *b, const ls_op *op, const ls_op *qkv, int index, int max_len, ls_error *err) {
+static ls_status add_attn(builder *b, const ls_op *op, const ls_op *qkv, int index, ls_error *err) {
     const op_attn *a = &op->attn;
     const ls_bind *bind = &b->rank->bind;
     if (qkv->kind != OP_QKV || a->d_head > 128 || a->d_head % 16 != 0 || bind->kv_dtype != bind->dtype) {
@@ -135,7 +137,7 @@ static ls_status add_attn(builder *b, const ls_op *op, const ls_op *qkv, int ind
     }
     const int64_t layer = (int64_t)bind->n_pages * a->n_kv_loc * LS_PAGE_TOKENS * a->d_head;
     const size_t at = (size_t)(op->layer * layer) * ls_dtype_bytes(bind->kv_dtype);
-    const int splits = ceil_div(max_len, DECODE_ATTN_TOKENS) + 1;
+    const int splits = ceil_div(b->how->max_len, DECODE_ATTN_TOKENS) + 1;
     persist_op *line = add_line(b, PERSIST_ATTN, index, op->layer);
     line->in = b->qkv;
     line->in_stride = (a->n_heads_loc + 2 * a->n_kv_loc) * a->d_head;
@@ -227,7 +229,7 @@ static void add_embed(builder *b, const ls_op *op, const ls_op *exchange, int in
 }
 
 /* embed exchange (qkv attn out exchange ffn_in ffn_out exchange)* head sample */
-static ls_status add_ops(builder *b, const ls_op *op, int n_ops, int max_len, ls_error *err) {
+static ls_status add_ops(builder *b, const ls_op *op, int n_ops, ls_error *err) {
     for (int i = 0; i < n_ops; i++) {
         const bool sums = op[i].kind == OP_EMBED || op[i].kind == OP_OUT || op[i].kind == OP_FFN_OUT;
         if (b->n_ops == PERSIST_MAX_OPS || (sums && (i + 1 == n_ops || op[i + 1].kind != OP_EXCHANGE)) ||
@@ -242,7 +244,7 @@ static ls_status add_ops(builder *b, const ls_op *op, int n_ops, int max_len, ls
             TRY(add_qkv(b, &op[i], i, err));
             break;
         case OP_ATTN:
-            TRY(add_attn(b, &op[i], &op[i - 1], i, max_len, err));
+            TRY(add_attn(b, &op[i], &op[i - 1], i, err));
             break;
         case OP_OUT:
         case OP_FFN_OUT:
@@ -267,11 +269,19 @@ static int64_t most_i64(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
+static int count_lines(const ls_op *op, int n_ops) {
+    int n = 0;
+    for (int i = 0; i < n_ops; i++) {
+        n += op[i].kind != OP_EXCHANGE && op[i].kind != OP_SAMPLE;
+    }
+    return n;
+}
+
 /* Vectors that cross SMs, by the widest op of each kind. */
-static void take_buffers(builder *b, const ls_op *op, int n_ops, int max_len) {
+static void take_buffers(builder *b, const ls_op *op, int n_ops) {
     persist_args *args = &b->plan->args;
     const ls_bind *bind = &b->rank->bind;
-    const int64_t rows = b->plan->columns, d = bind->d_model;
+    const int64_t rows = b->plan->rows, d = bind->d_model;
     int64_t qkv = 0, att = 0, act = 0, partial = 0;
     for (int i = 0; i < n_ops; i++) {
         if (op[i].kind == OP_ATTN) {
@@ -279,14 +289,13 @@ static void take_buffers(builder *b, const ls_op *op, int n_ops, int max_len) {
             const int64_t groups = (int64_t)a->n_kv_loc * ceil_div(a->n_heads_loc / a->n_kv_loc, DECODE_ATTN_HEADS);
             qkv = most_i64(qkv, (int64_t)(a->n_heads_loc + 2 * a->n_kv_loc) * a->d_head);
             att = most_i64(att, (int64_t)a->n_heads_loc * a->d_head);
-            partial = most_i64(partial, groups * (ceil_div(max_len, DECODE_ATTN_TOKENS) + 1) * DECODE_ATTN_HEADS *
+            partial = most_i64(partial, groups * (ceil_div(b->how->max_len, DECODE_ATTN_TOKENS) + 1) * DECODE_ATTN_HEADS *
                                             (a->d_head + 2));
         } else if (op[i].kind == OP_FFN_IN) {
             act = most_i64(act, op[i].ffn_in.d_ffn_loc);
         }
     }
-    args->op = take(b, sizeof b->plan->op);
-    b->plan->table_bytes = sizeof b->plan->op;
+    args->op = take(b, (size_t)count_lines(op, n_ops) * sizeof(persist_op));
     b->qkv = take_words(b, rows * qkv);
     b->att = take_words(b, rows * att);
     b->act = take_words(b, rows * act);
@@ -296,60 +305,69 @@ static void take_buffers(builder *b, const ls_op *op, int n_ops, int max_len) {
     args->offer = take_words(b, (int64_t)b->plan->grid * CUDA_MAX_DECODE * 4);
     args->node[bind->group.rank] = take_words(b, 2 * bind->group.size * rows * d);
     args->stuck = take(b, sizeof(persist_stuck));
+    args->launches = take(b, sizeof(uint32_t));
 }
 
 static int align_to(int at, int to) {
     return (at + to - 1) / to * to;
 }
 
-/* The ring, then what warps share; x as far as it fits beside a ring that is deep enough. */
-static ls_status cut_shared(builder *b, int n_ops_attn_d, ls_error *err) {
+/* Bytes from row to row of K or V, of a slot, and what x needs for the plan's rows. */
+static int widest_slot(const builder *b) {
+    int slot = DECODE_ATTN_UNIT * b->plan->args.kv_row_bytes;
+    for (int i = 0; i < b->n_ops; i++) {
+        const int bytes = b->plan->op[i].pitch * DECODE_TILE;
+        slot = bytes > slot ? bytes : slot;
+    }
+    return align_to(slot, 128);
+}
+
+/* The ring, then what warps share; x of as many ops as fit beside a ring that is deep enough. */
+static ls_status cut_shared(builder *b, int d_head, ls_error *err) {
     persist_plan *plan = b->plan;
     persist_args *args = &plan->args;
     const ls_bind *bind = &b->rank->bind;
-    const int columns = plan->columns, most = b->rank->facts.shared_bytes_per_block - LINE_BYTES;
-    const int own = ceil_div(bind->d_model, (int)plan->grid), kv = (int)ls_dtype_bytes(bind->kv_dtype);
-    args->own_rows = own;
-    args->kv_row_bytes = n_ops_attn_d * kv + 16;
-    args->attn_warp_bytes = DECODE_ATTN_HEADS * (n_ops_attn_d + DECODE_ATTN_UNIT) * (int)sizeof(float);
-    int slot = DECODE_ATTN_UNIT * args->kv_row_bytes;
-    for (int i = 0; i < b->n_ops; i++) {
-        const int bytes = plan->op[i].pitch * DECODE_TILE;
-        slot = bytes > slot ? bytes : slot;
-    }
-    args->slot_bytes = align_to(slot, 128);
+    const int rows = plan->rows, columns = rows > 8 ? 16 : 8;
+    const int most = b->rank->facts.shared_bytes_per_block - LINE_BYTES;
+    int unused;
+    args->own_rows = ceil_div(bind->d_model, (int)plan->grid);
+    args->attn_warps = decode_attn_warps(b->rank, d_head, &args->kv_row_bytes, &unused);
+    args->attn_warp_bytes = DECODE_ATTN_HEADS * (d_head + DECODE_ATTN_UNIT) * (int)sizeof(float);
+    args->slot_bytes = widest_slot(b);
     const int sums = 2 * PERSIST_WARPS * columns * DECODE_TILE * (int)sizeof(float);
-    const int small = (columns * own + 2 * PERSIST_NORM_WARPS + CUDA_MAX_DECODE) * (int)sizeof(float);
+    const int small =
+        align_to((columns * args->own_rows + 2 * PERSIST_NORM_WARPS + CUDA_MAX_DECODE) * (int)sizeof(float), 16);
     const int kept = align_to(bind->d_model * (int)sizeof(float), 16);
-    const int fixed = 128 + sums + align_to(small, 16) + kept;
-    const int least_x = DECODE_ATTN_BYTES + PERSIST_WARPS * args->attn_warp_bytes;
-    int x = least_x;
+    const int fixed = 128 + sums + small + kept;
+    args->x_bytes = align_to(DECODE_ATTN_BYTES + args->attn_warps * args->attn_warp_bytes, 16);
+    args->scratch_bytes = 0;
     for (int i = 0; i < b->n_ops; i++) {
-        persist_op *op = &plan->op[i];
-        const int bytes = op->x_pitch * columns, ring = most - fixed - bytes;
-        op->x_in_shared = op->x_pitch > 0 && ring >= LEAST_RING && ring >= 4 * args->slot_bytes;
-        x = op->x_in_shared && bytes > x ? bytes : x;
-        args->scratch_bytes = !op->x_in_shared && bytes > args->scratch_bytes ? bytes : args->scratch_bytes;
+        const int bytes = plan->op[i].x_pitch * rows, ring = most - fixed - bytes;
+        if (ring < LEAST_RING || ring < 4 * (args->slot_bytes + SLOT_EXTRA)) {
+            args->scratch_bytes = bytes > args->scratch_bytes ? bytes : args->scratch_bytes;
+        } else if (bytes > args->x_bytes) {
+            args->x_bytes = bytes;
+        }
     }
-    args->n_slots = (most - fixed - x) / (args->slot_bytes + 20);
+    args->n_slots = (most - fixed - args->x_bytes) / (args->slot_bytes + SLOT_EXTRA);
     if (args->n_slots < 3) {
         return refuse(err, "the GPU's shared memory is too small");
     }
     args->at_barriers = args->n_slots * args->slot_bytes;
-    args->at_sums = align_to(args->at_barriers + args->n_slots * 20, 16);
+    args->at_sums = align_to(args->at_barriers + args->n_slots * SLOT_EXTRA, 16);
     args->at_h = args->at_sums + sums;
-    args->at_kept = args->at_h + align_to(small, 16);
+    args->at_kept = args->at_h + small;
     args->at_x = args->at_kept + kept;
-    plan->shared_bytes = (unsigned)(args->at_x + x);
+    plan->shared_bytes = (unsigned)(args->at_x + args->x_bytes);
     args->scratch_bytes = (args->scratch_bytes + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
     args->scratch = take(b, (size_t)args->scratch_bytes * plan->grid);
     return LS_OK;
 }
 
-ls_status persist_plan_build(persist_plan *out, const cuda_rank *rank, const ls_op *op, int n_ops, int columns,
-                             int max_len, int blocks, int window_bytes, CUdeviceptr room, ls_error *err) {
+ls_status persist_plan_build(persist_plan *out, const cuda_rank *rank, const ls_op *op, int n_ops,
+                             const persist_options *how, CUdeviceptr room, ls_error *err) {
     const ls_bind *bind = &rank->bind;
-    builder b = {.plan = out, .rank = rank, .next = room};
+    builder b = {.plan = out, .rank = rank, .how = how, .next = room};
     const ls_op *attn = NULL;
     int i_head = -1;
     memset(out, 0, sizeof *out);
@@ -364,10 +382,10 @@ ls_status persist_plan_build(persist_plan *out, const cuda_rank *rank, const ls_
     if (b.format == LS_INT8 && bind->dtype != LS_BF16) {
         return refuse(err, "int8 weights with another run dtype than bf16");
     }
-    out->columns = columns;
-    out->grid = (unsigned)blocks;
+    out->rows = how->rows;
+    out->grid = (unsigned)how->blocks;
     const int which = b.format == LS_INT8 ? 3 : (int)b.format - LS_F32;
-    out->kernel = persist_kernel_names[2 * which + (columns > 8)];
+    out->kernel = persist_kernel_names[2 * which + (how->rows > 8)];
     out->args = (persist_args){.step = (const void *)(uintptr_t)rank->step, // NOLINT(performance-no-int-to-ptr)
                                .rope = bind->rope,
                                .logits = bind->buf[BUF_LOGITS],
@@ -377,12 +395,50 @@ ls_status persist_plan_build(persist_plan *out, const cuda_rank *rank, const ls_
                                .d = bind->d_model,
                                .rank = bind->group.rank,
                                .n_ranks = bind->group.size,
-                               .m_max = columns,
-                               .window_bytes = window_bytes};
-    take_buffers(&b, op, n_ops, max_len);
-    TRY(add_ops(&b, op, n_ops, max_len, err));
+                               .m_max = how->rows,
+                               .window_bytes = how->window_bytes > 0 ? how->window_bytes : PERSIST_WINDOW};
+    take_buffers(&b, op, n_ops);
+    TRY(add_ops(&b, op, n_ops, err));
     out->args.n_ops = b.n_ops;
+    out->table_bytes = (size_t)b.n_ops * sizeof(persist_op);
     TRY(cut_shared(&b, attn->attn.d_head, err));
     out->room_bytes = (size_t)(b.next - room);
     return LS_OK;
+}
+
+/* ---- Launching ---- */
+
+ls_status persist_prepare(cuda_rank *rank, const persist_plan *plan, CUfunction fn, ls_error *err) {
+    int per_sm = 0;
+    TRY(cuda_check(rank,
+                   rank->driver->cuFuncSetAttribute(fn, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                                                    rank->facts.shared_bytes_per_block - LINE_BYTES),
+                   plan->kernel, err));
+    TRY(cuda_check(rank,
+                   rank->driver->cuOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, fn, PERSIST_THREADS + WARP,
+                                                                             plan->shared_bytes),
+                   plan->kernel, err));
+    if ((unsigned)(per_sm * rank->facts.sm_count) < plan->grid) {
+        return refuse(err, "the GPU does not hold all its blocks at once");
+    }
+    return LS_OK;
+}
+
+ls_status persist_launch(cuda_rank *rank, const persist_plan *plan, CUfunction fn, ls_error *err) {
+    persist_args args = plan->args;
+    return cuda_launch_together(rank, fn, plan->kernel, plan->grid, PERSIST_THREADS + WARP, plan->shared_bytes,
+                                (void *[]){&args}, err);
+}
+
+ls_status persist_check(const cuda_rank *rank, const ls_op *op, const persist_stuck *stuck, ls_error *err) {
+    if (stuck->is_set == 0) {
+        return LS_OK;
+    }
+    char where[32] = "";
+    if (stuck->layer >= 0) {
+        snprintf(where, sizeof where, " of layer %d", stuck->layer);
+    }
+    return error_set(err, LS_EABORTED, "rank %d: block %d of the persistent decode kernel waited in vain in op %d (%s%s)",
+                     rank->bind.group.rank, stuck->block, stuck->op, stuck->op < 0 ? "start" : op_kind_name(op[stuck->op].kind),
+                     where);
 }

@@ -10,23 +10,44 @@
 
 enum { PERSIST_MAX_OPS = 1024 };
 
+/* What a plan is made for. */
+typedef struct persist_options {
+    int rows;         /* of a step, at most: 1 .. 16 */
+    int max_len;      /* tokens of a sequence, at most */
+    int blocks;       /* at most as many as the GPU has SMs, all of which must be free for it */
+    int window_bytes; /* of weights on their way to each SM; 0: PERSIST_WINDOW */
+    int piece_bytes;  /* of a row, that a copy brings, at most; 0: PERSIST_PIECE */
+} persist_options;
+
+enum { PERSIST_WINDOW = 48 << 10, PERSIST_PIECE = 512 };
+
 typedef struct persist_plan {
     persist_args args;
     persist_op op[PERSIST_MAX_OPS]; /* as it shall lie at args.op */
     size_t table_bytes, room_bytes; /* of device memory: the table; the table, words and scratch, zeroed once */
     unsigned grid, shared_bytes;
-    int columns; /* 8 or 16: rows that it takes, at most */
+    int rows;
     const char *kernel;
 } persist_plan;
 
+/* All kernels; a plan's is one of them. */
 extern const char *const persist_kernel_names[];
 extern const int n_persist_kernels;
 
-/* Makes the plan of a decode program for at most `columns` rows (8 or 16) and `max_len` tokens; `blocks`: at most as many as
- * the GPU has SMs, all of which must be free for it. The plan's addresses begin at `room`, which may be 0 to learn room_bytes; the
- * caller copies plan->op to `room` and zeroes the rest. window_bytes: in flight on each SM.
+/* Makes the plan of a decode program. Its addresses begin at `room`, which may be 0 to learn room_bytes; the caller zeroes the
+ * room and copies plan->op[] (table_bytes) to its beginning. With several ranks the caller then sets args.node[] to every
+ * rank's own (args.node[rank]), and all ranks launch as often. A plan with fewer rows leaves more shared memory to the ring.
  * LS_EUNSUPPORTED: a program, dtype, shape or chip it does not run; the other plan does. */
-ls_status persist_plan_build(persist_plan *out, const cuda_rank *rank, const ls_op *op, int n_ops, int columns,
-                             int max_len, int blocks, int window_bytes, CUdeviceptr room, ls_error *err);
+ls_status persist_plan_build(persist_plan *out, const cuda_rank *rank, const ls_op *op, int n_ops,
+                             const persist_options *how, CUdeviceptr room, ls_error *err);
+
+/* Once for each function of a plan, before its first launch: LS_EUNSUPPORTED if the GPU cannot hold all blocks at once. */
+ls_status persist_prepare(cuda_rank *rank, const persist_plan *plan, CUfunction fn, ls_error *err);
+/* Enqueues a step on rank->stream: reads rank->step, leaves tokens in rank->drawn, faults in bind.fault, logits of rows that
+ * the host draws for in BUF_LOGITS, K and V in the cache. May be captured. */
+ls_status persist_launch(cuda_rank *rank, const persist_plan *plan, CUfunction fn, ls_error *err);
+/* After a step, with a copy of *args.stuck: LS_EABORTED with the op, the layer and the block that waited in vain. The room must be
+ * made anew before the next launch. */
+ls_status persist_check(const cuda_rank *rank, const ls_op *op, const persist_stuck *stuck, ls_error *err);
 
 #endif

@@ -110,6 +110,16 @@ cuda_rank *device_rank(device *dev, const ls_bind *bind, size_t workspace_bytes)
     return rank;
 }
 
+int device_blocks(device *dev, int emulated) {
+    (void)emulated;
+    return dev->rank.facts.sm_count;
+}
+
+bool device_is_slow(device *dev) {
+    (void)dev;
+    return false;
+}
+
 bool device_overlap(device *dev, bool on) {
     const bool can = dev->rank.facts.cc_major >= 9 && getenv("LS_KERNELS") == NULL;
     dev->rank.overlap = on && can;

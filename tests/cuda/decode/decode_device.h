@@ -23,6 +23,9 @@ void device_fill(device *dev, void *to, int byte, size_t bytes);
 bool device_wait(device *dev, const char *what); /* false after a message */
 /* The rank, with this bind, and room for a step, counters, drawn tokens and a workspace. */
 cuda_rank *device_rank(device *dev, const ls_bind *bind, size_t workspace_bytes);
+/* Blocks that a grid may have that is there all at once; emulated: `emulated`. */
+int device_blocks(device *dev, int emulated);
+bool device_is_slow(device *dev); /* emulated */
 /* Kernels may begin while those before them end; false where they cannot. */
 bool device_overlap(device *dev, bool on);
 /* Microseconds of `enqueue`, captured in a graph and replayed: the median of 7 replays. */

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include <deque>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -178,6 +179,11 @@ static float __uint_as_float(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
+}
+static uint32_t __float_as_uint(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
 }
 static uint32_t __umulhi(uint32_t a, uint32_t b) {
     return (uint32_t)((uint64_t)a * b >> 32);
@@ -348,14 +354,18 @@ extern "C" void decode_emulate_launch(const void *kernel_, const unsigned grid[3
     }
 }
 
-/* All blocks at once. */
+/* All blocks at once, each a thread of the host, until persist_emulate_wait. Several grids may run. */
+static std::vector<std::thread> running;
+
 extern "C" void persist_emulate_launch(const void *kernel_, unsigned grid, unsigned block, unsigned shared_bytes,
                                        const void *args, bool backwards) {
-    std::vector<std::thread> all;
+    const auto copy = std::make_shared<persist_args>();
+    memcpy(copy.get(), args, sizeof *copy);
+    emulate_check(block % 32 == 0 && block <= MAX_THREADS && shared_bytes <= sizeof persist_room, "a block of this shape");
     for (unsigned i = 0; i < grid; i++) {
-        all.emplace_back([=] {
+        running.emplace_back([=] {
             kernel_entry = static_cast<const kernel *>(kernel_)->entry;
-            kernel_args = args;
+            kernel_args = copy.get();
             gridDim = {grid, 1, 1};
             blockDim = {block, 1, 1};
             blockIdx = {i, 0, 0};
@@ -367,7 +377,11 @@ extern "C" void persist_emulate_launch(const void *kernel_, unsigned grid, unsig
             }
         });
     }
-    for (std::thread &one : all) {
+}
+
+extern "C" void persist_emulate_wait(void) {
+    for (std::thread &one : running) {
         one.join();
     }
+    running.clear();
 }

@@ -11,6 +11,9 @@
 const void *decode_emulate_kernel(const char *name);
 void decode_emulate_launch(const void *kernel, const unsigned grid[3], unsigned block, unsigned shared_bytes,
                            const void *args, bool backwards);
+void persist_emulate_launch(const void *kernel, unsigned grid, unsigned block, unsigned shared_bytes, const void *args,
+                            bool backwards);
+void persist_emulate_wait(void);
 void time_all(device *dev);
 
 enum { MAX_TAKEN = 256, MAX_KERNELS = 64 };
@@ -39,6 +42,34 @@ ls_status cuda_launch_overlapping(cuda_rank *rank, CUfunction fn, const char *na
                                   unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err) {
     return cuda_launch(rank, fn, name, grid_x, grid_y, grid_z, block, shared_bytes, args, err);
 }
+
+ls_status cuda_launch_together(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid, unsigned block,
+                               unsigned shared_bytes, void **args, ls_error *err) {
+    (void)rank, (void)name, (void)err;
+    persist_emulate_launch(fn, grid, block, shared_bytes, args[0], getenv("LS_EMULATE_BACKWARDS") != NULL);
+    return LS_OK;
+}
+
+ls_status cuda_rank_kernel(const cuda_rank *rank, const char *name, CUfunction *out, ls_error *err) {
+    (void)rank;
+    *out = (CUfunction)(uintptr_t)decode_emulate_kernel(name);
+    return *out != NULL ? LS_OK : error_set(err, LS_EINTERNAL, "no kernel %s", name);
+}
+
+/* All that persist.c asks of the driver. */
+static CUresult set_attribute(CUfunction fn, CUfunction_attribute what, int value) {
+    (void)fn, (void)what, (void)value;
+    return CUDA_SUCCESS;
+}
+
+static CUresult one_block(int *out, CUfunction fn, int threads, size_t shared_bytes) {
+    (void)fn, (void)threads;
+    *out = shared_bytes <= 227 << 10;
+    return CUDA_SUCCESS;
+}
+
+static const cuda_driver driver = {.cuFuncSetAttribute = set_attribute,
+                                   .cuOccupancyMaxActiveBlocksPerMultiprocessor = one_block};
 
 device *device_open(void) {
     device *dev = calloc(1, sizeof *dev);
@@ -96,12 +127,14 @@ void device_fill(device *dev, void *to, int byte, size_t bytes) {
 
 bool device_wait(device *dev, const char *what) {
     (void)dev, (void)what;
+    persist_emulate_wait();
     return true;
 }
 
 cuda_rank *device_rank(device *dev, const ls_bind *bind, size_t workspace_bytes) {
     const bool small = getenv("LS_EMULATE_SMALL") != NULL;
-    dev->rank = (cuda_rank){.bind = *bind,
+    dev->rank = (cuda_rank){.driver = &driver,
+                            .bind = *bind,
                             .facts = {.sm_count = small ? 1 : 132, .shared_bytes_per_block = (small ? 99 : 227) << 10},
                             .step = (uintptr_t)device_take(dev, 1 << 16),
                             .counters = (uintptr_t)device_take(dev, CUDA_COUNTERS * sizeof(uint32_t)),
@@ -110,6 +143,16 @@ cuda_rank *device_rank(device *dev, const ls_bind *bind, size_t workspace_bytes)
                             .workspace_bytes = workspace_bytes,
                             .decode_fn = dev->fn};
     return &dev->rank;
+}
+
+int device_blocks(device *dev, int emulated) {
+    (void)dev;
+    return emulated;
+}
+
+bool device_is_slow(device *dev) {
+    (void)dev;
+    return true;
 }
 
 bool device_overlap(device *dev, bool on) {

@@ -101,9 +101,11 @@ template <int W_BYTES> struct producer {
         const int first = op.border[leaf] * W_BYTES + j * op.piece_bytes;
         const int bytes = max(0, min(op.border[leaf + 1] * W_BYTES - first, op.piece_bytes));
         const bool is_pair = op.kind == PERSIST_FFN_IN;
-        f.make_room(&r, bytes * n * (is_pair ? 2 : 1), &p);
+        if (!f.make_room(&r, bytes * n * (is_pair ? 2 : 1), &p)) {
+            return;
+        }
         const int i = is_pair ? lane % 8 : lane;
-        if (bytes > 0 && i < n && lane < DECODE_TILE && !p.gone) {
+        if (bytes > 0 && i < n && lane < DECODE_TILE) {
             const int row = begin + i, which = is_pair ? lane / 8 : matrix_of_row(op, row);
             const char *w = static_cast<const char *>(op.matrix[which].w) +
                             (int64_t)(row - (is_pair ? 0 : op.first_row[which])) * op.k * W_BYTES;
@@ -136,8 +138,10 @@ template <int W_BYTES> struct producer {
                 which.find(args, it, u);
                 const int first = max(which.first, 0), n = max(0, min(which.end, (int)UNIT) - first);
                 for (int kv = 0; kv < 2; kv++) {
-                    f.make_room(&r, n * bytes, &p);
-                    if (lane >= first && lane < first + n && !p.gone) {
+                    if (!f.make_room(&r, n * bytes, &p)) {
+                        return;
+                    }
+                    if (lane >= first && lane < first + n) {
                         const char *from = static_cast<const char *>(kv == 0 ? op.k_cache : op.v_cache);
                         copy_bulk(r.at() + lane * args.row_bytes, from + (which.row + lane) * bytes, (uint32_t)bytes,
                                   r.full + r.slot);
@@ -151,6 +155,7 @@ template <int W_BYTES> struct producer {
     DEVICE_MEMBER void run(const persist_args &a, char *room, persist_op *line, int kv_bytes) {
         r.begin(a, room);
         p.begin(a);
+        p.deadline += (uint64_t)a.timeout_ns; /* it is ahead: who is stuck is for consumers to say */
         f.oldest = 0;
         f.in_flight = 0;
         f.window = a.window_bytes;
@@ -169,9 +174,7 @@ template <int W_BYTES> struct producer {
                 matmul(*line);
             }
         }
-        while (f.oldest != r.next && !p.gone) {
-            f.land_one(&r, &p);
-        }
+        f.land_all(&r);
     }
 };
 
@@ -201,7 +204,7 @@ template <int ACT, bool INT8, int COLUMNS, int KV> struct consumers {
         lane = thread % 32;
         r.begin(a, room);
         p.begin(a);
-        base = a.step->epoch * (uint32_t)(a.n_ops | 1) + 1;
+        base = *a.launches * (uint32_t)a.n_ops + 1;
         chunk = 0;
         n_rows = a.step->n_rows;
         sums = reinterpret_cast<float *>(room + a.at_sums);
@@ -215,7 +218,7 @@ template <int ACT, bool INT8, int COLUMNS, int KV> struct consumers {
     }
 
     DEVICE_MEMBER char *x_of(const persist_op &op) const {
-        return op.x_in_shared ? room + a.at_x : a.scratch + (int64_t)blockIdx.x * a.scratch_bytes;
+        return op.x_pitch * n_rows <= a.x_bytes ? room + a.at_x : a.scratch + (int64_t)blockIdx.x * a.scratch_bytes;
     }
 
     DEVICE_MEMBER void note(int row, int op_index) {
@@ -572,7 +575,7 @@ template <int ACT, bool INT8, int COLUMNS, int KV> struct consumers {
     /* As add_warps of decode_attn.cuh. */
     DEVICE_MEMBER void add_all_warps(const persist_op &op, const decode_attn_args &args, const item &it,
                                      const attn_shared &s) {
-        const int n = min((int)PERSIST_WARPS, it.n_units());
+        const int n = min(a.attn_warps, it.n_units());
         for (int i = 2 * thread; i < it.n_heads * args.d; i += 2 * PERSIST_THREADS) {
             const int head = i / args.d;
             float max = s.max[0][head];
@@ -633,11 +636,11 @@ template <int ACT, bool INT8, int COLUMNS, int KV> struct consumers {
             }
             meet();
             const int n_units = it.n_units();
-            if (warp < n_units) {
+            if (warp < min(a.attn_warps, n_units)) {
                 float *o = reinterpret_cast<float *>(attn_room_of(warp));
                 worker<KV, WIDTH> w;
                 w.begin(s);
-                for (int u = warp; u < n_units; u += PERSIST_WARPS) {
+                for (int u = warp; u < n_units; u += a.attn_warps) {
                     const int token = it.first + u * UNIT;
                     w.score(args, take_unit(args, it, u, chunk + 2 * (uint32_t)u, s.own[0]));
                     writes_before_copies();
@@ -823,6 +826,9 @@ template <int ACT, bool INT8, int COLUMNS, int KV> struct consumers {
                 ahead.put(&line[(i + 1) % 2]);
             }
             meet();
+        }
+        if (blockIdx.x == 0 && thread == 0 && !p.gone) { /* which has heard from all blocks, so that all have read it */
+            *a.launches += 1;
         }
     }
 };

@@ -12,11 +12,12 @@
 /* A thread's waits. Once one has been in vain, none of any block waits any more: all run through to the end, on whatever
  * is in memory, and the host finds persist_stuck. */
 struct patience {
+    static constexpr uint32_t POLLS = 256; /* between two looks at the clock */
     persist_stuck *stuck;
     uint64_t deadline;
     uint32_t polls;
     int op, layer;
-    bool gone;
+    bool gone, blind; /* blind: words are taken as they are */
 
     DEVICE_MEMBER void begin(const persist_args &a) {
         stuck = a.stuck;
@@ -24,21 +25,23 @@ struct patience {
         polls = 0;
         op = layer = -1;
         gone = false;
+        blind = a.streams_only != 0;
     }
 
     /* After a poll that found nothing: whether to leave. */
     DEVICE_MEMBER bool is_over() {
         between_polls();
-        if (!gone && ++polls % 1024 == 0) {
+        if (!gone && ++polls % POLLS == 0) {
             if (load_word(&stuck->is_set) != 0) {
                 gone = true;
             } else if (global_time() > deadline) {
                 gone = true;
-                stuck->op = op;
-                stuck->layer = layer;
-                stuck->block = (int32_t)blockIdx.x;
-                stuck->thread = (int32_t)threadIdx.x;
-                store_word(&stuck->is_set, 1, true);
+                if (atomicCAS(&stuck->claimed, 0, 1) == 0) {
+                    stuck->op = op;
+                    stuck->layer = layer;
+                    stuck->block = (int32_t)blockIdx.x;
+                    store_word(&stuck->is_set, 1, true);
+                }
             }
         }
         return gone;
@@ -68,7 +71,7 @@ DEVICE uint32_t take_word(const uint64_t *from, uint32_t epoch, patience *p) {
     uint64_t word;
     do {
         word = load_word(from);
-    } while (!is_of(word, epoch) && !p->is_over());
+    } while (!is_of(word, epoch) && !p->blind && !p->is_over());
     return (uint32_t)word;
 }
 
@@ -89,7 +92,7 @@ DEVICE void take_pairs(const uint64_t *from, int stride, int there, uint32_t epo
         for (int i = 0; i < N; i++) {
             good = good && (i >= there || (is_of(v[i].x, epoch) && is_of(v[i].y, epoch)));
         }
-    } while (!good && !p->is_over());
+    } while (!good && !p->blind && !p->is_over());
 #pragma unroll
     for (int i = 0; i < N; i++) {
         out[i] = i < there ? make_uint2((uint32_t)v[i].x, (uint32_t)v[i].y) : make_uint2(0, 0);
@@ -179,29 +182,47 @@ struct flight {
     DEVICE_MEMBER void land_one(ring *r, patience *p) {
         const uint32_t slot = oldest % r->n_slots;
         p->wait(r->full + slot, oldest / r->n_slots % 2);
+        if (p->gone) {
+            return;
+        }
         in_flight -= (int)r->bytes[slot];
         oldest++;
     }
 
-    /* Room for the next chunk: its slot is free, and no more than the window is on its way. */
-    DEVICE_MEMBER void make_room(ring *r, int total, patience *p) {
-        while (oldest != r->next && (in_flight + total > window || r->next - oldest >= (uint32_t)r->n_slots)) {
+    /* Room for the next chunk: its slot is free, and no more than the window is on its way. False, on all lanes, if nothing
+     * is to be copied any more. */
+    DEVICE_MEMBER bool make_room(ring *r, int total, patience *p) {
+        while (!p->gone && oldest != r->next &&
+               (in_flight + total > window || r->next - oldest >= (uint32_t)r->n_slots)) {
             land_one(r, p);
         }
         if (r->next >= (uint32_t)r->n_slots) {
             p->wait(r->empty + r->slot, r->phase ^ 1);
         }
-        __syncwarp();
+        p->gone = __ballot_sync(0xffffffffu, p->gone) != 0;
+        if (p->gone) {
+            return false;
+        }
         if (threadIdx.x % 32 == 0) {
             r->bytes[r->slot] = (uint32_t)total;
             barrier_expect(r->full + r->slot, (uint32_t)total);
         }
         __syncwarp();
         in_flight += total;
+        return true;
     }
 
     DEVICE_MEMBER void go_on(ring *r) {
         r->seek(r->next + 1);
+    }
+
+    /* All that was asked for, whether or not anybody waits for it: a block must not end before. */
+    DEVICE_MEMBER void land_all(ring *r) {
+        for (; oldest != r->next; oldest++) {
+            while (!barrier_passed(r->full + oldest % r->n_slots, oldest / r->n_slots % 2)) {
+                between_polls();
+            }
+        }
     }
 };
 

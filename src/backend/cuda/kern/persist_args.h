@@ -33,7 +33,7 @@ typedef struct persist_op {
     int32_t k, n_leaves;
     int32_t piece_bytes, n_pieces;     /* of a row's leaf: what one copy brings, at most, and how many there are */
     int32_t pitch;                     /* bytes from row to row of a piece in shared memory */
-    int32_t x_pitch, x_in_shared;      /* bytes from row to row of x; 0: it is in a->scratch */
+    int32_t x_pitch;                   /* bytes from row to row of x */
     int32_t border[DECODE_LEAVES + 1]; /* first column of each leaf; the last one is k */
     uint64_t *in, *out;                /* words: what the op reads and what it writes */
     int32_t in_stride, out_stride;     /* elements of a row of these */
@@ -54,7 +54,7 @@ typedef struct persist_op {
 /* A wait that took too long: written by the thread that noticed, once. */
 typedef struct persist_stuck {
     uint64_t is_set; /* what every wait looks at */
-    int32_t op, layer, block, thread;
+    int32_t claimed, op, layer, block;
 } persist_stuck;
 
 typedef struct persist_stamp {
@@ -73,6 +73,7 @@ typedef struct persist_args {
     uint64_t *offer;                   /* [blocks][16 rows][4]: value, value, id, fault */
     char *scratch;                     /* [blocks][scratch_bytes]: x of ops for which shared memory is too small */
     persist_stuck *stuck;
+    uint32_t *launches; /* so far: epochs follow from it */
     persist_stamp *stamp; /* [n_ops][blocks]; with PERSIST_STAMPS */
     int64_t scratch_bytes;
     int64_t timeout_ns;
@@ -80,7 +81,8 @@ typedef struct persist_args {
     int32_t own_rows;                                 /* of h that a block has, at most */
     int32_t n_slots, slot_bytes, window_bytes;        /* of the ring; bytes in flight */
     int32_t at_barriers, at_sums, at_h, at_kept, at_x; /* in shared memory; the ring is at 0 */
-    int32_t kv_row_bytes, attn_warp_bytes;
+    int32_t x_bytes;                                  /* of shared memory for x; what needs more is in scratch */
+    int32_t kv_row_bytes, attn_warp_bytes, attn_warps;
     int32_t streams_only; /* measuring: bits 0: no waiting for x */
 } persist_args;
 

@@ -1,0 +1,54 @@
+/*
+ * A model of random numbers on a device, for persist_check and persist_bench: the program of a config.json, its weights, and SIDES
+ * of it, each with buffers, a KV cache and a rank of its own, so that two ways to run the program can be compared.
+ */
+#ifndef LS_TESTS_CUDA_PERSIST_MODEL_H
+#define LS_TESTS_CUDA_PERSIST_MODEL_H
+
+#include "../decode/decode_device.h"
+#include "backend/cuda/persist.h"
+#include "model/program.h"
+
+enum { MODEL_ROWS = CUDA_MAX_DECODE, MODEL_STEP_BYTES = 1 << 16 };
+
+/* One rank's part of the weights. */
+typedef struct model {
+    device *dev;
+    const ls_spec *spec;
+    ls_program *program;
+    ls_weight *weight;
+    float *rope;
+    int max_len, n_pages;
+} model;
+
+typedef struct side {
+    model *m;
+    cuda_rank rank;
+    size_t cache_bytes; /* of K, and of V */
+    persist_plan plan;
+    CUfunction fn;
+    void *room;
+} side;
+
+/* A decode step of n rows, each of a sequence of its own; row i is at position pos[i]. */
+typedef struct model_step {
+    int n;
+    int32_t token[MODEL_ROWS], pos[MODEL_ROWS];
+    cuda_draw draw[MODEL_ROWS];
+} model_step;
+
+/* All exit after a message if something fails. Weights are a block of random numbers, again and again: an element depends on its
+ * tensor and its place there alone, so that ranks agree. Memory is the device's: device_mark, device_release. */
+void model_open(model *m, device *dev, const ls_spec *spec, ls_group group, ls_dtype dtype, bool int8, int max_len);
+void model_close(model *m);
+/* rows: of all buffers. */
+void side_open(side *s, model *m, int rows);
+/* The plan of the persistent kernel for this side. */
+void side_plan(side *s, const persist_options *how);
+void side_upload(side *s, const model_step *step);
+void side_run_ops(side *s, int bucket);
+void side_run_persistent(side *s);
+/* Whether the last step got to its end; *err says who was stuck. */
+bool side_is_well(side *s, ls_error *err);
+
+#endif
