@@ -375,6 +375,9 @@ ls_status persist_plan_build(persist_plan *out, const cuda_rank *rank, const ls_
         attn = op[i].kind == OP_ATTN ? &op[i] : attn;
         i_head = op[i].kind == OP_HEAD ? i : i_head;
     }
+    if (rank->facts.cc_major < 9 || rank->jit_us > 0) {
+        return refuse(err, "it needs code made for a chip of sm_90 or later");
+    }
     if (attn == NULL || i_head < 0 || op[0].kind != OP_EMBED || bind->d_model % 8 != 0) {
         return refuse(err, "it has no embedding, attention or head, or a width that is no multiple of 8");
     }

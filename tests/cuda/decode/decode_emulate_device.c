@@ -125,6 +125,13 @@ void device_fill(device *dev, void *to, int byte, size_t bytes) {
     memset(to, byte, bytes);
 }
 
+void device_repeat(device *dev, void *to, size_t n_from, size_t n) {
+    (void)dev;
+    for (size_t i = n_from; i < n; i++) {
+        ((uint8_t *)to)[i] = ((uint8_t *)to)[i - n_from];
+    }
+}
+
 bool device_wait(device *dev, const char *what) {
     (void)dev, (void)what;
     persist_emulate_wait();
@@ -135,7 +142,7 @@ cuda_rank *device_rank(device *dev, const ls_bind *bind, size_t workspace_bytes)
     const bool small = getenv("LS_EMULATE_SMALL") != NULL;
     dev->rank = (cuda_rank){.driver = &driver,
                             .bind = *bind,
-                            .facts = {.sm_count = small ? 1 : 132, .shared_bytes_per_block = (small ? 99 : 227) << 10},
+                            .facts = {.sm_count = small ? 1 : 132, .shared_bytes_per_block = (small ? 99 : 227) << 10, .cc_major = 9},
                             .step = (uintptr_t)device_take(dev, 1 << 16),
                             .counters = (uintptr_t)device_take(dev, CUDA_COUNTERS * sizeof(uint32_t)),
                             .drawn = (uintptr_t)device_take(dev, (size_t)bind->m_max * sizeof(int32_t)),
@@ -158,6 +165,11 @@ bool device_is_slow(device *dev) {
 bool device_overlap(device *dev, bool on) {
     (void)dev;
     return !on;
+}
+
+double device_time_many(device *dev, void (*enqueue)(void *context), void *context, int n) {
+    (void)dev, (void)enqueue, (void)context, (void)n;
+    return 0;
 }
 
 double device_time(device *dev, void (*enqueue)(void *context), void *context) {

@@ -109,6 +109,48 @@ static void fill_weight(model *m, const noise *from, const weight_slot *slot, ls
     }
 }
 
+static size_t padded(int64_t bytes) {
+    return ((size_t)bytes + 255) / 256 * 256;
+}
+
+/* All matrices of all layers begin with the same numbers, 64 MiB of them; vectors are ones, scales small. */
+static void fill_fast(model *m, const noise *from) {
+    enum { PART = 64 << 20 };
+    const ls_program *program = m->program;
+    const ls_dtype format = program->weight[program->op[0].embed.table].format;
+    int64_t most_scales = 0;
+    for (int i = 0; i < program->n_weights; i++) {
+        const weight_slot *slot = &program->weight[i];
+        m->block_bytes += slot->n_dims == 2 ? padded(slot_bytes(slot) - slot_scale_bytes(slot)) : 0;
+        most_scales = slot_scale_bytes(slot) > most_scales ? slot_scale_bytes(slot) : most_scales;
+    }
+    m->block = device_take(m->dev, m->block_bytes);
+    const size_t n = m->block_bytes < PART ? m->block_bytes : PART;
+    uint8_t *part = need(malloc(PART));
+    put_elements(from, format, 0, 0.03F, 0, (int64_t)(n / ls_dtype_bytes(format)), part);
+    device_write(m->dev, m->block, part, n);
+    device_repeat(m->dev, m->block, n, m->block_bytes);
+    free(part);
+    const int64_t n_ones = most_scales / 4 > m->spec->d_ffn + m->spec->d_model ? most_scales / 4 : m->spec->d_ffn + m->spec->d_model;
+    float *ones = need(malloc((size_t)n_ones * sizeof *ones));
+    for (int64_t i = 0; i < n_ones; i++) {
+        ones[i] = format == LS_INT8 ? 0.0005F : 1;
+    }
+    const float *on_device = device_copy(m->dev, ones, (size_t)n_ones * sizeof *ones);
+    free(ones);
+    uint8_t *next = m->block;
+    for (int i = 0; i < program->n_weights; i++) {
+        const weight_slot *slot = &program->weight[i];
+        const bool is_matrix = slot->n_dims == 2;
+        m->weight[i] = (ls_weight){.format = slot->format,
+                                   .data = is_matrix ? (const void *)next : on_device,
+                                   .scale = slot->n_leaves > 0 ? on_device : NULL,
+                                   .rows = (int)slot->row.count,
+                                   .cols = (int)slot->col.count};
+        next += is_matrix ? padded(slot_bytes(slot) - slot_scale_bytes(slot)) : 0;
+    }
+}
+
 static float *make_rope(model *m) {
     const int half = m->spec->d_head / 2;
     float *inv_freq = need(malloc((size_t)half * sizeof *inv_freq)), factor;
@@ -127,14 +169,18 @@ static float *make_rope(model *m) {
     return on_device;
 }
 
-void model_open(model *m, device *dev, const ls_spec *spec, ls_group group, ls_dtype dtype, bool int8, int max_len) {
+void model_open(model *m, device *dev, const ls_spec *spec, ls_group group, ls_dtype dtype, bool int8, int rows, int max_len,
+                bool fast) {
     ls_error err = {0};
-    *m = (model){.dev = dev, .spec = spec, .max_len = max_len};
-    m->n_pages = MODEL_ROWS * ((max_len + LS_PAGE_TOKENS - 1) / LS_PAGE_TOKENS);
+    *m = (model){.dev = dev, .spec = spec, .rows = rows, .max_len = max_len};
+    m->n_pages = rows * ((max_len + LS_PAGE_TOKENS - 1) / LS_PAGE_TOKENS);
     must(program_build(&m->program, spec, group, dtype, int8 ? LS_QUANTIZATION_W8A16 : LS_QUANTIZATION_NONE, &err), &err);
     m->weight = need(calloc((size_t)m->program->n_weights, sizeof *m->weight));
     noise *from = make_noise();
-    for (int i = 0; i < m->program->n_weights; i++) {
+    if (fast) {
+        fill_fast(m, from);
+    }
+    for (int i = 0; i < m->program->n_weights && !fast; i++) {
         fill_weight(m, from, &m->program->weight[i], &m->weight[i]);
     }
     free(from);
@@ -156,7 +202,8 @@ static const ls_op *find_op(const ls_program *program, ls_op_kind kind) {
     return op;
 }
 
-void side_open(side *s, model *m, int rows) {
+void side_open(side *s, model *m) {
+    const int rows = m->rows;
     const ls_program *program = m->program;
     const ls_spec *spec = m->spec;
     const op_attn *attn = &find_op(program, OP_ATTN)->attn;
@@ -201,7 +248,7 @@ void side_plan(side *s, const persist_options *how) {
 
 void side_upload(side *s, const model_step *step) {
     static uint8_t bytes[MODEL_STEP_BYTES];
-    const int n = step->n, pages = s->m->n_pages / MODEL_ROWS;
+    const int n = step->n, rows = s->m->rows, pages = s->m->n_pages / rows;
     memset(bytes, 0, sizeof bytes);
     cuda_step *to = (cuda_step *)bytes;
     *to = (cuda_step){.n_rows = n, .n_dec = n, .n_seqs = n, .n_out = n};
@@ -230,7 +277,7 @@ void side_upload(side *s, const model_step *step) {
         seq[i] = (cuda_seq){i, 1, step->pos[i], i * pages};
         draw[i] = step->draw[i];
         for (int j = 0; j < pages; j++) { /* a sequence's lie apart */
-            page[i * pages + j] = j * MODEL_ROWS + (i + 3 * j) % MODEL_ROWS;
+            page[i * pages + j] = j * rows + (i + 3 * j) % rows;
         }
     }
     to->drawn = (int64_t)(s->rank.drawn - s->rank.step);

@@ -18,7 +18,9 @@ typedef struct model {
     ls_program *program;
     ls_weight *weight;
     float *rope;
-    int max_len, n_pages;
+    int rows, max_len, n_pages;
+    uint8_t *block; /* fast: where all weights lie, one behind the other; NULL otherwise */
+    size_t block_bytes;
 } model;
 
 typedef struct side {
@@ -38,11 +40,12 @@ typedef struct model_step {
 } model_step;
 
 /* All exit after a message if something fails. Weights are a block of random numbers, again and again: an element depends on its
- * tensor and its place there alone, so that ranks agree. Memory is the device's: device_mark, device_release. */
-void model_open(model *m, device *dev, const ls_spec *spec, ls_group group, ls_dtype dtype, bool int8, int max_len);
+ * tensor and its place there alone, so that ranks agree. Memory is the device's: device_mark, device_release.
+ * fast: numbers are made in a hurry and are alike in all tensors. */
+void model_open(model *m, device *dev, const ls_spec *spec, ls_group group, ls_dtype dtype, bool int8, int rows, int max_len,
+                bool fast);
 void model_close(model *m);
-/* rows: of all buffers. */
-void side_open(side *s, model *m, int rows);
+void side_open(side *s, model *m);
 /* The plan of the persistent kernel for this side. */
 void side_plan(side *s, const persist_options *how);
 void side_upload(side *s, const model_step *step);

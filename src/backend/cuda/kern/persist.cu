@@ -770,13 +770,12 @@ template <int ACT, bool INT8, int COLUMNS, int KV> struct consumers {
     }
 
     DEVICE_MEMBER void stamp(int i, int which) {
-#ifdef PERSIST_STAMPS
-        if (thread == 0) {
-            (&a.stamp[(int64_t)i * gridDim.x + blockIdx.x].begin)[which] = global_time();
+        if (a.stamp != NULL && thread == 0) {
+            persist_stamp *to = &a.stamp[(int64_t)i * gridDim.x + blockIdx.x];
+            (&to->begin)[which] = global_time();
+            to->starved = r.starved;
+            r.starved = which == 2 ? 0 : r.starved;
         }
-#else
-        (void)i, (void)which;
-#endif
     }
 
     DEVICE_MEMBER void run_op(const persist_op &op, int i) {

@@ -51,6 +51,17 @@ struct patience {
         while (!barrier_passed(barrier, parity) && !is_over()) {
         }
     }
+
+    /* The same; returns how long it took, if that is wanted. */
+    DEVICE_MEMBER uint64_t timed_wait(uint64_t *barrier, uint32_t parity, bool timed) {
+        if (!timed) {
+            wait(barrier, parity);
+            return 0;
+        }
+        const uint64_t begin = global_time();
+        wait(barrier, parity);
+        return global_time() - begin;
+    }
 };
 
 /* ---- Words ---- */
@@ -138,8 +149,12 @@ struct ring {
     int n_slots, slot_bytes;
     uint32_t slot, phase; /* of the chunk that `next` is */
     uint32_t next;
+    bool timed;
+    uint64_t starved; /* ns that this thread waited for chunks, if timed */
 
     DEVICE_MEMBER void begin(const persist_args &a, char *shared_room) {
+        timed = a.stamp != NULL;
+        starved = 0;
         room = shared_room;
         n_slots = a.n_slots;
         slot_bytes = a.slot_bytes;
@@ -162,7 +177,7 @@ struct ring {
     /* A consumer's warp: the chunk is there. */
     DEVICE_MEMBER const char *take(uint32_t chunk, patience *p) {
         seek(chunk);
-        p->wait(full + slot, phase);
+        starved += p->timed_wait(full + slot, phase, timed);
         return at();
     }
 

@@ -57,8 +57,9 @@ typedef struct persist_stuck {
     int32_t claimed, op, layer, block;
 } persist_stuck;
 
+/* Measuring, in ns: when an op begins in a block (waits for x), computes and is done; how long warp 0 waited for weights. */
 typedef struct persist_stamp {
-    uint64_t begin, have_x, end; /* ns: of an op in a block: waits for x, computes, is done */
+    uint64_t begin, have_x, end, starved;
 } persist_stamp;
 
 typedef struct persist_args {
@@ -74,7 +75,7 @@ typedef struct persist_args {
     char *scratch;                     /* [blocks][scratch_bytes]: x of ops for which shared memory is too small */
     persist_stuck *stuck;
     uint32_t *launches; /* so far: epochs follow from it */
-    persist_stamp *stamp; /* [n_ops][blocks]; with PERSIST_STAMPS */
+    persist_stamp *stamp; /* [n_ops][blocks], or NULL */
     int64_t scratch_bytes;
     int64_t timeout_ns;
     int32_t n_ops, d, n_vocab, rank, n_ranks, m_max;
@@ -83,7 +84,7 @@ typedef struct persist_args {
     int32_t at_barriers, at_sums, at_h, at_kept, at_x; /* in shared memory; the ring is at 0 */
     int32_t x_bytes;                                  /* of shared memory for x; what needs more is in scratch */
     int32_t kv_row_bytes, attn_warp_bytes, attn_warps;
-    int32_t streams_only; /* measuring: bits 0: no waiting for x */
+    int32_t streams_only; /* measuring: no waiting for x */
 } persist_args;
 
 #endif
