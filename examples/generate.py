@@ -52,6 +52,7 @@ class ls_engine_params(ctypes.Structure):
         ("progress_user", c_void_p),
         ("async_scheduling", c_char_p),
         ("device_memory_bytes", c_int64),
+        ("plan", c_char_p),
     ]
 
 

@@ -185,6 +185,9 @@ typedef struct ls_engine_params {
                                    * wherever that changes nothing but the time; "off" waits for each. Not with profile
                                    * or trace_events */
     int64_t device_memory_bytes;  /* of plans alone: of a GPU that need not be there; default: ask the driver */
+    const char
+        *plan; /* of a GPU: how decode steps of up to 16 rows run: "persistent", one launch a step, for chips from
+                       * Hopper on; "graph", a launch an op; or "auto" (default), the first of them that can be */
 } ls_engine_params;
 #define LS_ENGINE_PARAMS_INIT LS_SIZED(ls_engine_params)
 
@@ -507,6 +510,7 @@ typedef struct ls_timeline {
     int64_t first_token_us;        /* from the beginning of ls_model_open to the first token of all; -1 before it */
     int64_t age_us;                /* from there to this call */
     const char *no_gpu;            /* where --device auto chose the CPU: why; else "". Lives as long as the engine */
+    const char *plan;              /* of a GPU: "persistent" or "graph", as ls_engine_params.plan; else "" */
 } ls_timeline;
 #define LS_TIMELINE_INIT LS_SIZED(ls_timeline)
 

@@ -231,6 +231,10 @@ const option_def option_table[OPTION_COUNT] = {
          "auto|generic",
          "Kernels of a GPU: auto takes those made for the chip; generic those for chips that are not known, "
          "which the driver compiles at start"},
+    [OPT_PLAN] = {OPT_PLAN, COMMANDS_RUN, GROUP_ENGINE, OPTION_CHOICE, "plan", NULL, 0, "PLAN", "auto", 0, 0,
+                  "auto|graph|persistent",
+                  "How a GPU runs decode steps of up to 16 sequences: persistent is one launch a step, for chips from "
+                  "Hopper on; graph a launch an op; auto the first of them that can be"},
     [OPT_GRAPH_SIZES] = {OPT_GRAPH_SIZES, COMMANDS_RUN, GROUP_ENGINE, OPTION_TEXT, "graph-sizes", NULL, 0, "SIZES",
                          "1,2,4,8,16", 0, 0, NULL,
                          "On a GPU, decode steps of up to so many rows are captured as graphs at the start: rising "

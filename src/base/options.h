@@ -97,6 +97,7 @@ typedef enum option_id {
     OPT_DEVICE_MEMORY_BYTES,
     OPT_CPU_ISA,
     OPT_KERNELS,
+    OPT_PLAN,
     OPT_GRAPH_SIZES,
     OPT_ASYNC_SCHEDULING,
     OPT_AGAINST,

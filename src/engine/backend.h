@@ -57,10 +57,11 @@ typedef struct device_choice {
 
 ls_status device_choice_read(device_choice *out, const char *text, ls_error *err);
 
-/* A GPU's memory before an engine takes any: of `used`, the driver's own share is measured with others', or assumed. */
+/* A GPU before an engine takes any of its memory: of `used`, the driver's own share is measured with others', or assumed. */
 typedef struct gpu_memory {
     int64_t total_bytes, used_bytes;
     bool measured;
+    int sm_count, cc_major, shared_bytes_per_block; /* as cuda_facts */
 } gpu_memory;
 
 #endif

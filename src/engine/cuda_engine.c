@@ -70,7 +70,13 @@ static ls_status cuda_open(ls_engine *engine, const ls_engine_params *params, in
     }
     TRY(cuda_rank_memory(&cuda->rank, &free_bytes, &total_bytes, err));
     return cuda_config_complete(config, engine->program[0], params,
-                                &(gpu_memory){(int64_t)total_bytes, (int64_t)(total_bytes - free_bytes), true}, err);
+                                &(gpu_memory){.total_bytes = (int64_t)total_bytes,
+                                              .used_bytes = (int64_t)(total_bytes - free_bytes),
+                                              .measured = true,
+                                              .sm_count = cuda->rank.facts.sm_count,
+                                              .cc_major = cuda->rank.facts.cc_major,
+                                              .shared_bytes_per_block = cuda->rank.facts.shared_bytes_per_block},
+                                err);
 }
 
 /* ---- Memory ---- */
@@ -132,7 +138,8 @@ static ls_status prepare(ls_engine *engine, ls_error *err) {
     range_begin("capture");
     ls_status st = cuda_graphs_capture(engine, err);
     range_end();
-    return st;
+    TRY(st);
+    return engine->config.persist_bytes > 0 ? cuda_persist_prepare(engine, err) : LS_OK;
 }
 
 static void *prepare_thread(void *arg) {
@@ -141,6 +148,27 @@ static void *prepare_thread(void *arg) {
     cuda->unprepared.status = prepare(arg, &cuda->unprepared);
     range_end();
     return NULL;
+}
+
+/* A persistent kernel that does not run to its end here is no reason to run nothing. */
+static ls_status choose_plan(ls_engine *engine, ls_error *err) {
+    cuda_engine *cuda = engine_cuda(engine);
+    ls_error why = {0};
+    engine->decode_plan = "graph";
+    if (cuda->persist == NULL) {
+        return LS_OK;
+    }
+    ls_status st = cuda_try_step(engine, &why);
+    if (st == LS_OK) {
+        engine->decode_plan = "persistent";
+        return LS_OK;
+    }
+    if (engine->config.must_persist) {
+        return error_set(err, st, "--plan persistent: %s", why.text);
+    }
+    log_line(&engine->model->log, LS_LOG_WARN, "decode steps run as graphs: %s", why.text);
+    cuda_persist_close(cuda);
+    return cuda_rank_wait(&cuda->rank, "a step that failed", CUDA_STEP_TIMEOUT_S, err);
 }
 
 static ls_status cuda_load(ls_engine *engine, ls_error *err) {
@@ -182,7 +210,8 @@ static ls_status cuda_load(ls_engine *engine, ls_error *err) {
     if (cuda->no_lt.status != LS_OK) {
         log_line(&engine->model->log, LS_LOG_INFO, "prompts run without cuBLASLt: %s", cuda->no_lt.text);
     }
-    return cuda_rank_wait(rank, "loading", CUDA_STEP_TIMEOUT_S, err);
+    TRY(cuda_rank_wait(rank, "loading", CUDA_STEP_TIMEOUT_S, err));
+    return choose_plan(engine, err);
 }
 
 /* ---- The limit ---- */
@@ -227,6 +256,7 @@ static void cuda_close(ls_engine *engine) {
             }
         }
         cuda_profile_close(cuda);
+        cuda_persist_close(cuda);
         cublaslt_close(&cuda->lt);
         if (cuda->memory != 0) {
             cuda->driver->cuMemFree(cuda->memory);

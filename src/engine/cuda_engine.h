@@ -5,7 +5,8 @@
  *   cuda_plan.c      what the configuration is on a device: the KV cache that fits, scratch; for engines and plans
  *   cuda_start.c     opens the driver and a context before the engine does, while files are read
  *   cuda_load.c      weights: files -> pinned ring -> kernels that convert and quantise; dummy ones are made there
- *   cuda_step.c      packs a step, runs it (a graph for decode, plain launches for the rest), reads its results
+ *   cuda_step.c      packs a step, runs it, reads its results. Decode steps are one launch of the persistent kernel
+ *                    (cuda_persist.c) or, where that cannot be, a graph; the rest are plain launches
  *   cuda_profile.c   times every launch, for --profile and --trace
  *
  * The host's arena is pinned: steps are packed in it and results arrive in it. Rows whose logits somebody wants to see, or
@@ -17,6 +18,7 @@
 
 #include "backend/cuda/cublaslt.h"
 #include "backend/cuda/cuda.h"
+#include "backend/cuda/persist.h"
 #include "engine/engine.h"
 
 enum { CUDA_GRAPHS = 5, CUDA_STEP_TIMEOUT_S = 60 };
@@ -32,6 +34,8 @@ typedef struct cuda_profile {
     ls_profile_line line[PROFILE_LINES];
 } cuda_profile;
 
+typedef struct cuda_persist cuda_persist;
+
 typedef struct cuda_engine {
     cuda_driver *driver;
     cuda_rank rank;
@@ -43,7 +47,8 @@ typedef struct cuda_engine {
     int n_graphs;
     int graph_rows[CUDA_GRAPHS]; /* rising: most rows of graph i */
     CUgraphExec graph[CUDA_GRAPHS];
-    CUevent done[2]; /* the step of engine->batch[i] is over and its results are there */
+    cuda_persist *persist; /* NULL: graphs run all decode steps */
+    CUevent done[2];       /* the step of engine->batch[i] is over and its results are there */
     /* While weights are loaded: a thread opens cuBLASLt, another prepares kernels and captures graphs. */
     pthread_t opens_lt, prepares;
     bool is_opening_lt;
@@ -76,10 +81,23 @@ ls_status cuda_graphs_read(cuda_engine *cuda, const char *sizes, int max_seqs, l
 ls_status cuda_graphs_capture(ls_engine *engine, ls_error *err);
 ls_status cuda_submit(ls_engine *engine, step_batch *batch, ls_error *err);
 ls_status cuda_collect(ls_engine *engine, step_batch *batch, ls_error *err);
+/* Runs a step of one token, which nobody wants, by the persistent kernel. */
+ls_status cuda_try_step(ls_engine *engine, ls_error *err);
 /* One op by the kernels for any step, which leave what ops.h says at every border. */
 ls_status cuda_run_op(ls_engine *engine, const ls_step *step, int index, ls_error *err);
 ls_status cuda_run_decode(ls_engine *engine, const ls_step *step, int first, int *n_taken, ls_error *err);
 const char *cuda_kernels(ls_engine *engine);
+
+/* cuda_persist.c. What its plans take of the device's memory, on a device of these facts: config->persist_bytes; 0 where they
+ * are not wanted, or cannot be and params->plan does not insist. counted: addresses of the rank's memory, or offsets. */
+ls_status cuda_persist_size(engine_config *config, const cuda_facts *facts, const ls_bind *counted,
+                            const ls_program *program, const ls_engine_params *params, ls_error *err);
+ls_status cuda_persist_prepare(ls_engine *engine, ls_error *err);
+/* Whether it runs a decode step of so many rows; enqueues it; after it: LS_EABORTED if it ended in vain. */
+bool cuda_persist_takes(const cuda_engine *cuda, int n_rows);
+ls_status cuda_persist_launch(cuda_engine *cuda, int n_rows, ls_error *err);
+ls_status cuda_persist_check(const ls_engine *engine, ls_error *err);
+void cuda_persist_close(cuda_engine *cuda);
 
 /* cuda_profile.c: begin, a mark before each launch, end when the stream is idle again. No-ops where it is off. */
 ls_status cuda_profile_open(cuda_engine *cuda, int n_ops, ls_error *err);

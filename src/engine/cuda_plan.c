@@ -21,6 +21,10 @@ ls_status cuda_config_check(const engine_config *config, const ls_engine_params 
     if (params->kernels != NULL && strcmp(params->kernels, "auto") != 0 && strcmp(params->kernels, "generic") != 0) {
         return error_set(err, LS_EINVAL, "--kernels %s: must be auto or generic", params->kernels);
     }
+    if (params->plan != NULL && strcmp(params->plan, "auto") != 0 && strcmp(params->plan, "graph") != 0 &&
+        strcmp(params->plan, "persistent") != 0) {
+        return error_set(err, LS_EINVAL, "--plan %s: must be auto, graph or persistent", params->plan);
+    }
     if (!(params->gpu_memory_utilization >= 0 && params->gpu_memory_utilization <= 1)) {
         return error_set(err, LS_EINVAL, "--gpu-memory-utilization %g: must be above 0 and at most 1",
                          params->gpu_memory_utilization);
@@ -29,7 +33,8 @@ ls_status cuda_config_check(const engine_config *config, const ls_engine_params 
 }
 
 /* Scratch that the kernels need for this configuration: the same memory serves all ops in turn. */
-static ls_status size_workspace(engine_config *config, const ls_program *program, ls_error *err) {
+static ls_status size_workspace(engine_config *config, const ls_program *program, const ls_engine_params *params,
+                                const gpu_memory *memory, ls_error *err) {
     const int decode_rows = config->m_max < CUDA_MAX_DECODE ? config->m_max : CUDA_MAX_DECODE;
     rank_memory counted = {.weight = calloc((size_t)program->n_weights, sizeof(ls_weight))};
     ls_arena arena;
@@ -47,6 +52,11 @@ static ls_status size_workspace(engine_config *config, const ls_program *program
     if (st == LS_OK) {
         size_t bytes = prefill_workspace(program->op, program->n_ops, &counted.bind, config->max_len);
         config->workspace_bytes = bytes > most ? bytes : most;
+        const cuda_facts facts = {.sm_count = memory->sm_count,
+                                  .cc_major = memory->cc_major,
+                                  .shared_bytes_per_block = memory->shared_bytes_per_block};
+        config->must_persist = params->plan != NULL && strcmp(params->plan, "persistent") == 0;
+        st = cuda_persist_size(config, &facts, &counted.bind, program, params, err);
     }
     free(counted.weight);
     return st;
@@ -64,7 +74,7 @@ static ls_status fit_pages(engine_config *config, const ls_program *program, con
     }
     whole.max_len = params->max_model_len_tokens > 0 ? params->max_model_len_tokens : spec->max_position_tokens;
     whole.n_pages = 0;
-    TRY(size_workspace(&whole, program, err));
+    TRY(size_workspace(&whole, program, params, memory, err));
     TRY(memory_plan_make(&plan, &whole, &program, err));
     double share = params->gpu_memory_utilization > 0 ? params->gpu_memory_utilization : 0.9;
     int64_t budget = (int64_t)(share * (double)memory->total_bytes) - memory->used_bytes - later_bytes -
@@ -93,7 +103,7 @@ ls_status cuda_config_complete(engine_config *config, const ls_program *program,
     config->on_device = true;
     config->runs_ahead = runs_ahead;
     config->n_threads = n_threads;
-    return size_workspace(config, program, err);
+    return size_workspace(config, program, params, memory, err);
 }
 
 ls_status cuda_find_memory(const ls_engine_params *params, int ordinal, gpu_memory *out, ls_error *err) {
@@ -102,7 +112,11 @@ ls_status cuda_find_memory(const ls_engine_params *params, int ordinal, gpu_memo
     size_t free_bytes, total_bytes;
     ls_status st = LS_OK;
     if (params->device_memory_bytes > 0) {
-        *out = (gpu_memory){params->device_memory_bytes, driver_bytes, false};
+        *out = (gpu_memory){.total_bytes = params->device_memory_bytes,
+                            .used_bytes = driver_bytes,
+                            .sm_count = 132,
+                            .cc_major = 9,
+                            .shared_bytes_per_block = 227 << 10}; /* an H100 */
         return LS_OK;
     }
     bool generic = params->kernels != NULL && strcmp(params->kernels, "generic") == 0;
@@ -113,7 +127,12 @@ ls_status cuda_find_memory(const ls_engine_params *params, int ordinal, gpu_memo
     }
     TRY_GOTO(cuda_rank_open(&rank, driver, ordinal, generic, err), fail);
     TRY_GOTO(cuda_rank_memory(&rank, &free_bytes, &total_bytes, err), fail);
-    *out = (gpu_memory){(int64_t)total_bytes, (int64_t)(total_bytes - free_bytes), true};
+    *out = (gpu_memory){.total_bytes = (int64_t)total_bytes,
+                        .used_bytes = (int64_t)(total_bytes - free_bytes),
+                        .measured = true,
+                        .sm_count = rank.facts.sm_count,
+                        .cc_major = rank.facts.cc_major,
+                        .shared_bytes_per_block = rank.facts.shared_bytes_per_block};
 fail:
     if (driver != NULL) {
         cuda_rank_close(&rank);

@@ -165,12 +165,15 @@ static int bucket_of(int n_rows) {
     return bucket;
 }
 
-/* Steps of a few rows, each of its own sequence (decode, and prompts of which one token is left), by their graph, or launch
- * by launch where there is none; others by the general kernels. */
+/* Steps of a few rows, each of its own sequence (decode, and prompts of which one token is left), by the persistent kernel,
+ * by their graph, or launch by launch where there is neither; others by the general kernels. */
 static ls_status launch_step(ls_engine *engine, const ls_step *step, ls_error *err) {
     cuda_engine *cuda = engine_cuda(engine);
     if (step->n_seqs < step->n_rows || step->n_rows > CUDA_MAX_DECODE) {
         return launch_ops(engine, step, 0, err);
+    }
+    if (cuda_persist_takes(cuda, step->n_rows)) {
+        return cuda_persist_launch(cuda, step->n_rows, err);
     }
     for (int i = 0; i < cuda->n_graphs && cuda->profile == NULL; i++) {
         if (cuda->graph_rows[i] >= step->n_rows) {
@@ -287,9 +290,31 @@ ls_status cuda_collect(ls_engine *engine, step_batch *batch, ls_error *err) {
     CUevent done = cuda->done[batch - engine->batch];
     TRY(cuda_rank_enter(&cuda->rank, err));
     TRY(cuda_rank_wait_event(&cuda->rank, done, "a step", CUDA_STEP_TIMEOUT_S, err));
+    TRY(cuda_persist_check(engine, err));
     TRY(cuda_profile_end(engine, batch, err));
     read_results(engine, batch);
     return LS_OK;
+}
+
+ls_status cuda_try_step(ls_engine *engine, ls_error *err) {
+    cuda_engine *cuda = engine_cuda(engine);
+    int32_t zero = 0;
+    ls_step_seq seq = {.n_rows = 1, .page = &zero};
+    ls_sample_params greedy = {0};
+    const ls_step step = {.n_rows = 1,
+                          .n_dec = 1,
+                          .n_seqs = 1,
+                          .n_out = 1,
+                          .token = &zero,
+                          .pos = &zero,
+                          .seq_of = &zero,
+                          .seq = &seq,
+                          .out_row = &zero,
+                          .sample = &greedy};
+    TRY(copy_in_step(cuda, &engine->batch[0], &step, NULL, err));
+    TRY(cuda_persist_launch(cuda, 1, err));
+    TRY(cuda_rank_wait(&cuda->rank, "a first step", CUDA_STEP_TIMEOUT_S, err));
+    return cuda_persist_check(engine, err);
 }
 
 /* ---- For verify ---- */

@@ -1,7 +1,7 @@
 /* See memory_plan.h. */
 #include "engine/memory_plan.h"
 
-#include "backend/cuda/kern/step.h"
+#include "backend/cuda/kern/persist_args.h"
 #include "engine/engine.h"
 
 const char *memory_tag_name(memory_tag tag) {
@@ -47,6 +47,7 @@ static ls_status place_on_device(rank_memory *out, const engine_config *config, 
     TRY(arena_take(arena, MEM_STEP, COUNTERS * sizeof(uint32_t), &out->counters, err));
     TRY(arena_take(arena, MEM_STEP, result_words(config) * sizeof *out->result, &out->result, err));
     out->bind.fault = (atomic_int *)(out->result + result_faults(config));
+    TRY(arena_take(arena, MEM_ACTIVATIONS, config->persist_bytes, &out->persist, err));
     return arena_take(arena, MEM_ACTIVATIONS, config->workspace_bytes, &out->workspace, err);
 }
 
@@ -121,6 +122,7 @@ static ls_status place_beside_device(host_memory *out, const engine_config *conf
     out->ring = (uint8_t *)out->logits;
     TRY(arena_take(arena, MEM_LOGITS, n_out * sizeof *out->offers, &out->offers, err));
     TRY(arena_take(arena, MEM_LOGITS, n_threads * v * sizeof(float), &out->edited, err));
+    TRY(arena_take(arena, MEM_STEP, sizeof *out->stuck, &out->stuck, err));
     if (config->trace_events > 0) {
         TRY(trace_place(&out->device_trace, 1, config->trace_events, arena, MEM_TRACE, err));
     }

@@ -48,6 +48,8 @@ typedef struct engine_config {
     bool on_device;         /* ranks have memory that the host cannot look into */
     bool runs_ahead;        /* steps may be submitted while the one before them runs: two batches */
     size_t workspace_bytes; /* scratch of the kernels of a device */
+    size_t persist_bytes;   /* tables and words of its persistent kernel; 0: it does not run */
+    bool must_persist;      /* nothing else may run decode steps */
     int trace_events;       /* kept for each thread; 0: no trace */
 } engine_config;
 
@@ -59,7 +61,7 @@ typedef struct rank_memory {
     const float *logits;          /* [n_out_max][V_loc] */
     const ls_sample_part *offers; /* [n_out_max] */
     /* Ranks on devices, addresses there: */
-    void *step, *counters, *workspace;
+    void *step, *counters, *workspace, *persist;
     int32_t *result;  /* [result_words]: tokens drawn on the device, then faults */
     trace_row *trace; /* [n_threads], one of a device, or NULL */
 } rank_memory;
@@ -77,6 +79,7 @@ typedef struct host_memory {
     uint8_t *ring; /* [load_ring_bytes] the same place, until the first step */
     ls_sample_part *offers;
     void *edited, *slices; /* BUF_EDITED, BUF_SLICE of the host's sampler */
+    struct persist_stuck *stuck;
     trace_row *device_trace;
     trace_row *trace; /* the engine's own row, or NULL */
 } host_memory;

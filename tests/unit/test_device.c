@@ -133,6 +133,12 @@ static void no_gpu_is_told(void **state) {
     assert_int_equal(ls_engine_open(model, &on_gpu, &engine, &err), expected);
     assert_non_null(strstr(err.text, why));
     assert_null(engine);
+#ifdef LS_CUDA
+    on_gpu.plan = "tape";
+    assert_int_equal(ls_engine_open(model, &on_gpu, &engine, &err), LS_EINVAL);
+    assert_non_null(strstr(err.text, "--plan tape"));
+    on_gpu.plan = NULL;
+#endif
     on_gpu.device = "auto";
     assert_int_equal(ls_engine_open(model, &on_gpu, &engine, &err), LS_OK);
     ls_timeline timeline = LS_TIMELINE_INIT;
