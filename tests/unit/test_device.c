@@ -183,6 +183,7 @@ static void plans_for_gpus(void **state) {
     params.device_memory_bytes = gpu;
     params.max_model_len_tokens = LEN;
     params.max_num_seqs = SEQS;
+    params.plan = "graph";
     assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_OK);
     assert_true(plan.on_gpu && !plan.driver_measured && plan.driver_bytes == 600000000);
     assert_int_equal(plan.n_pages, SEQS * LEN / LS_PAGE_TOKENS); /* all fit */
@@ -194,11 +195,18 @@ static void plans_for_gpus(void **state) {
     const int64_t workspace = ((int64_t)32 << 20) + 2 * m * f * 4;
     assert_int_equal(plan.rank_bytes[0][LS_MEMORY_KV_CACHE], (int64_t)SEQS * LEN * 36 * 2 * 8 * 128 * 2);
     assert_int_equal(plan.rank_bytes[0][LS_MEMORY_EXCHANGE], 2 * 8 * m * d * 4);
-    assert_int_equal(plan.rank_bytes[0][LS_MEMORY_ACTIVATIONS],
-                     m * (4 * d + 2 * d + 4 * wide + 2 * 32 * 128 + 2 * f) + workspace);
+    const int64_t activations = m * (4 * d + 2 * d + 4 * wide + 2 * 32 * 128 + 2 * f) + workspace;
+    assert_int_equal(plan.rank_bytes[0][LS_MEMORY_ACTIVATIONS], activations);
     assert_int_equal(plan.rank_bytes[0][LS_MEMORY_ROPE], (int64_t)LEN * 128 * 4);
     assert_int_equal(plan.shared_bytes[LS_MEMORY_ROPE], (int64_t)LEN * 128 * 4);
     assert_true(plan.shared_bytes[LS_MEMORY_LOGITS] > plan.rank_bytes[0][LS_MEMORY_LOGITS]);
+
+    /* The persistent kernel's tables and words, for steps of 1, 2, 4 and 8 rows: at least two of h, qkv and what crosses
+     * between FFN's halves, 8 bytes for two elements, one of h */
+    params.plan = NULL;
+    assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_OK);
+    const int64_t more = plan.rank_bytes[0][LS_MEMORY_ACTIVATIONS] - activations;
+    assert_in_range(more, 8 * (1 + 2 + 4 + 8) * (2 * d + wide / 2 + f / 2), 64 << 20);
 
     /* 256 seats are more than fit: pages fill the budget, less what the driver takes later, to within one */
     params.max_num_seqs = 256;
