@@ -70,55 +70,75 @@ DEVICE uint64_t word_of(uint32_t value, uint32_t epoch) {
     return (uint64_t)epoch << 32 | value;
 }
 
-DEVICE void put_float(uint64_t *to, float value, uint32_t epoch) {
-    store_word(to, word_of(__float_as_uint(value), epoch), false);
+DEVICE uint64_t word_of_float(float value, uint32_t epoch) {
+    return word_of(__float_as_uint(value), epoch);
 }
 
 DEVICE bool is_of(uint64_t word, uint32_t epoch) {
     return (uint32_t)(word >> 32) == epoch;
 }
 
-DEVICE uint32_t take_word(const uint64_t *from, uint32_t epoch, patience *p) {
-    uint64_t word;
+/* Words from[at[i]], or pairs of them from there on; at[i] < 0: none, 0. All are asked for before any is looked at. */
+template <int N>
+DEVICE void take_words(const uint64_t *from, const int (&at)[N], uint32_t epoch, uint32_t (&out)[N], patience *p) {
+    uint64_t v[N];
+    bool good;
     do {
-        word = load_word(from);
-    } while (!is_of(word, epoch) && !p->blind && !p->is_over());
-    return (uint32_t)word;
+        good = true;
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            v[i] = at[i] >= 0 ? load_word(from + at[i]) : word_of(0, epoch);
+        }
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            good = good && is_of(v[i], epoch);
+        }
+    } while (!good && !p->blind && !p->is_over());
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        out[i] = (uint32_t)v[i];
+    }
 }
 
-/* N pairs of words, `stride` words apart; only the first `there` exist. All are asked for before any is looked at. */
 template <int N>
-DEVICE void take_pairs(const uint64_t *from, int stride, int there, uint32_t epoch, uint2 (&out)[N], patience *p) {
+DEVICE void take_pairs(const uint64_t *from, const int (&at)[N], uint32_t epoch, uint2 (&out)[N], patience *p) {
     ulonglong2 v[N];
     bool good;
     do {
         good = true;
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            if (i < there) {
-                v[i] = load_two_words(from + (int64_t)i * stride);
+            if (at[i] >= 0) {
+                v[i] = load_two_words(from + at[i]);
+            } else {
+                v[i].x = v[i].y = word_of(0, epoch);
             }
         }
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            good = good && (i >= there || (is_of(v[i].x, epoch) && is_of(v[i].y, epoch)));
+            good = good && is_of(v[i].x, epoch) && is_of(v[i].y, epoch);
         }
     } while (!good && !p->blind && !p->is_over());
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        out[i] = i < there ? make_uint2((uint32_t)v[i].x, (uint32_t)v[i].y) : make_uint2(0, 0);
+        out[i] = make_uint2((uint32_t)v[i].x, (uint32_t)v[i].y);
     }
 }
 
 /* ---- A block's share of an op ---- */
 
+/* Rows [first, first + count) of the op's matrices, all columns of one part of its leaves. */
 struct share {
     int first, count, n_tiles, most;
+    int part, first_leaf, n_leaves;
 
     DEVICE_MEMBER share(const persist_op &op) {
-        const int64_t units = op.rows / op.unit;
-        first = (int)(units * blockIdx.x / gridDim.x) * op.unit;
-        count = (int)(units * (blockIdx.x + 1) / gridDim.x) * op.unit - first;
+        const int64_t units = op.rows / op.unit, groups = gridDim.x / op.n_parts, group = blockIdx.x / op.n_parts;
+        part = (int)(blockIdx.x % op.n_parts);
+        n_leaves = op.n_leaves / op.n_parts;
+        first_leaf = part * n_leaves;
+        first = (int)(units * group / groups) * op.unit;
+        count = (int)(units * (group + 1) / groups) * op.unit - first;
         most = op.kind == PERSIST_FFN_IN ? DECODE_TILE / 2 : DECODE_TILE;
         const int n = count / op.unit, per = most / op.unit;
         n_tiles = (n + per - 1) / per;
@@ -128,12 +148,16 @@ struct share {
     DEVICE_MEMBER int begin_of(const persist_op &op, int tile) const {
         return first + (int)((int64_t)(count / op.unit) * tile / n_tiles) * op.unit;
     }
-};
 
-/* Tiles that the warps take at a time: a warp takes one leaf of one of them. */
-DEVICE int tiles_of_group(const persist_op &op) {
-    return PERSIST_WARPS / op.n_leaves;
-}
+    /* Tiles that the warps take at a time: a warp takes one leaf of one of them. */
+    DEVICE_MEMBER int tiles_at_once() const {
+        return PERSIST_WARPS / n_leaves;
+    }
+
+    DEVICE_MEMBER int first_column(const persist_op &op) const {
+        return op.border[first_leaf];
+    }
+};
 
 DEVICE int matrix_of_row(const persist_op &op, int row) {
     return (row >= op.first_row[1]) + (row >= op.first_row[2]);

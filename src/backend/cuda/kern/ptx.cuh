@@ -247,6 +247,10 @@ DEVICE ulonglong2 load_two_words(const uint64_t *from) {
     return words;
 }
 
+DEVICE void store_two_words(uint64_t *to, uint64_t first, uint64_t second) {
+    asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(first), "l"(second) : "memory");
+}
+
 /* Nanoseconds, the same clock on all SMs; its resolution may be a microsecond. */
 DEVICE uint64_t global_time() {
     uint64_t ns;

@@ -145,6 +145,11 @@ DEVICE ulonglong2 load_two_words(const uint64_t *from) {
     emulate_check((uintptr_t)from % 16 == 0, "a load of two words is not aligned");
     return {load_word(from), load_word(from + 1)};
 }
+DEVICE void store_two_words(uint64_t *to, uint64_t first, uint64_t second) {
+    emulate_check((uintptr_t)to % 16 == 0, "a store of two words is not aligned");
+    store_word(to, first, false);
+    store_word(to + 1, second, false);
+}
 DEVICE uint64_t global_time() {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);

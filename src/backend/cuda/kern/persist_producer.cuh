@@ -1,0 +1,141 @@
+/*
+ * The producer of the persistent decode kernel: asks for all that this block's warps will multiply, in the order of the table.
+ */
+#ifndef LS_BACKEND_CUDA_PERSIST_PRODUCER_CUH
+#define LS_BACKEND_CUDA_PERSIST_PRODUCER_CUH
+
+#include "backend/cuda/kern/decode_attn.cuh"
+#include "backend/cuda/kern/persist.cuh"
+
+/* An op's line on its way to shared memory: 16 bytes a lane are read while the op before it runs. */
+static_assert(sizeof(persist_op) <= 512 && sizeof(persist_op) % 16 == 0, "a lane has 16 bytes of a line");
+
+struct line_reader {
+    uint4 part;
+
+    DEVICE_MEMBER void ask(const persist_args &a, int i) {
+        const int lane = threadIdx.x % 32;
+        if (i < a.n_ops && lane < (int)(sizeof(persist_op) / 16)) {
+            part = reinterpret_cast<const uint4 *>(a.op + i)[lane];
+        }
+    }
+    DEVICE_MEMBER void put(persist_op *to) const {
+        const int lane = threadIdx.x % 32;
+        if (lane < (int)(sizeof(persist_op) / 16)) {
+            reinterpret_cast<uint4 *>(to)[lane] = part;
+        }
+    }
+};
+
+/* What attention's functions want to know. */
+DEVICE decode_attn_args attn_args(const persist_args &a, const persist_op &op, int dtype) {
+    decode_attn_args out = {};
+    out.step = a.step;
+    out.k_cache = op.k_cache;
+    out.v_cache = op.v_cache;
+    out.q_norm = op.q_norm;
+    out.k_norm = op.k_norm;
+    out.rope = a.rope;
+    out.raw = 1;
+    out.n_heads = op.n_heads;
+    out.n_kv = op.n_kv;
+    out.d = op.d_head;
+    out.dtype = dtype;
+    out.window = op.window;
+    out.max_splits = op.max_splits;
+    out.row_bytes = a.kv_row_bytes;
+    out.warp_bytes = a.attn_warp_bytes;
+    out.scale = op.scale;
+    out.eps = op.eps;
+    return out;
+}
+
+template <int W_BYTES> struct producer {
+    ring r;
+    flight f;
+    patience p;
+
+    /* Piece j of leaf `leaf` of a tile; a lane copies a row. */
+    DEVICE_MEMBER void copy_piece(const persist_op &op, const share &mine, int tile, int leaf, int j) {
+        const int lane = threadIdx.x % 32, begin = mine.begin_of(op, tile), n = mine.begin_of(op, tile + 1) - begin;
+        const int first = op.border[leaf] * W_BYTES + j * op.piece_bytes;
+        const int bytes = max(0, min(op.border[leaf + 1] * W_BYTES - first, op.piece_bytes));
+        const bool is_pair = op.kind == PERSIST_FFN_IN;
+        if (!f.make_room(&r, bytes * n * (is_pair ? 2 : 1), &p)) {
+            return;
+        }
+        const int i = is_pair ? lane % 8 : lane;
+        if (bytes > 0 && i < n && lane < DECODE_TILE) {
+            const int row = begin + i, which = is_pair ? lane / 8 : matrix_of_row(op, row);
+            const char *w = static_cast<const char *>(op.matrix[which].w) +
+                            (int64_t)(row - (is_pair ? 0 : op.first_row[which])) * op.k * W_BYTES;
+            copy_bulk(r.at() + lane * op.pitch, w + first, (uint32_t)bytes, r.full + r.slot);
+        }
+        f.go_on(&r);
+    }
+
+    DEVICE_MEMBER void matmul(const persist_op &op) {
+        const share mine(op);
+        const int at_once = mine.tiles_at_once();
+        for (int tile = 0; tile < mine.n_tiles; tile += at_once) {
+            const int jobs = min(at_once, mine.n_tiles - tile) * mine.n_leaves;
+            for (int j = 0; j < op.n_pieces; j++) {
+                for (int job = 0; job < jobs; job++) {
+                    copy_piece(op, mine, tile + job / mine.n_leaves, mine.first_leaf + job % mine.n_leaves, j);
+                }
+            }
+        }
+    }
+
+    /* A lane copies a token's row. */
+    DEVICE_MEMBER void attention(const persist_args &a, const persist_op &op, int kv_bytes) {
+        const decode_attn_args args = attn_args(a, op, 0);
+        const int lane = threadIdx.x % 32, bytes = op.d_head * kv_bytes;
+        item it;
+        for (int index = blockIdx.x; index < find_item(args, index, &it); index += gridDim.x) {
+            for (int u = 0; u < it.n_units(); u++) {
+                unit which;
+                which.find(args, it, u);
+                const int first = max(which.first, 0), n = max(0, min(which.end, (int)UNIT) - first);
+                for (int kv = 0; kv < 2; kv++) {
+                    if (!f.make_room(&r, n * bytes, &p)) {
+                        return;
+                    }
+                    if (lane >= first && lane < first + n) {
+                        const char *from = static_cast<const char *>(kv == 0 ? op.k_cache : op.v_cache);
+                        copy_bulk(r.at() + lane * args.row_bytes, from + (which.row + lane) * bytes, (uint32_t)bytes,
+                                  r.full + r.slot);
+                    }
+                    f.go_on(&r);
+                }
+            }
+        }
+    }
+
+    DEVICE_MEMBER void run(const persist_args &a, char *room, persist_op *line, int kv_bytes) {
+        r.begin(a, room);
+        p.begin(a);
+        p.deadline += (uint64_t)a.timeout_ns; /* it is ahead: who is stuck is for consumers to say */
+        f.oldest = 0;
+        f.in_flight = 0;
+        f.window = a.window_bytes;
+        line_reader ahead;
+        ahead.ask(a, 0);
+        for (int i = 0; i < a.n_ops && !p.gone; i++) {
+            __syncwarp();
+            ahead.put(line);
+            ahead.ask(a, i + 1);
+            __syncwarp();
+            p.op = line->index;
+            p.layer = line->layer;
+            if (line->kind == PERSIST_ATTN) {
+                attention(a, *line, kv_bytes);
+            } else if (line->kind != PERSIST_EMBED && line->kind != PERSIST_NORM) {
+                matmul(*line);
+            }
+        }
+        f.land_all(&r);
+    }
+};
+
+#endif
