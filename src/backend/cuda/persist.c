@@ -305,6 +305,11 @@ static ls_status add_ops(builder *b, const ls_op *op, int n_ops, ls_error *err) 
             break;
         }
     }
+    for (int i = 0; i < b->n_ops; i++) {
+        if ((int64_t)b->plan->op[i].rows * b->how->blocks > INT32_MAX) {
+            return refuse(err, "a matrix has too many rows");
+        }
+    }
     return LS_OK;
 }
 

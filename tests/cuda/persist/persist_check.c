@@ -34,7 +34,7 @@ static const shape shapes[] = {
     {"mqa128", 1, 264, 328, 4, 1, 128, 515, 0, 2100, false, true, 5, 2048, 0, 0, false, false},
     {"qwen3-4b", 3, 2560, 9728, 32, 8, 128, 20011, 0, 1100, false, true, 0, 512, 0, 0, false, true},
     {"mistral", 2, 4096, 14336, 32, 8, 128, 8000, 0, 600, false, false, 0, 1024, 0, 2, false, true},
-    {"qwen3-0.6b", 2, 1024, 3072, 16, 8, 128, 20011, 200, 9000, false, true, 0, 256, 1, 8, false, true},
+    {"qwen3-0.6b", 1, 1024, 3072, 16, 8, 128, 20011, 0, 4700, false, true, 0, 256, 1, 8, false, true},
 };
 
 static int n_passed, n_failed;
@@ -96,8 +96,8 @@ typedef struct check {
     int n_ranks;
     model of_rank[MAX_RANKS]; /* one: that of ops */
     side rank[MAX_RANKS];
-    uint8_t *cache[2]; /* K, V as they are before the first step */
-    bool is_faulty;    /* an infinity in row 1's V */
+    uint8_t *cache[1 + MAX_RANKS][2]; /* K, V as they are before the first step: of ops, of ranks; NULL: the same */
+    bool is_faulty;                   /* an infinity in row 1's V */
     model_step step;
     uint32_t random;
 } check;
@@ -123,13 +123,25 @@ static void fill_cache(const check *c, const side *s, bool is_v, uint8_t *out) {
     }
 }
 
-static void write_caches(const check *c, const side *s) {
-    uint8_t *bytes = malloc(s->cache_bytes);
+/* which: 0 of ops, 1 .. of ranks. */
+static void write_caches(check *c, const side *s, int which) {
+    const int of = c->n_ranks > 1 ? which : 0;
     for (int v = 0; v < 2; v++) {
-        fill_cache(c, s, v, bytes);
-        device_write(c->dev, v ? s->rank.bind.v_cache : s->rank.bind.k_cache, bytes, s->cache_bytes);
+        if (c->cache[of][v] == NULL) {
+            c->cache[of][v] = malloc(s->cache_bytes);
+            fill_cache(c, s, v, c->cache[of][v]);
+        }
+        device_write(c->dev, v ? s->rank.bind.v_cache : s->rank.bind.k_cache, c->cache[of][v], s->cache_bytes);
     }
-    free(bytes);
+}
+
+static void forget_caches(check *c) {
+    for (int i = 0; i <= MAX_RANKS; i++) {
+        for (int v = 0; v < 2; v++) {
+            free(c->cache[i][v]);
+            c->cache[i][v] = NULL;
+        }
+    }
 }
 
 static void open_case(check *c, device *dev, const shape *s, ls_dtype dtype, bool int8, int n_ranks) {
@@ -155,6 +167,7 @@ static void open_case(check *c, device *dev, const shape *s, ls_dtype dtype, boo
 }
 
 static void close_case(check *c) {
+    forget_caches(c);
     for (int r = 0; r < c->n_ranks && c->n_ranks > 1; r++) {
         model_close(&c->of_rank[r]);
     }
@@ -193,7 +206,7 @@ static void first_step(check *c, int n) {
         c->step.pos[i] = at[i] % (c->s->max_len - STEPS);
         c->step.token[i] = (int32_t)(next_u32(c) % (uint32_t)c->s->vocab);
     }
-    if (c->s->max_len > 8000) {
+    if (c->s->max_len > 4000) {
         c->step.pos[0] = c->s->max_len - STEPS - 1;
     }
 }
@@ -262,7 +275,7 @@ static void compare_caches(check *c, const char *what) {
         const ls_bind *a = &c->rank[0].rank.bind, *b = &c->ops.rank.bind;
         device_read(c->dev, ours, v ? a->v_cache : a->k_cache, c->ops.cache_bytes);
         device_read(c->dev, theirs, v ? b->v_cache : b->k_cache, c->ops.cache_bytes);
-        size_t i = 0;
+        size_t i = memcmp(ours, theirs, c->ops.cache_bytes) == 0 ? c->ops.cache_bytes : 0;
         while (i < c->ops.cache_bytes && ours[i] == theirs[i]) {
             i++;
         }
@@ -313,9 +326,9 @@ static void next_step(check *c) {
 
 static void check_rows(check *c, int n, int rows) {
     char what[160];
-    write_caches(c, &c->ops);
+    write_caches(c, &c->ops, 0);
     for (int r = 0; r < c->n_ranks; r++) {
-        write_caches(c, &c->rank[r]);
+        write_caches(c, &c->rank[r], r + 1);
     }
     make_plans(c, rows);
     first_step(c, n);
@@ -380,6 +393,7 @@ static void check_model(device *dev, const shape *s, ls_dtype dtype, bool int8, 
     if (n_ranks == 1 && !s->is_large) {
         check_stuck(c);
         c->is_faulty = true;
+        forget_caches(c);
         check_rows(c, 3, 3);
     }
     printf("%-4s %-28s %4d checks\n", n_failed == failed ? "ok" : "BAD", c->name,

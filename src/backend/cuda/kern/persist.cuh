@@ -132,21 +132,21 @@ struct share {
     int first, count, n_tiles, most;
     int part, first_leaf, n_leaves;
 
-    DEVICE_MEMBER share(const persist_op &op) {
-        const int64_t units = op.rows / op.unit, groups = gridDim.x / op.n_parts, group = blockIdx.x / op.n_parts;
-        part = (int)(blockIdx.x % op.n_parts);
+    DEVICE_MEMBER share(const persist_op &op) { /* rows * blocks < 2^31: persist.c */
+        const uint32_t units = (uint32_t)(op.rows / op.unit), parts = (uint32_t)op.n_parts;
+        const uint32_t groups = gridDim.x / parts, group = blockIdx.x / parts;
+        part = (int)(blockIdx.x % parts);
         n_leaves = op.n_leaves / op.n_parts;
         first_leaf = part * n_leaves;
         first = (int)(units * group / groups) * op.unit;
         count = (int)(units * (group + 1) / groups) * op.unit - first;
         most = op.kind == PERSIST_FFN_IN ? DECODE_TILE / 2 : DECODE_TILE;
-        const int n = count / op.unit, per = most / op.unit;
-        n_tiles = (n + per - 1) / per;
+        n_tiles = (count + most - 1) / most;
     }
 
     /* Tiles are as equal as units allow. */
     DEVICE_MEMBER int begin_of(const persist_op &op, int tile) const {
-        return first + (int)((int64_t)(count / op.unit) * tile / n_tiles) * op.unit;
+        return first + (int)((uint32_t)(count / op.unit) * (uint32_t)tile / (uint32_t)n_tiles) * op.unit;
     }
 
     /* Tiles that the warps take at a time: a warp takes one leaf of one of them. */
@@ -188,10 +188,14 @@ struct ring {
         slot = phase = next = 0;
     }
 
+    /* Forward. */
     DEVICE_MEMBER void seek(uint32_t chunk) {
+        slot += chunk - next;
         next = chunk;
-        slot = chunk % n_slots;
-        phase = chunk / n_slots % 2;
+        while (slot >= (uint32_t)n_slots) {
+            slot -= (uint32_t)n_slots;
+            phase ^= 1;
+        }
     }
 
     DEVICE_MEMBER char *at() const {
@@ -215,17 +219,30 @@ struct ring {
 
 /* What the producer has in flight. */
 struct flight {
-    uint32_t oldest; /* chunk that may not have landed */
+    uint32_t oldest, slot, phase; /* chunk that may not have landed */
     int in_flight, window;
 
+    DEVICE_MEMBER void begin(const persist_args &a) {
+        oldest = slot = phase = 0;
+        in_flight = 0;
+        window = a.window_bytes;
+    }
+
+    DEVICE_MEMBER void step(const ring *r) {
+        oldest++;
+        if (++slot == (uint32_t)r->n_slots) {
+            slot = 0;
+            phase ^= 1;
+        }
+    }
+
     DEVICE_MEMBER void land_one(ring *r, patience *p) {
-        const uint32_t slot = oldest % r->n_slots;
-        p->wait(r->full + slot, oldest / r->n_slots % 2);
+        p->wait(r->full + slot, phase);
         if (p->gone) {
             return;
         }
         in_flight -= (int)r->bytes[slot];
-        oldest++;
+        step(r);
     }
 
     /* Room for the next chunk: its slot is free, and no more than the window is on its way. False, on all lanes, if nothing
@@ -257,8 +274,8 @@ struct flight {
 
     /* All that was asked for, whether or not anybody waits for it: a block must not end before. */
     DEVICE_MEMBER void land_all(ring *r) {
-        for (; oldest != r->next; oldest++) {
-            while (!barrier_passed(r->full + oldest % r->n_slots, oldest / r->n_slots % 2)) {
+        for (; oldest != r->next; step(r)) {
+            while (!barrier_passed(r->full + slot, phase)) {
                 between_polls();
             }
         }

@@ -18,9 +18,10 @@ struct block_state {
     uint32_t base;  /* epoch of the table's first op */
     uint32_t chunk; /* of the ring: the first of this op */
     int warp, lane, thread, n_rows;
-    int line;       /* of the table */
-    float *h;       /* [M][own_rows] of the residual stream */
-    int32_t *fault; /* [16] of this block, 0: none */
+    int line;             /* of the table */
+    int first_own, n_own; /* elements of a row of the residual stream */
+    float *h;             /* [M][own_rows] of the residual stream */
+    int32_t *fault;       /* [16] of this block, 0: none */
 
     DEVICE_MEMBER block_state(const persist_args &args, char *shared_room) : a(args), room(shared_room) {
         thread = threadIdx.x;
@@ -30,6 +31,8 @@ struct block_state {
         p.begin(a);
         base = *a.launches * (uint32_t)a.n_ops + 1;
         chunk = 0;
+        first_own = (int)((uint32_t)a.d * blockIdx.x / gridDim.x);
+        n_own = (int)((uint32_t)a.d * (blockIdx.x + 1) / gridDim.x) - first_own;
         n_rows = a.step->n_rows;
         h = reinterpret_cast<float *>(room + a.at_h);
         fault = reinterpret_cast<int32_t *>(room + a.at_fault);
@@ -59,15 +62,8 @@ struct block_state {
 
     /* ---- The residual stream ---- */
 
-    DEVICE_MEMBER int64_t first_own() const {
-        return (int64_t)a.d * blockIdx.x / gridDim.x;
-    }
-    DEVICE_MEMBER int64_t end_own() const {
-        return (int64_t)a.d * (blockIdx.x + 1) / gridDim.x;
-    }
-
     DEVICE_MEMBER void add_to_h(const persist_op &op, int m, int i, float sum) {
-        float *mine = &h[m * a.own_rows + i - (int)first_own()];
+        float *mine = &h[m * a.own_rows + i - first_own];
         float value = op.kind == PERSIST_EMBED ? 0.0F : *mine;
         value += op.bias != NULL ? sum + op.bias[i] : sum;
         *mine = value;
@@ -99,9 +95,9 @@ struct block_state {
 
     /* The block's own elements, where others made nodes of them. */
     DEVICE_MEMBER void add_nodes(const persist_op &op) {
-        const int n = nodes_of(op), first = (int)first_own(), count = (int)end_own() - first;
-        for (int i = thread; i < n_rows * count; i += PERSIST_THREADS) {
-            const int m = i / count, e = first + i % count;
+        const int n = nodes_of(op);
+        for (int i = thread; i < n_rows * n_own; i += PERSIST_THREADS) {
+            const int m = i / n_own, e = first_own + i % n_own;
             int at[DECODE_LEAVES];
             uint32_t word[DECODE_LEAVES];
             float node[DECODE_LEAVES];
@@ -119,9 +115,8 @@ struct block_state {
     }
 
     DEVICE_MEMBER void embed(const persist_op &op) {
-        const int first = (int)first_own(), count = (int)end_own() - first;
-        for (int i = thread; i < n_rows * count; i += PERSIST_THREADS) {
-            const int m = i / count, e = first + i % count;
+        for (int i = thread; i < n_rows * n_own; i += PERSIST_THREADS) {
+            const int m = i / n_own, e = first_own + i % n_own;
             put_node(op, 0, m, e, embed_row(a.embed, m).value(a.embed, e));
         }
     }

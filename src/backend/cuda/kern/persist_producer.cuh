@@ -55,21 +55,30 @@ template <int W_BYTES> struct producer {
     flight f;
     patience p;
 
-    /* Piece j of leaf `leaf` of a tile; a lane copies a row. */
-    DEVICE_MEMBER void copy_piece(const persist_op &op, const share &mine, int tile, int leaf, int j) {
-        const int lane = threadIdx.x % 32, begin = mine.begin_of(op, tile), n = mine.begin_of(op, tile + 1) - begin;
-        const int first = op.border[leaf] * W_BYTES + j * op.piece_bytes;
-        const int bytes = max(0, min(op.border[leaf + 1] * W_BYTES - first, op.piece_bytes));
+    /* A tile's rows: a lane copies one of them. */
+    const char *row;
+    int n_rows;
+    bool is_mine;
+
+    DEVICE_MEMBER void point_at_tile(const persist_op &op, const share &mine, int tile) {
         const bool is_pair = op.kind == PERSIST_FFN_IN;
-        if (!f.make_room(&r, bytes * n * (is_pair ? 2 : 1), &p)) {
+        const int lane = threadIdx.x % 32, begin = mine.begin_of(op, tile), n = mine.begin_of(op, tile + 1) - begin;
+        const int i = begin + (is_pair ? lane % 8 : lane), which = is_pair ? lane / 8 % 2 : matrix_of_row(op, i);
+        row = static_cast<const char *>(op.matrix[which].w) +
+              (int64_t)(i - (is_pair ? 0 : op.first_row[which])) * op.k * W_BYTES;
+        is_mine = i < begin + n && lane < DECODE_TILE;
+        n_rows = is_pair ? 2 * n : n;
+    }
+
+    /* Piece j of a leaf of them. */
+    DEVICE_MEMBER void copy_piece(const persist_op &op, int leaf, int j) {
+        const int lane = threadIdx.x % 32, first = op.border[leaf] * W_BYTES + j * op.piece_bytes;
+        const int bytes = max(0, min(op.border[leaf + 1] * W_BYTES - first, op.piece_bytes));
+        if (!f.make_room(&r, bytes * n_rows, &p)) {
             return;
         }
-        const int i = is_pair ? lane % 8 : lane;
-        if (bytes > 0 && i < n && lane < DECODE_TILE) {
-            const int row = begin + i, which = is_pair ? lane / 8 : matrix_of_row(op, row);
-            const char *w = static_cast<const char *>(op.matrix[which].w) +
-                            (int64_t)(row - (is_pair ? 0 : op.first_row[which])) * op.k * W_BYTES;
-            copy_bulk(r.at() + lane * op.pitch, w + first, (uint32_t)bytes, r.full + r.slot);
+        if (bytes > 0 && is_mine) {
+            copy_bulk(r.at() + lane * op.pitch, row + first, (uint32_t)bytes, r.full + r.slot);
         }
         f.go_on(&r);
     }
@@ -77,11 +86,16 @@ template <int W_BYTES> struct producer {
     DEVICE_MEMBER void matmul(const persist_op &op) {
         const share mine(op);
         const int at_once = mine.tiles_at_once();
-        for (int tile = 0; tile < mine.n_tiles; tile += at_once) {
-            const int jobs = min(at_once, mine.n_tiles - tile) * mine.n_leaves;
+        for (int first = 0; first < mine.n_tiles; first += at_once) {
+            const int tiles = min(at_once, mine.n_tiles - first);
             for (int j = 0; j < op.n_pieces; j++) {
-                for (int job = 0; job < jobs; job++) {
-                    copy_piece(op, mine, tile + job / mine.n_leaves, mine.first_leaf + job % mine.n_leaves, j);
+                for (int tile = 0; tile < tiles; tile++) {
+                    if (j == 0 || tiles > 1) {
+                        point_at_tile(op, mine, first + tile);
+                    }
+                    for (int leaf = 0; leaf < mine.n_leaves; leaf++) {
+                        copy_piece(op, mine.first_leaf + leaf, j);
+                    }
                 }
             }
         }
@@ -116,9 +130,7 @@ template <int W_BYTES> struct producer {
         r.begin(a, room);
         p.begin(a);
         p.deadline += (uint64_t)a.timeout_ns; /* it is ahead: who is stuck is for consumers to say */
-        f.oldest = 0;
-        f.in_flight = 0;
-        f.window = a.window_bytes;
+        f.begin(a);
         line_reader ahead;
         ahead.ask(a, 0);
         for (int i = 0; i < a.n_ops && !p.gone; i++) {
