@@ -9,13 +9,13 @@
 enum {
     ALIGN_BYTES = 256,
     CHUNK_BYTES = 64,  /* of a row, that a warp multiplies at a time: a piece is whole chunks */
-    LINE_BYTES = 2048, /* of shared memory that the kernel declares by itself */
+    LINE_BYTES = 4096, /* of shared memory that the kernel declares by itself */
     LEAST_RING = 64 << 10,
     MAX_NORM_THREADS = 1024,
     MAX_NORM_PARTS = 16,
     FUSED_ROWS = 2, /* steps of more rows have norms apart, and parts */
     WARP = 32,
-    SLOT_EXTRA = 20, /* bytes of a slot: two barriers, and how much it holds */
+    SLOT_EXTRA = 16 + 4 * PERSIST_PRODUCERS, /* bytes of a slot: two barriers, and how much each producer put there */
     TIMEOUT_S = 10
 };
 
@@ -485,10 +485,10 @@ ls_status persist_prepare(cuda_rank *rank, const persist_plan *plan, CUfunction 
                    rank->driver->cuFuncSetAttribute(fn, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                                                     rank->facts.shared_bytes_per_block - LINE_BYTES),
                    plan->kernel, err));
-    TRY(cuda_check(rank,
-                   rank->driver->cuOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, fn, PERSIST_THREADS + WARP,
-                                                                             plan->shared_bytes),
-                   plan->kernel, err));
+    TRY(cuda_check(
+        rank,
+        rank->driver->cuOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, fn, PERSIST_ALL_THREADS, plan->shared_bytes),
+        plan->kernel, err));
     if ((unsigned)(per_sm * rank->facts.sm_count) < plan->grid) {
         return refuse(err, "the GPU does not hold all its blocks at once");
     }
@@ -497,7 +497,7 @@ ls_status persist_prepare(cuda_rank *rank, const persist_plan *plan, CUfunction 
 
 ls_status persist_launch(cuda_rank *rank, const persist_plan *plan, CUfunction fn, ls_error *err) {
     persist_args args = plan->args;
-    return cuda_launch_together(rank, fn, plan->kernel, plan->grid, PERSIST_THREADS + WARP, plan->shared_bytes,
+    return cuda_launch_together(rank, fn, plan->kernel, plan->grid, PERSIST_ALL_THREADS, plan->shared_bytes,
                                 (void *[]){&args}, err);
 }
 

@@ -2,7 +2,7 @@
  * What the persistent decode kernel takes, beside the limit and the kernels that run op by op, in one process on one GPU.
  *
  *     persist_bench MODEL [--dtype f32|bf16|f16] [--int8] [--m 1,8,16] [--context 282] [--windows 16,24,32,48,64,96,128]
- *                   [--pieces 256,512,1024,2048] [--table] [--ops] [--blocks 132] [--norm-apart -1|0|1] [--parts 1|2|4|8]
+ *                   [--pieces 256,512,640,1024,2048] [--table] [--ops] [--blocks 132] [--norm-apart -1|0|1] [--parts 1|2|4|8]
  *
  * MODEL: a name ("Qwen3-4B") or a folder with a config.json. For each M and each piece (bytes of a row that a copy brings) one line a
  * window (KiB of weights on their way to each SM): ms a step, the share of the limit, and the same where nobody waits for
@@ -50,7 +50,7 @@ static options options_of(int argc, char **argv) {
     options o = {.model = "Qwen3-4B", .dtype = LS_BF16, .context = 282};
     o.m = list_of("1,8,16");
     o.windows = list_of("16,24,32,48,64,96,128");
-    o.pieces = list_of("512");
+    o.pieces = list_of("640");
     for (int i = 1; i < argc; i++) {
         const char *value = i + 1 < argc ? argv[i + 1] : "";
         if (strcmp(argv[i], "--int8") == 0) {

@@ -1,9 +1,9 @@
 /*
  * A whole decode step as one cooperative kernel, M = 1 .. 16, sm_90 on: one block on each SM, and weights that never stop coming.
  *
- * Shape. Per-op kernels stop and start the stream of weights at every border. Here a PRODUCER warp walks the op table once a
- * step and copies this block's part of every op, in order, into a ring of slots in shared memory (cp.async.bulk, a slot's
- * barrier counts its bytes). It waits for free slots and for its window (bytes in flight: more would only make exchanges wait in
+ * Shape. Per-op kernels stop and start the stream of weights at every border. Here PRODUCER warps walk the op table once a
+ * step and copy this block's part of every op, in order, into a ring of slots in shared memory (cp.async.bulk, a slot's
+ * barrier counts its bytes). They wait for free slots and for their window (bytes in flight: more would only make exchanges wait in
  * the memory's queues), never for activations: what an op will need is there when its input is. Eight other warps COMPUTE.
  * All that is particular to a model is in the table (persist.c, from the program).
  *
@@ -33,7 +33,7 @@
  * Memory order. Words carry their own readiness, hence relaxed. Shared memory goes between warps by barriers of the eight.
  * Where warps write into a slot (attention), a fence stands before the slot is given back, since the next copy is another proxy's.
  *
- * Every wait has a deadline (patience). After an abort nobody waits; the producer asks for nothing more but lets what is under way land.
+ * Every wait has a deadline (patience). After an abort nobody waits; producers ask for nothing more but let what is under way land.
  */
 #include "backend/cuda/kern/persist_attn.cuh"
 #include "backend/cuda/kern/persist_matmul.cuh"
@@ -116,12 +116,12 @@ template <int ACT, bool INT8, int COLUMNS, int KV> struct consumers {
 };
 
 template <int ACT, bool INT8, int COLUMNS, int KV> DEVICE void persist(const persist_args &a) {
-    __shared__ __align__(16) persist_op line[3];
+    __shared__ __align__(16) persist_op line[2 + PERSIST_PRODUCERS];
     char *room = reinterpret_cast<char *>(persist_room);
     ring r;
     r.begin(a, room);
     for (int i = threadIdx.x; i < 2 * a.n_slots; i += blockDim.x) {
-        barrier_init(r.full + i, 1);
+        barrier_init(r.full + i, i < a.n_slots ? PERSIST_PRODUCERS : 1);
         barriers_are_ready();
     }
     __syncthreads();
@@ -132,7 +132,8 @@ template <int ACT, bool INT8, int COLUMNS, int KV> DEVICE void persist(const per
         consumers<ACT, INT8, COLUMNS, KV>{b, matmul, attn}.run(line);
     } else {
         producer<units<ACT, INT8, COLUMNS, false>::W_BYTES> one;
-        one.run(a, room, &line[2], KV == KERN_F32 ? 4 : 2);
+        const int which = threadIdx.x / 32 - PERSIST_WARPS;
+        one.run(a, room, which, &line[2 + which], KV == KERN_F32 ? 4 : 2);
     }
 }
 
@@ -143,7 +144,7 @@ template <int ACT, bool INT8, int COLUMNS, int KV> DEVICE void persist(const per
 #endif
 /* Names: dtype of x (and KV), of W where it differs; the most rows. */
 #define DEFINE_PERSIST(name, act, int8, columns, kv)                                                                   \
-    extern "C" __global__ void __launch_bounds__(PERSIST_THREADS + 32, 1)                                              \
+    extern "C" __global__ void __launch_bounds__(PERSIST_ALL_THREADS, 1)                                               \
         persist_##name##_##columns(const __grid_constant__ persist_args a) {                                           \
         PERSIST_BODY(act, int8, columns, kv);                                                                          \
     }

@@ -169,7 +169,7 @@ DEVICE int matrix_of_row(const persist_op &op, int row) {
 struct ring {
     char *room;
     uint64_t *full, *empty;
-    uint32_t *bytes; /* of the chunk in each slot: the producer's */
+    uint32_t *bytes; /* of the chunk in each slot, by producer: their own */
     int n_slots, slot_bytes;
     uint32_t slot, phase; /* of the chunk that `next` is */
     uint32_t next;
@@ -217,15 +217,17 @@ struct ring {
     }
 };
 
-/* What the producer has in flight. */
+/* What a producer has in flight. */
 struct flight {
+    int producer;                 /* which */
     uint32_t oldest, slot, phase; /* chunk that may not have landed */
     int in_flight, window;
 
-    DEVICE_MEMBER void begin(const persist_args &a) {
+    DEVICE_MEMBER void begin(const persist_args &a, int which) {
+        producer = which;
         oldest = slot = phase = 0;
         in_flight = 0;
-        window = a.window_bytes;
+        window = a.window_bytes / PERSIST_PRODUCERS;
     }
 
     DEVICE_MEMBER void step(const ring *r) {
@@ -241,7 +243,7 @@ struct flight {
         if (p->gone) {
             return;
         }
-        in_flight -= (int)r->bytes[slot];
+        in_flight -= (int)r->bytes[slot * PERSIST_PRODUCERS + producer];
         step(r);
     }
 
@@ -260,7 +262,7 @@ struct flight {
             return false;
         }
         if (threadIdx.x % 32 == 0) {
-            r->bytes[r->slot] = (uint32_t)total;
+            r->bytes[r->slot * PERSIST_PRODUCERS + producer] = (uint32_t)total;
             barrier_expect(r->full + r->slot, (uint32_t)total);
         }
         __syncwarp();

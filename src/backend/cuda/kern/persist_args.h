@@ -8,8 +8,10 @@
 #include "backend/cuda/kern/decode_args.h"
 
 enum {
-    PERSIST_WARPS = 8, /* that compute; one more asks for weights */
+    PERSIST_WARPS = 8,     /* that compute */
+    PERSIST_PRODUCERS = 4, /* more, which ask for weights */
     PERSIST_THREADS = 32 * PERSIST_WARPS,
+    PERSIST_ALL_THREADS = PERSIST_THREADS + 32 * PERSIST_PRODUCERS,
     PERSIST_MAX_RANKS = 8,
     PERSIST_NORM_WARPS = 32 /* of the norm's sum, at most: decode_exchange's */
 };

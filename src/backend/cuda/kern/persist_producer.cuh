@@ -1,5 +1,9 @@
 /*
- * The producer of the persistent decode kernel: asks for all that this block's warps will multiply, in the order of the table.
+ * The producers of the persistent decode kernel: ask for all that this block's warps will multiply, in the order of the table.
+ *
+ * Producer p of four copies rows p, p + 4, ... of each chunk: copies of a warp's lanes are issued one after the other, some fifty
+ * clocks each, so that one warp would be slower than memory. All four announce their bytes at the chunk's barrier, so
+ * that none can be a round of the ring behind.
  */
 #ifndef LS_BACKEND_CUDA_PERSIST_PRODUCER_CUH
 #define LS_BACKEND_CUDA_PERSIST_PRODUCER_CUH
@@ -57,28 +61,34 @@ template <int W_BYTES> struct producer {
 
     /* A tile's rows: a lane copies one of them. */
     const char *row;
-    int n_rows;
+    int in_slot, n_rows; /* the lane's; the warp's */
     bool is_mine;
+
+    DEVICE_MEMBER int row_of_lane() const {
+        return threadIdx.x % 32 * PERSIST_PRODUCERS + f.producer;
+    }
 
     DEVICE_MEMBER void point_at_tile(const persist_op &op, const share &mine, int tile) {
         const bool is_pair = op.kind == PERSIST_FFN_IN;
-        const int lane = threadIdx.x % 32, begin = mine.begin_of(op, tile), n = mine.begin_of(op, tile + 1) - begin;
-        const int i = begin + (is_pair ? lane % 8 : lane), which = is_pair ? lane / 8 % 2 : matrix_of_row(op, i);
+        const int begin = mine.begin_of(op, tile), n = mine.begin_of(op, tile + 1) - begin;
+        in_slot = row_of_lane();
+        const int i = begin + (is_pair ? in_slot % 8 : in_slot),
+                  which = is_pair ? in_slot / 8 % 2 : matrix_of_row(op, i);
         row = static_cast<const char *>(op.matrix[which].w) +
               (int64_t)(i - (is_pair ? 0 : op.first_row[which])) * op.k * W_BYTES;
-        is_mine = i < begin + n && lane < DECODE_TILE;
-        n_rows = is_pair ? 2 * n : n;
+        is_mine = i < begin + n && in_slot < DECODE_TILE;
+        n_rows = __popc(__ballot_sync(0xffffffffu, is_mine));
     }
 
     /* Piece j of a leaf of them. */
     DEVICE_MEMBER void copy_piece(const persist_op &op, int leaf, int j) {
-        const int lane = threadIdx.x % 32, first = op.border[leaf] * W_BYTES + j * op.piece_bytes;
+        const int first = op.border[leaf] * W_BYTES + j * op.piece_bytes;
         const int bytes = max(0, min(op.border[leaf + 1] * W_BYTES - first, op.piece_bytes));
         if (!f.make_room(&r, bytes * n_rows, &p)) {
             return;
         }
         if (bytes > 0 && is_mine) {
-            copy_bulk(r.at() + lane * op.pitch, row + first, (uint32_t)bytes, r.full + r.slot);
+            copy_bulk(r.at() + in_slot * op.pitch, row + first, (uint32_t)bytes, r.full + r.slot);
         }
         f.go_on(&r);
     }
@@ -104,20 +114,21 @@ template <int W_BYTES> struct producer {
     /* A lane copies a token's row. */
     DEVICE_MEMBER void attention(const persist_args &a, const persist_op &op, int kv_bytes) {
         const decode_attn_args args = attn_args(a, op, 0);
-        const int lane = threadIdx.x % 32, bytes = op.d_head * kv_bytes;
+        const int token = row_of_lane(), bytes = op.d_head * kv_bytes;
         item it;
         for (int index = blockIdx.x; index < find_item(args, index, &it); index += gridDim.x) {
             for (int u = 0; u < it.n_units(); u++) {
                 unit which;
                 which.find(args, it, u);
-                const int first = max(which.first, 0), n = max(0, min(which.end, (int)UNIT) - first);
+                is_mine = token < UNIT && token >= which.first && token < which.end;
+                n_rows = __popc(__ballot_sync(0xffffffffu, is_mine));
                 for (int kv = 0; kv < 2; kv++) {
-                    if (!f.make_room(&r, n * bytes, &p)) {
+                    if (!f.make_room(&r, n_rows * bytes, &p)) {
                         return;
                     }
-                    if (lane >= first && lane < first + n) {
+                    if (is_mine) {
                         const char *from = static_cast<const char *>(kv == 0 ? op.k_cache : op.v_cache);
-                        copy_bulk(r.at() + lane * args.row_bytes, from + (which.row + lane) * bytes, (uint32_t)bytes,
+                        copy_bulk(r.at() + token * args.row_bytes, from + (which.row + token) * bytes, (uint32_t)bytes,
                                   r.full + r.slot);
                     }
                     f.go_on(&r);
@@ -126,11 +137,12 @@ template <int W_BYTES> struct producer {
         }
     }
 
-    DEVICE_MEMBER void run(const persist_args &a, char *room, persist_op *line, int kv_bytes) {
+    /* line: room for one. */
+    DEVICE_MEMBER void run(const persist_args &a, char *room, int which, persist_op *line, int kv_bytes) {
         r.begin(a, room);
         p.begin(a);
         p.deadline += (uint64_t)a.timeout_ns; /* it is ahead: who is stuck is for consumers to say */
-        f.begin(a);
+        f.begin(a, which);
         line_reader ahead;
         ahead.ask(a, 0);
         for (int i = 0; i < a.n_ops && !p.gone; i++) {
