@@ -1,9 +1,8 @@
 /*
  * The producers of the persistent decode kernel: ask for all that this block's warps will multiply, in the order of the table.
  *
- * Producer p of four copies rows p, p + 4, ... of each chunk: copies of a warp's lanes are issued one after the other, some fifty
- * clocks each, so that one warp would be slower than memory. All four announce their bytes at the chunk's barrier, so
- * that none can be a round of the ring behind.
+ * Producer p of four copies rows p, p + 4, ... of each chunk, by one lane. All four announce their bytes at the chunk's
+ * barrier, so that none can be a round of the ring behind.
  */
 #ifndef LS_BACKEND_CUDA_PERSIST_PRODUCER_CUH
 #define LS_BACKEND_CUDA_PERSIST_PRODUCER_CUH
@@ -59,25 +58,54 @@ template <int W_BYTES> struct producer {
     flight f;
     patience p;
 
-    /* A tile's rows: a lane copies one of them. */
-    const char *row;
-    int in_slot, n_rows; /* the lane's; the warp's */
-    bool is_mine;
+    /* Rows of one matrix, or of K or V, PERSIST_PRODUCERS apart: all that this producer copies of a chunk are one to three of these. */
+    struct run_of_rows {
+        const char *from;
+        int in_slot, count;
+    };
+    run_of_rows rows[3];
+    int n_rows;
 
-    DEVICE_MEMBER int row_of_lane() const {
-        return threadIdx.x % 32 * PERSIST_PRODUCERS + f.producer;
+    /* Rows [first, end) lie in memory from `from` on, `bytes` each, and in the slot from row in_slot on. */
+    DEVICE_MEMBER void set_rows(int which, const char *from, int64_t bytes, int first, int end, int in_slot) {
+        const int before = (f.producer - in_slot % PERSIST_PRODUCERS + PERSIST_PRODUCERS) % PERSIST_PRODUCERS;
+        rows[which].from = from + before * bytes;
+        rows[which].in_slot = in_slot + before;
+        rows[which].count = max(0, (end - first - before + PERSIST_PRODUCERS - 1) / PERSIST_PRODUCERS);
+        n_rows += rows[which].count;
+    }
+
+    /* `bytes` of each of them, which lie `apart` from one another. */
+    DEVICE_MEMBER void copy_rows(int from_byte, int bytes, int64_t apart, int pitch) {
+        if (bytes > 0 && is_elected()) {
+#pragma unroll
+            for (int i = 0; i < 3; i++) {
+                const char *from = rows[i].from + from_byte;
+                char *to = r.at() + rows[i].in_slot * pitch;
+                for (int n = rows[i].count; n > 0; n--) {
+                    copy_bulk(to, from, (uint32_t)bytes, r.full + r.slot);
+                    from += PERSIST_PRODUCERS * apart;
+                    to += PERSIST_PRODUCERS * pitch;
+                }
+            }
+        }
+        __syncwarp();
     }
 
     DEVICE_MEMBER void point_at_tile(const persist_op &op, const share &mine, int tile) {
         const bool is_pair = op.kind == PERSIST_FFN_IN;
-        const int begin = mine.begin_of(op, tile), n = mine.begin_of(op, tile + 1) - begin;
-        in_slot = row_of_lane();
-        const int i = begin + (is_pair ? in_slot % 8 : in_slot),
-                  which = is_pair ? in_slot / 8 % 2 : matrix_of_row(op, i);
-        row = static_cast<const char *>(op.matrix[which].w) +
-              (int64_t)(i - (is_pair ? 0 : op.first_row[which])) * op.k * W_BYTES;
-        is_mine = i < begin + n && in_slot < DECODE_TILE;
-        n_rows = __popc(__ballot_sync(0xffffffffu, is_mine));
+        const int begin = mine.begin_of(op, tile), end = mine.begin_of(op, tile + 1);
+        const int64_t row_bytes = (int64_t)op.k * W_BYTES;
+        n_rows = 0;
+#pragma unroll
+        for (int i = 0; i < 3; i++) {
+            const int base = is_pair || op.first_row[i] == INT32_MAX ? 0 : op.first_row[i];
+            const int behind = is_pair || i == 2 ? INT32_MAX : op.first_row[i + 1];
+            const bool there = op.matrix[i].w != NULL;
+            const int first = max(begin, base), stop = there ? min(end, behind) : first;
+            set_rows(i, static_cast<const char *>(op.matrix[i].w) + (first - base) * row_bytes, row_bytes, first, stop,
+                     is_pair ? i * (DECODE_TILE / 2) : max(first - begin, 0));
+        }
     }
 
     /* Piece j of a leaf of them. */
@@ -87,9 +115,7 @@ template <int W_BYTES> struct producer {
         if (!f.make_room(&r, bytes * n_rows, &p)) {
             return;
         }
-        if (bytes > 0 && is_mine) {
-            copy_bulk(r.at() + in_slot * op.pitch, row + first, (uint32_t)bytes, r.full + r.slot);
-        }
+        copy_rows(first, bytes, (int64_t)op.k * W_BYTES, op.pitch);
         f.go_on(&r);
     }
 
@@ -111,26 +137,25 @@ template <int W_BYTES> struct producer {
         }
     }
 
-    /* A lane copies a token's row. */
     DEVICE_MEMBER void attention(const persist_args &a, const persist_op &op, int kv_bytes) {
         const decode_attn_args args = attn_args(a, op, 0);
-        const int token = row_of_lane(), bytes = op.d_head * kv_bytes;
+        const int bytes = op.d_head * kv_bytes;
         item it;
+        rows[1].count = rows[2].count = 0;
         for (int index = blockIdx.x; index < find_item(args, index, &it); index += gridDim.x) {
             for (int u = 0; u < it.n_units(); u++) {
                 unit which;
                 which.find(args, it, u);
-                is_mine = token < UNIT && token >= which.first && token < which.end;
-                n_rows = __popc(__ballot_sync(0xffffffffu, is_mine));
+                const int first = max(which.first, 0), end = max(first, min(which.end, (int)UNIT));
                 for (int kv = 0; kv < 2; kv++) {
+                    n_rows = 0;
+                    set_rows(0,
+                             static_cast<const char *>(kv == 0 ? op.k_cache : op.v_cache) + (which.row + first) * bytes,
+                             bytes, first, end, first);
                     if (!f.make_room(&r, n_rows * bytes, &p)) {
                         return;
                     }
-                    if (is_mine) {
-                        const char *from = static_cast<const char *>(kv == 0 ? op.k_cache : op.v_cache);
-                        copy_bulk(r.at() + token * args.row_bytes, from + (which.row + token) * bytes, (uint32_t)bytes,
-                                  r.full + r.slot);
-                    }
+                    copy_rows(0, bytes, bytes, args.row_bytes);
                     f.go_on(&r);
                 }
             }

@@ -130,6 +130,10 @@ static void emulate_some_bulk() {
         emulate_barrier_add(b.barrier, 0, -(int32_t)b.bytes);
     }
 }
+DEVICE bool is_elected() {
+    __syncwarp();
+    return threadIdx.x % 32 == 0;
+}
 DEVICE void writes_before_copies() {}
 DEVICE void first_threads_meet(int n) {
     current->meets = n;
