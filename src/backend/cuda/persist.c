@@ -10,6 +10,7 @@ enum {
     ALIGN_BYTES = 256,
     CHUNK_BYTES = 64,  /* of a row, that a warp multiplies at a time: a piece is whole chunks */
     LINE_BYTES = 4096, /* of shared memory that the kernel declares by itself */
+    WATCH_BYTES = 16,  /* persist_watch */
     LEAST_RING = 64 << 10,
     MAX_NORM_THREADS = 1024,
     MAX_NORM_PARTS = 16,
@@ -392,7 +393,7 @@ static ls_status cut_shared(builder *b, int d_head, ls_error *err) {
     const int h = align_to(rows * args->own_rows * (int)sizeof(float), 16);
     const int squares = 2 * PERSIST_NORM_WARPS * (int)sizeof(float), fault = CUDA_MAX_DECODE * (int)sizeof(int32_t);
     const int kept = bind->d_model > 4 * MAX_NORM_THREADS ? align_to(bind->d_model * (int)sizeof(float), 16) : 0;
-    const int fixed = 128 + sums + h + squares + fault + kept;
+    const int fixed = 128 + sums + h + squares + fault + WATCH_BYTES + kept;
     args->x_bytes = align_to(DECODE_ATTN_BYTES + args->attn_warps * args->attn_warp_bytes, 16);
     args->scratch_bytes = 0;
     for (int i = 0; i < b->n_ops; i++) {
@@ -412,7 +413,8 @@ static ls_status cut_shared(builder *b, int d_head, ls_error *err) {
     args->at_h = args->at_sums + sums;
     args->at_squares = args->at_h + h;
     args->at_fault = args->at_squares + squares;
-    args->at_kept = args->at_fault + fault;
+    args->at_watch = args->at_fault + fault;
+    args->at_kept = args->at_watch + WATCH_BYTES;
     args->at_x = args->at_kept + kept;
     plan->shared_bytes = (unsigned)(args->at_x + args->x_bytes);
     args->scratch_bytes = (args->scratch_bytes + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;

@@ -49,8 +49,8 @@ static list list_of(const char *text) {
 static options options_of(int argc, char **argv) {
     options o = {.model = "Qwen3-4B", .dtype = LS_BF16, .context = 282};
     o.m = list_of("1,8,16");
-    o.windows = list_of("16,24,32,48,64,96,128");
-    o.pieces = list_of("640");
+    o.windows = list_of("24,32,48,64,96");
+    o.pieces = list_of("320,640");
     for (int i = 1; i < argc; i++) {
         const char *value = i + 1 < argc ? argv[i + 1] : "";
         if (strcmp(argv[i], "--int8") == 0) {

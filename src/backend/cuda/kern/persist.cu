@@ -39,8 +39,6 @@
 #include "backend/cuda/kern/persist_matmul.cuh"
 #include "backend/cuda/kern/persist_producer.cuh"
 
-extern __shared__ uint4 persist_room[];
-
 template <int ACT, bool INT8, int COLUMNS, int KV> struct consumers {
     block_state &b; /* parts know it by its address: it must not lie beside them, or none would be kept in registers */
     matmul_part<ACT, INT8, COLUMNS> &matmul;
@@ -50,8 +48,8 @@ template <int ACT, bool INT8, int COLUMNS, int KV> struct consumers {
         if (b.a.stamp != NULL && b.thread == 0) {
             persist_stamp *to = &b.a.stamp[(int64_t)i * gridDim.x + blockIdx.x];
             (&to->begin)[which] = global_time();
-            to->starved = b.r.starved;
-            b.r.starved = which == 2 ? 0 : b.r.starved;
+            to->starved = watch(b.a)->starved;
+            watch(b.a)->starved = which == 2 ? 0 : to->starved;
         }
     }
 
@@ -87,12 +85,20 @@ template <int ACT, bool INT8, int COLUMNS, int KV> struct consumers {
         stamp(i, 2);
     }
 
+    /* By warp 0: a line of the table begins to come to shared memory. */
+    DEVICE_MEMBER void ask(persist_op *to, int i) const {
+        if (i < b.a.n_ops && b.lane < (int)(sizeof(persist_op) / 16)) {
+            copy_async(reinterpret_cast<uint4 *>(to) + b.lane, reinterpret_cast<const uint4 *>(b.a.op + i) + b.lane,
+                       true);
+        }
+        end_copy_group();
+    }
+
     /* line: [2] of the table, in turn. */
     DEVICE_MEMBER void run(persist_op *line) {
-        line_reader ahead;
         if (b.warp == 0) {
-            ahead.ask(b.a, 0);
-            ahead.put(&line[0]);
+            ask(&line[0], 0);
+            wait_for_copies<0>();
         }
         if (b.thread < CUDA_MAX_DECODE) {
             b.fault[b.thread] = 0;
@@ -100,16 +106,16 @@ template <int ACT, bool INT8, int COLUMNS, int KV> struct consumers {
         meet();
         for (int i = 0; i < b.a.n_ops; i++) {
             if (b.warp == 0) {
-                ahead.ask(b.a, i + 1);
+                ask(&line[(i + 1) % 2], i + 1);
             }
             run_op(line[i % 2], i);
-            if (b.warp == 0 && i + 1 < b.a.n_ops) {
-                ahead.put(&line[(i + 1) % 2]);
+            if (b.warp == 0) {
+                wait_for_copies<0>();
             }
             meet();
         }
-        if (blockIdx.x == 0 && b.thread == 0 &&
-            !b.p.gone) { /* which has heard from all blocks, so that all have read it */
+        /* Block 0 has heard from all blocks, so that all have read it. */
+        if (blockIdx.x == 0 && b.thread == 0 && !b.p.gone) {
             *b.a.launches += 1;
         }
     }
@@ -117,23 +123,25 @@ template <int ACT, bool INT8, int COLUMNS, int KV> struct consumers {
 
 template <int ACT, bool INT8, int COLUMNS, int KV> DEVICE void persist(const persist_args &a) {
     __shared__ __align__(16) persist_op line[2 + PERSIST_PRODUCERS];
-    char *room = reinterpret_cast<char *>(persist_room);
-    ring r;
-    r.begin(a, room);
+    const ring r(a);
     for (int i = threadIdx.x; i < 2 * a.n_slots; i += blockDim.x) {
-        barrier_init(r.full + i, i < a.n_slots ? PERSIST_PRODUCERS : 1);
+        barrier_init(r.full((uint32_t)i), i < a.n_slots ? PERSIST_PRODUCERS : 1);
         barriers_are_ready();
+    }
+    if (threadIdx.x == 0) {
+        watch(a)->deadline = global_time() + (uint64_t)a.timeout_ns;
+        watch(a)->starved = 0;
     }
     __syncthreads();
     if (threadIdx.x < PERSIST_THREADS) {
-        block_state b(a, room);
+        block_state b(a);
         matmul_part<ACT, INT8, COLUMNS> matmul(b);
         attn_part<ACT, KV> attn{b};
         consumers<ACT, INT8, COLUMNS, KV>{b, matmul, attn}.run(line);
     } else {
-        producer<units<ACT, INT8, COLUMNS, false>::W_BYTES> one;
+        producer<units<ACT, INT8, COLUMNS, false>::W_BYTES> one(a);
         const int which = threadIdx.x / 32 - PERSIST_WARPS;
-        one.run(a, room, which, &line[2 + which], KV == KERN_F32 ? 4 : 2);
+        one.run(a, which, &line[2 + which], KV == KERN_F32 ? 4 : 2);
     }
 }
 

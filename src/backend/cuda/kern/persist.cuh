@@ -7,34 +7,49 @@
 #include "backend/cuda/kern/common.cuh"
 #include "backend/cuda/kern/persist_args.h"
 
+/* All shared memory but for the table's lines: see persist_args. */
+extern __shared__ uint4 persist_room[];
+
+DEVICE char *shared_room() {
+    return reinterpret_cast<char *>(persist_room);
+}
+
+/* In shared memory, so that it takes no registers. */
+struct persist_watch {
+    uint64_t deadline; /* of every wait */
+    uint64_t starved;  /* measuring: ns that thread 0 waited for chunks */
+};
+
+DEVICE persist_watch *watch(const persist_args &a) {
+    return reinterpret_cast<persist_watch *>(shared_room() + a.at_watch);
+}
+
 /* ---- Waiting ---- */
 
 /* A thread's waits. Once one has been in vain, none of any block waits any more: all run through to the end, on whatever
  * is in memory, and the host finds persist_stuck. */
 struct patience {
     static constexpr uint32_t POLLS = 256; /* between two looks at the clock */
-    persist_stuck *stuck;
-    uint64_t deadline;
+    const persist_args &a;
+    int64_t extra_ns; /* after the deadline */
     uint32_t polls;
     int op, layer;
-    bool gone, blind; /* blind: words are taken as they are */
+    bool gone;
 
-    DEVICE_MEMBER void begin(const persist_args &a) {
-        stuck = a.stuck;
-        deadline = global_time() + (uint64_t)a.timeout_ns;
+    DEVICE_MEMBER patience(const persist_args &args, int64_t extra) : a(args), extra_ns(extra) {
         polls = 0;
         op = layer = -1;
         gone = false;
-        blind = a.streams_only != 0;
     }
 
     /* After a poll that found nothing: whether to leave. */
     DEVICE_MEMBER bool is_over() {
         between_polls();
         if (!gone && ++polls % POLLS == 0) {
+            persist_stuck *stuck = a.stuck;
             if (load_word(&stuck->is_set) != 0) {
                 gone = true;
-            } else if (global_time() > deadline) {
+            } else if (global_time() > watch(a)->deadline + (uint64_t)extra_ns) {
                 gone = true;
                 if (atomicCAS(&stuck->claimed, 0, 1) == 0) {
                     stuck->op = op;
@@ -52,15 +67,9 @@ struct patience {
         }
     }
 
-    /* The same; returns how long it took, if that is wanted. */
-    DEVICE_MEMBER uint64_t timed_wait(uint64_t *barrier, uint32_t parity, bool timed) {
-        if (!timed) {
-            wait(barrier, parity);
-            return 0;
-        }
-        const uint64_t begin = global_time();
-        wait(barrier, parity);
-        return global_time() - begin;
+    /* Words are taken as they are: measuring. */
+    DEVICE_MEMBER bool is_blind() const {
+        return a.streams_only != 0;
     }
 };
 
@@ -93,7 +102,7 @@ DEVICE void take_words(const uint64_t *from, const int (&at)[N], uint32_t epoch,
         for (int i = 0; i < N; i++) {
             good = good && is_of(v[i], epoch);
         }
-    } while (!good && !p->blind && !p->is_over());
+    } while (!good && !p->is_blind() && !p->is_over());
 #pragma unroll
     for (int i = 0; i < N; i++) {
         out[i] = (uint32_t)v[i];
@@ -118,7 +127,7 @@ DEVICE void take_pairs(const uint64_t *from, const int (&at)[N], uint32_t epoch,
         for (int i = 0; i < N; i++) {
             good = good && is_of(v[i].x, epoch) && is_of(v[i].y, epoch);
         }
-    } while (!good && !p->blind && !p->is_over());
+    } while (!good && !p->is_blind() && !p->is_over());
 #pragma unroll
     for (int i = 0; i < N; i++) {
         out[i] = make_uint2((uint32_t)v[i].x, (uint32_t)v[i].y);
@@ -167,52 +176,56 @@ DEVICE int matrix_of_row(const persist_op &op, int row) {
 
 /* Chunk number n lies in slot n % n_slots. Both sides count chunks alike. */
 struct ring {
-    char *room;
-    uint64_t *full, *empty;
-    uint32_t *bytes; /* of the chunk in each slot, by producer: their own */
-    int n_slots, slot_bytes;
+    const persist_args &a;
     uint32_t slot, phase; /* of the chunk that `next` is */
     uint32_t next;
-    bool timed;
-    uint64_t starved; /* ns that this thread waited for chunks, if timed */
 
-    DEVICE_MEMBER void begin(const persist_args &a, char *shared_room) {
-        timed = a.stamp != NULL;
-        starved = 0;
-        room = shared_room;
-        n_slots = a.n_slots;
-        slot_bytes = a.slot_bytes;
-        full = reinterpret_cast<uint64_t *>(shared_room + a.at_barriers);
-        empty = full + n_slots;
-        bytes = reinterpret_cast<uint32_t *>(empty + n_slots);
+    DEVICE_MEMBER explicit ring(const persist_args &args) : a(args) {
         slot = phase = next = 0;
+    }
+
+    /* A chunk's bytes are there; it may be overwritten. */
+    DEVICE_MEMBER uint64_t *full(uint32_t which) const {
+        return reinterpret_cast<uint64_t *>(shared_room() + a.at_barriers) + which;
+    }
+    DEVICE_MEMBER uint64_t *empty(uint32_t which) const {
+        return full(a.n_slots + which);
+    }
+    /* Of the chunk in a slot: a producer's own. */
+    DEVICE_MEMBER uint32_t *bytes(uint32_t which, int producer) const {
+        return reinterpret_cast<uint32_t *>(full(2 * a.n_slots)) + which * PERSIST_PRODUCERS + producer;
     }
 
     /* Forward. */
     DEVICE_MEMBER void seek(uint32_t chunk) {
         slot += chunk - next;
         next = chunk;
-        while (slot >= (uint32_t)n_slots) {
-            slot -= (uint32_t)n_slots;
+        while (slot >= (uint32_t)a.n_slots) {
+            slot -= (uint32_t)a.n_slots;
             phase ^= 1;
         }
     }
 
     DEVICE_MEMBER char *at() const {
-        return room + slot * slot_bytes;
+        return shared_room() + slot * a.slot_bytes;
     }
 
     /* A consumer's warp: the chunk is there. */
     DEVICE_MEMBER const char *take(uint32_t chunk, patience *p) {
         seek(chunk);
-        starved += p->timed_wait(full + slot, phase, timed);
+        if (a.stamp != NULL && threadIdx.x == 0) {
+            const uint64_t begin = global_time();
+            p->wait(full(slot), phase);
+            watch(a)->starved += global_time() - begin;
+        }
+        p->wait(full(slot), phase);
         return at();
     }
 
     DEVICE_MEMBER void give_back() {
         __syncwarp();
         if (threadIdx.x % 32 == 0) {
-            barrier_arrive(empty + slot);
+            barrier_arrive(empty(slot));
         }
     }
 };
@@ -232,18 +245,18 @@ struct flight {
 
     DEVICE_MEMBER void step(const ring *r) {
         oldest++;
-        if (++slot == (uint32_t)r->n_slots) {
+        if (++slot == (uint32_t)r->a.n_slots) {
             slot = 0;
             phase ^= 1;
         }
     }
 
     DEVICE_MEMBER void land_one(ring *r, patience *p) {
-        p->wait(r->full + slot, phase);
+        p->wait(r->full(slot), phase);
         if (p->gone) {
             return;
         }
-        in_flight -= (int)r->bytes[slot * PERSIST_PRODUCERS + producer];
+        in_flight -= (int)*r->bytes(slot, producer);
         step(r);
     }
 
@@ -251,19 +264,19 @@ struct flight {
      * is to be copied any more. */
     DEVICE_MEMBER bool make_room(ring *r, int total, patience *p) {
         while (!p->gone && oldest != r->next &&
-               (in_flight + total > window || r->next - oldest >= (uint32_t)r->n_slots)) {
+               (in_flight + total > window || r->next - oldest >= (uint32_t)r->a.n_slots)) {
             land_one(r, p);
         }
-        if (r->next >= (uint32_t)r->n_slots) {
-            p->wait(r->empty + r->slot, r->phase ^ 1);
+        if (r->next >= (uint32_t)r->a.n_slots) {
+            p->wait(r->empty(r->slot), r->phase ^ 1);
         }
         p->gone = __ballot_sync(0xffffffffu, p->gone) != 0;
         if (p->gone) {
             return false;
         }
         if (threadIdx.x % 32 == 0) {
-            r->bytes[r->slot * PERSIST_PRODUCERS + producer] = (uint32_t)total;
-            barrier_expect(r->full + r->slot, (uint32_t)total);
+            *r->bytes(r->slot, producer) = (uint32_t)total;
+            barrier_expect(r->full(r->slot), (uint32_t)total);
         }
         __syncwarp();
         in_flight += total;
@@ -274,12 +287,16 @@ struct flight {
         r->seek(r->next + 1);
     }
 
-    /* All that was asked for, whether or not anybody waits for it: a block must not end before. */
-    DEVICE_MEMBER void land_all(ring *r) {
-        for (; oldest != r->next; step(r)) {
-            while (!barrier_passed(r->full + slot, phase)) {
-                between_polls();
-            }
+    /* All that was asked for, whether or not anybody waits for it: a block must not end before. After an abort chunks may
+     * miss another producer's part, and what is under way is given time to land. */
+    DEVICE_MEMBER void land_all(ring *r, patience *p) {
+        constexpr uint64_t LANDING_NS = 20000000;
+        while (!p->gone && oldest != r->next) {
+            land_one(r, p);
+        }
+        for (const uint64_t begin = global_time(); p->gone && global_time() - begin < LANDING_NS;) {
+            barrier_passed(r->full(slot), phase);
+            between_polls();
         }
     }
 };

@@ -92,9 +92,10 @@ typedef struct persist_args {
     int64_t scratch_bytes;
     int64_t timeout_ns;
     int32_t n_ops, d, n_vocab, rank, n_ranks, m_max;
-    int32_t own_rows;                                                        /* of h that a block has, at most */
-    int32_t n_slots, slot_bytes, window_bytes;                               /* of the ring; bytes in flight */
-    int32_t at_barriers, at_sums, at_h, at_squares, at_fault, at_kept, at_x; /* in shared memory; the ring is at 0 */
+    int32_t own_rows;                          /* of h that a block has, at most */
+    int32_t n_slots, slot_bytes, window_bytes; /* of the ring; bytes in flight */
+    int32_t at_barriers, at_sums, at_h, at_squares, at_fault, at_watch, at_kept,
+        at_x;        /* in shared memory; the ring is at 0 */
     int32_t x_bytes; /* of shared memory for x; what needs more is in scratch */
     int32_t kv_row_bytes, attn_warp_bytes, attn_warps;
     int32_t streams_only; /* measuring: no waiting for x */

@@ -14,7 +14,7 @@ template <int ACT, int KV> struct attn_part {
     block_state &b;
 
     DEVICE_MEMBER float *o_of(int w) const {
-        return reinterpret_cast<float *>(b.room + b.a.at_x + DECODE_ATTN_BYTES + w * b.a.attn_warp_bytes);
+        return reinterpret_cast<float *>(shared_room() + b.a.at_x + DECODE_ATTN_BYTES + w * b.a.attn_warp_bytes);
     }
 
     /* do_job of decode_attn.cuh, from words. */
@@ -215,7 +215,7 @@ template <int ACT, int KV> struct attn_part {
 
     DEVICE_MEMBER void run(const persist_op &op) {
         const decode_attn_args args = attn_args(b.a, op, ACT);
-        shared_t &s = *reinterpret_cast<shared_t *>(b.room + b.a.at_x);
+        shared_t &s = *reinterpret_cast<shared_t *>(shared_room() + b.a.at_x);
         item it;
         for (int index = blockIdx.x; index < find_item(args, index, &it); index += gridDim.x) {
             for (int which = b.warp; which < N_JOBS; which += PERSIST_WARPS) {

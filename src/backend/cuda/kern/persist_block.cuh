@@ -12,7 +12,6 @@ DEVICE void meet() {
 
 struct block_state {
     const persist_args &a;
-    char *room;
     ring r;
     patience p;
     uint32_t base;  /* epoch of the table's first op */
@@ -23,19 +22,17 @@ struct block_state {
     float *h;             /* [M][own_rows] of the residual stream */
     int32_t *fault;       /* [16] of this block, 0: none */
 
-    DEVICE_MEMBER block_state(const persist_args &args, char *shared_room) : a(args), room(shared_room) {
+    DEVICE_MEMBER explicit block_state(const persist_args &args) : a(args), r(args), p(args, 0) {
         thread = threadIdx.x;
         warp = thread / 32;
         lane = thread % 32;
-        r.begin(a, room);
-        p.begin(a);
         base = *a.launches * (uint32_t)a.n_ops + 1;
         chunk = 0;
         first_own = (int)((uint32_t)a.d * blockIdx.x / gridDim.x);
         n_own = (int)((uint32_t)a.d * (blockIdx.x + 1) / gridDim.x) - first_own;
         n_rows = a.step->n_rows;
-        h = reinterpret_cast<float *>(room + a.at_h);
-        fault = reinterpret_cast<int32_t *>(room + a.at_fault);
+        h = reinterpret_cast<float *>(shared_room() + a.at_h);
+        fault = reinterpret_cast<int32_t *>(shared_room() + a.at_fault);
     }
 
     /* What this op writes; what it reads. */

@@ -35,7 +35,7 @@ template <int ACT> struct input_part {
     /* Where rows of x begin, so that elements are found by their number in all of k. */
     DEVICE_MEMBER char *x_of(const persist_op &op, const share &mine) const {
         const bool in_shared = op.x_pitch * b.n_rows <= b.a.x_bytes;
-        return (in_shared ? b.room + b.a.at_x : b.a.scratch + (int64_t)blockIdx.x * b.a.scratch_bytes) -
+        return (in_shared ? shared_room() + b.a.at_x : b.a.scratch + (int64_t)blockIdx.x * b.a.scratch_bytes) -
                mine.first_column(op) * X_BYTES;
     }
 
@@ -76,7 +76,7 @@ template <int ACT> struct input_part {
      * alternate between two rooms, so that one meeting a row is enough; the caller meets at the end. */
     template <class PUT>
     DEVICE_MEMBER void norm_row(const persist_op &op, const uint64_t *in, int room, const PUT &put) {
-        float *squares_of = reinterpret_cast<float *>(b.room + b.a.at_squares) + room * PERSIST_NORM_WARPS;
+        float *squares_of = reinterpret_cast<float *>(shared_room() + b.a.at_squares) + room * PERSIST_NORM_WARPS;
         if (op.k <= 4 * op.norm_threads) {
             norm_at_once(op, in, squares_of, put);
         } else {
@@ -150,7 +150,7 @@ template <int ACT> struct input_part {
     /* Rows of more than 4096 elements, kept in shared memory. */
     template <class PUT>
     DEVICE_MEMBER void norm_in_turns(const persist_op &op, const uint64_t *in, float *squares_of, const PUT &put) {
-        float *kept = reinterpret_cast<float *>(b.room + b.a.at_kept);
+        float *kept = reinterpret_cast<float *>(shared_room() + b.a.at_kept);
         const int theirs = op.norm_threads / 32;
         for (int w = b.warp; w < theirs; w += PERSIST_WARPS) {
             float squares = 0.0F;

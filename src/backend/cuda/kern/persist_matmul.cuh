@@ -19,24 +19,55 @@ template <int ACT, bool INT8, int COLUMNS> struct matmul_part {
 
     DEVICE_MEMBER explicit matmul_part(block_state &block) : b(block), input{block}, head(block) {}
 
-    /* One piece: as streamed_tile::add_stage, but chunk by chunk and from a slot. */
-    DEVICE_MEMBER void add_piece(tile_t &s, const char *slot, int pitch, int first, int stop) const {
-        const int g = b.lane / 4, t = b.lane % 4;
-        const char *low = slot + g * pitch + t * 16, *high = low + 8 * pitch;
-#pragma unroll 2
-        for (int k = first; k < stop; k += tile_t::CHUNK, low += 64, high += 64) {
-            const int mine = k + t * tile_t::UNIT;
-            uint4 w[1][2] = {{make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)}};
-            if (mine < s.end) {
+    /* A lane's units of a chunk, and of x. */
+    struct chunk_of_units {
+        uint4 w[1][2], x[tile_t::TILES][tile_t::X_LOADS];
+
+        DEVICE_MEMBER void load_w(const tile_t &s, const char *low, const char *high, int k) {
+            w[0][0] = w[0][1] = make_uint4(0, 0, 0, 0);
+            if (k < s.end) {
                 w[0][0] = *reinterpret_cast<const uint4 *>(low);
                 w[0][1] = *reinterpret_cast<const uint4 *>(high);
             }
-            if constexpr (tile_t::IS_F32) {
-                s.template add_f32<1>(w, mine);
-            } else {
-                uint4 x[tile_t::TILES][tile_t::X_LOADS];
-                s.load_x(x, g, mine);
-                s.add_mma(w[0][0], w[0][1], x);
+        }
+    };
+
+    /* One piece: as streamed_tile::add_stage, but chunk by chunk and from a slot. The next chunk is loaded while this one is multiplied;
+     * what is loaded behind the last one is not used. */
+    DEVICE_MEMBER void add_piece(tile_t &s, const char *slot, int pitch, int first, int stop) const {
+        constexpr int CHUNK = tile_t::CHUNK, BYTES = CHUNK * W_BYTES;
+        const int g = b.lane / 4, t = b.lane % 4;
+        const char *low = slot + g * pitch + t * 16, *high = low + 8 * pitch;
+        chunk_of_units c[2];
+        int k = first + t * tile_t::UNIT;
+        if constexpr (tile_t::IS_F32) {
+#pragma unroll 2
+            for (; first < stop; first += CHUNK, k += CHUNK, low += BYTES, high += BYTES) {
+                c[0].load_w(s, low, high, k);
+                s.template add_f32<1>(c[0].w, k);
+            }
+        } else if constexpr (INT8 && tile_t::TILES > 1) { /* no registers left for two chunks */
+#pragma unroll 2
+            for (; first < stop; first += CHUNK, k += CHUNK, low += BYTES, high += BYTES) {
+                c[0].load_w(s, low, high, k);
+                s.load_x(c[0].x, g, k);
+                s.add_mma(c[0].w[0][0], c[0].w[0][1], c[0].x);
+            }
+        } else {
+            if (first < stop) {
+                c[0].load_w(s, low, high, k);
+                s.load_x(c[0].x, g, k);
+            }
+#pragma unroll 1
+            for (; first < stop; first += 2 * CHUNK, k += 2 * CHUNK, low += 2 * BYTES, high += 2 * BYTES) {
+                c[1].load_w(s, low + BYTES, high + BYTES, k + CHUNK);
+                s.load_x(c[1].x, g, k + CHUNK);
+                s.add_mma(c[0].w[0][0], c[0].w[0][1], c[0].x);
+                if (first + CHUNK < stop) {
+                    c[0].load_w(s, low + 2 * BYTES, high + 2 * BYTES, k + 2 * CHUNK);
+                    s.load_x(c[0].x, g, k + 2 * CHUNK);
+                    s.add_mma(c[1].w[0][0], c[1].w[0][1], c[1].x);
+                }
             }
         }
     }
@@ -58,7 +89,7 @@ template <int ACT, bool INT8, int COLUMNS> struct matmul_part {
         const int at_once = mine.tiles_at_once(), n_x = b.rows_of(op);
         const int leaf = mine.first_leaf + b.warp % mine.n_leaves, begin = op.border[leaf],
                   piece = op.piece_bytes / W_BYTES;
-        float *const sums = reinterpret_cast<float *>(b.room + b.a.at_sums), *at = sums;
+        float *const sums = reinterpret_cast<float *>(shared_room() + b.a.at_sums), *at = sums;
         tile_t s;
         s.x = input.x_of(op, mine);
         s.x_stride = op.x_pitch;

@@ -58,6 +58,9 @@ template <int W_BYTES> struct producer {
     flight f;
     patience p;
 
+    /* It is ahead: who is stuck is for consumers to say. */
+    DEVICE_MEMBER explicit producer(const persist_args &a) : r(a), p(a, a.timeout_ns) {}
+
     /* Rows of one matrix, or of K or V, PERSIST_PRODUCERS apart: all that this producer copies of a chunk are one to three of these. */
     struct run_of_rows {
         const char *from;
@@ -83,7 +86,7 @@ template <int W_BYTES> struct producer {
                 const char *from = rows[i].from + from_byte;
                 char *to = r.at() + rows[i].in_slot * pitch;
                 for (int n = rows[i].count; n > 0; n--) {
-                    copy_bulk(to, from, (uint32_t)bytes, r.full + r.slot);
+                    copy_bulk(to, from, (uint32_t)bytes, r.full(r.slot));
                     from += PERSIST_PRODUCERS * apart;
                     to += PERSIST_PRODUCERS * pitch;
                 }
@@ -163,10 +166,7 @@ template <int W_BYTES> struct producer {
     }
 
     /* line: room for one. */
-    DEVICE_MEMBER void run(const persist_args &a, char *room, int which, persist_op *line, int kv_bytes) {
-        r.begin(a, room);
-        p.begin(a);
-        p.deadline += (uint64_t)a.timeout_ns; /* it is ahead: who is stuck is for consumers to say */
+    DEVICE_MEMBER void run(const persist_args &a, int which, persist_op *line, int kv_bytes) {
         f.begin(a, which);
         line_reader ahead;
         ahead.ask(a, 0);
@@ -183,7 +183,7 @@ template <int W_BYTES> struct producer {
                 matmul(*line);
             }
         }
-        f.land_all(&r);
+        f.land_all(&r, &p);
     }
 };
 
