@@ -33,6 +33,7 @@ typedef struct builder {
     ls_dtype format;  /* of matrices */
     CUdeviceptr next; /* of the room */
     int n_ops;
+    int piece_bytes;
     bool norm_apart;
     int parts; /* of out's and ffn_out's leaves */
     uint64_t *qkv, *att, *act, *x, *h[2];
@@ -105,7 +106,7 @@ static void set_leaves(const builder *b, persist_op *line, int64_t k_total, int 
         longest = n > longest ? n : longest;
     }
     line->n_leaves = count;
-    line->n_pieces = ceil_div(longest, b->how->piece_bytes > 0 ? b->how->piece_bytes : PERSIST_PIECE);
+    line->n_pieces = ceil_div(longest, b->piece_bytes);
     line->piece_bytes = ceil_div(ceil_div(longest, line->n_pieces), CHUNK_BYTES) * CHUNK_BYTES;
     line->pitch = pitch_of(line->piece_bytes);
     int widest = 0; /* part */
@@ -468,6 +469,7 @@ ls_status persist_plan_build(persist_plan *out, const cuda_rank *rank, const ls_
                                .n_ranks = bind->group.size,
                                .m_max = how->rows,
                                .window_bytes = how->window_bytes > 0 ? how->window_bytes : PERSIST_WINDOW};
+    b.piece_bytes = how->piece_bytes > 0 ? how->piece_bytes : b.format == LS_INT8 ? PERSIST_PIECE_INT8 : PERSIST_PIECE;
     b.norm_apart = how->norm_apart == 0 ? how->rows > FUSED_ROWS : how->norm_apart > 0;
     b.parts = parts_of(&b);
     take_buffers(&b, op, n_ops);

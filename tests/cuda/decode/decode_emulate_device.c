@@ -168,9 +168,12 @@ bool device_overlap(device *dev, bool on) {
     return !on;
 }
 
+/* Once, for what it does; how long that took means nothing. */
 double device_time_many(device *dev, void (*enqueue)(void *context), void *context, int n) {
-    (void)dev, (void)enqueue, (void)context, (void)n;
-    return 0;
+    (void)dev, (void)n;
+    enqueue(context);
+    persist_emulate_wait();
+    return 1;
 }
 
 double device_time(device *dev, void (*enqueue)(void *context), void *context) {

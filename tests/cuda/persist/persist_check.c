@@ -380,6 +380,31 @@ static void check_stuck(check *c) {
     count(!well && (at_owner || strstr(err.text, "(ffn_in of layer 0)") != NULL), c->name, detail);
 }
 
+/* What the kernel does not run, its plan refuses: the engine then takes the other one. */
+static void check_refusals(device *dev) {
+    static persist_plan plan;
+    check *c = calloc(1, sizeof *c);
+    ls_error err = {0};
+    open_case(c, dev, &shapes[0], LS_BF16, false, 1);
+    const persist_options how = {.rows = 1, .max_len = c->s->max_len, .blocks = 1};
+    const ls_program *program = c->of_ops.program;
+    cuda_rank rank = c->rank[0].rank;
+    rank.facts.cc_major = 8;
+    ls_status st = persist_plan_build(&plan, &rank, program->op, program->n_ops, &how, 0, &err);
+    count(st == LS_EUNSUPPORTED && strstr(err.text, "sm_90") != NULL, "an older chip", err.text);
+    rank.facts.cc_major = 9;
+    rank.jit_us = 0;
+    rank.bind.kv_dtype = LS_F32;
+    st = persist_plan_build(&plan, &rank, program->op, program->n_ops, &how, 0, &err);
+    count(st == LS_EUNSUPPORTED && strstr(err.text, "KV dtype") != NULL, "a KV cache of f32", err.text);
+    rank.bind.kv_dtype = LS_BF16;
+    rank.facts.shared_bytes_per_block = 32 << 10;
+    st = persist_plan_build(&plan, &rank, program->op, program->n_ops, &how, 0, &err);
+    count(st == LS_EUNSUPPORTED && strstr(err.text, "shared memory") != NULL, "too little shared memory", err.text);
+    close_case(c);
+    free(c);
+}
+
 static void check_model(device *dev, const shape *s, ls_dtype dtype, bool int8, int n_ranks, bool quick) {
     static const int rows[] = {1, 2, 3, 8, 9, 16};
     check *c = calloc(1, sizeof *c);
@@ -410,14 +435,11 @@ int main(int argc, char **argv) {
     if (dev == NULL) {
         return 2;
     }
-    if (device_blocks(dev, 1) == 0) {
-        printf("0 passed, 0 failed, 1 skipped: not for these kernels or this chip\n");
-        device_close(dev);
-        return 0;
-    }
+    check_refusals(dev);
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         const shape *s = &shapes[i];
-        if ((s->is_large && (quick || device_is_slow(dev))) || (!quick && strstr(s->name, word) == NULL)) {
+        if (device_blocks(dev, 1) == 0 || (s->is_large && (quick || device_is_slow(dev))) ||
+            (!quick && strstr(s->name, word) == NULL)) {
             continue;
         }
         check_model(dev, s, LS_BF16, false, 1, quick);

@@ -34,6 +34,13 @@
  * Where warps write into a slot (attention), a fence stands before the slot is given back, since the next copy is another proxy's.
  *
  * Every wait has a deadline (patience). After an abort nobody waits; producers ask for nothing more but let what is under way land.
+ *
+ * What it costs, counted for Qwen3-4B in bf16: a layer is 1.53 MB of weights an SM, 65 us at 3.1 TB/s. Words that an SM reads of L2 for
+ * a layer: M = 1: 96 KB (h 20 twice, att 16, act 39). M = 8: 325 KB, M = 16: 610 KB with norms apart and out and ffn_out in four parts;
+ * 770 and 1540 KB without. Five exchanges a layer: qkv (to the blocks of attention), att, h, act, h; a norm apart, and parts, are one hop
+ * more each. From an op's last byte to the next one's first mma, in clocks: the last piece (640 bytes of a row: 10 chunks of two
+ * dependent mmas) 700, sums and tree 200, the word to L2 and back to who polls 1300, norm 600: some 1.6 us, while which
+ * the ring fills further (15 slots of 640 bytes of 16 rows: 154 KB are 6.5 us). 156 to 168 registers, of 168 that 12 warps can have.
  */
 #include "backend/cuda/kern/persist_attn.cuh"
 #include "backend/cuda/kern/persist_matmul.cuh"
@@ -101,7 +108,7 @@ template <int ACT, bool INT8, int COLUMNS, int KV> struct consumers {
             wait_for_copies<0>();
         }
         if (b.thread < CUDA_MAX_DECODE) {
-            b.fault[b.thread] = 0;
+            b.fault()[b.thread] = 0;
         }
         meet();
         for (int i = 0; i < b.a.n_ops; i++) {

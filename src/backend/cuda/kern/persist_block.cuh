@@ -17,10 +17,7 @@ struct block_state {
     uint32_t base;  /* epoch of the table's first op */
     uint32_t chunk; /* of the ring: the first of this op */
     int warp, lane, thread, n_rows;
-    int line;             /* of the table */
-    int first_own, n_own; /* elements of a row of the residual stream */
-    float *h;             /* [M][own_rows] of the residual stream */
-    int32_t *fault;       /* [16] of this block, 0: none */
+    int line; /* of the table */
 
     DEVICE_MEMBER explicit block_state(const persist_args &args) : a(args), r(args), p(args, 0) {
         thread = threadIdx.x;
@@ -28,14 +25,26 @@ struct block_state {
         lane = thread % 32;
         base = *a.launches * (uint32_t)a.n_ops + 1;
         chunk = 0;
-        first_own = (int)((uint32_t)a.d * blockIdx.x / gridDim.x);
-        n_own = (int)((uint32_t)a.d * (blockIdx.x + 1) / gridDim.x) - first_own;
         n_rows = a.step->n_rows;
-        h = reinterpret_cast<float *>(shared_room() + a.at_h);
-        fault = reinterpret_cast<int32_t *>(shared_room() + a.at_fault);
     }
 
-    /* What this op writes; what it reads. */
+    /* The block's elements of a row of the residual stream: from this one on; and the first that is the next block's. */
+    DEVICE_MEMBER int first_own() const {
+        return (int)((uint32_t)a.d * blockIdx.x / gridDim.x);
+    }
+    DEVICE_MEMBER int end_own() const {
+        return (int)((uint32_t)a.d * (blockIdx.x + 1) / gridDim.x);
+    }
+    /* What has become of them, [M][own_rows]. */
+    DEVICE_MEMBER float *h() const {
+        return reinterpret_cast<float *>(shared_room() + a.at_h);
+    }
+    /* [16] of this block, 0: none */
+    DEVICE_MEMBER int32_t *fault() const {
+        return reinterpret_cast<int32_t *>(shared_room() + a.at_fault);
+    }
+
+    /* Epochs of what this op writes; of what it reads. */
     DEVICE_MEMBER uint32_t epoch() const {
         return base + (uint32_t)line;
     }
@@ -49,7 +58,7 @@ struct block_state {
 
     /* Ops come in order, so the first one stays. */
     DEVICE_MEMBER void note(int row, int op_index) {
-        atomicCAS(&fault[row], 0, op_index + 1);
+        atomicCAS(&fault()[row], 0, op_index + 1);
     }
 
     /* Rows of x as an op multiplies them. */
@@ -60,7 +69,7 @@ struct block_state {
     /* ---- The residual stream ---- */
 
     DEVICE_MEMBER void add_to_h(const persist_op &op, int m, int i, float sum) {
-        float *mine = &h[m * a.own_rows + i - first_own];
+        float *mine = &h()[m * a.own_rows + i - first_own()];
         float value = op.kind == PERSIST_EMBED ? 0.0F : *mine;
         value += op.bias != NULL ? sum + op.bias[i] : sum;
         *mine = value;
@@ -92,9 +101,9 @@ struct block_state {
 
     /* The block's own elements, where others made nodes of them. */
     DEVICE_MEMBER void add_nodes(const persist_op &op) {
-        const int n = nodes_of(op);
+        const int n = nodes_of(op), first = first_own(), n_own = end_own() - first;
         for (int i = thread; i < n_rows * n_own; i += PERSIST_THREADS) {
-            const int m = i / n_own, e = first_own + i % n_own;
+            const int m = i / n_own, e = first + i % n_own;
             int at[DECODE_LEAVES];
             uint32_t word[DECODE_LEAVES];
             float node[DECODE_LEAVES];
@@ -112,8 +121,9 @@ struct block_state {
     }
 
     DEVICE_MEMBER void embed(const persist_op &op) {
+        const int first = first_own(), n_own = end_own() - first;
         for (int i = thread; i < n_rows * n_own; i += PERSIST_THREADS) {
-            const int m = i / n_own, e = first_own + i % n_own;
+            const int m = i / n_own, e = first + i % n_own;
             put_node(op, 0, m, e, embed_row(a.embed, m).value(a.embed, e));
         }
     }

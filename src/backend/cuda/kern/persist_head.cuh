@@ -68,7 +68,7 @@ template <int COLUMNS> struct head_part {
             uint64_t bits, *out = b.a.offer + ((int64_t)blockIdx.x * CUDA_MAX_DECODE + m) * 4;
             memcpy(&bits, &best.value, sizeof bits);
             store_two_words(out, word_of((uint32_t)bits, epoch), word_of((uint32_t)(bits >> 32), epoch));
-            store_two_words(out + 2, word_of((uint32_t)best.id, epoch), word_of((uint32_t)b.fault[m], epoch));
+            store_two_words(out + 2, word_of((uint32_t)best.id, epoch), word_of((uint32_t)b.fault()[m], epoch));
         }
     }
 

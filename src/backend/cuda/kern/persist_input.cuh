@@ -110,7 +110,7 @@ template <int ACT> struct input_part {
         put(i, x);
     }
 
-    /* All in registers, with one wait. */
+    /* All in registers, with one wait. The norm's weights, which are read once, are kept out of the little L1 that there is. */
     template <class PUT>
     DEVICE_MEMBER void norm_at_once(const persist_op &op, const uint64_t *in, float *squares_of, const PUT &put) {
         constexpr int MINE = PERSIST_NORM_WARPS / PERSIST_WARPS;
@@ -124,7 +124,7 @@ template <int ACT> struct input_part {
             const bool there = i < op.k;
             at[2 * j] = there ? i : -1;
             at[2 * j + 1] = there ? i + 2 : -1;
-            w[j] = there ? *reinterpret_cast<const float4 *>(op.norm + i) : make_float4(0, 0, 0, 0);
+            w[j] = there ? __ldcg(reinterpret_cast<const float4 *>(op.norm + i)) : make_float4(0, 0, 0, 0);
         }
         take_pairs<2 * MINE>(in, at, b.epoch_of_input(op), v, &b.p);
 #pragma unroll
@@ -169,7 +169,7 @@ template <int ACT> struct input_part {
         for (int w = b.warp; w < theirs; w += PERSIST_WARPS) { /* each thread reads what it kept itself */
             for (int i = (w * 32 + b.lane) * 4; i < op.k; i += op.norm_threads * 4) {
                 put_normed(put, i, *reinterpret_cast<const float4 *>(kept + i), scale,
-                           *reinterpret_cast<const float4 *>(op.norm + i));
+                           __ldcg(reinterpret_cast<const float4 *>(op.norm + i)));
             }
         }
     }
