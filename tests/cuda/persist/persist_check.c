@@ -286,6 +286,44 @@ static void compare_caches(check *c, const char *what) {
     free(theirs);
 }
 
+/* What crossed SMs in the last layer against what the other kernels left there, to say where a difference began. */
+static void explain(check *c) {
+    static const struct {
+        int kind;
+        ls_buf buf;
+    } of[] = {{PERSIST_QKV, BUF_QKV}, {PERSIST_ATTN, BUF_ATT}, {PERSIST_FFN_IN, BUF_ACT}, {PERSIST_ROW, BUF_H}};
+    const side *s = &c->rank[0];
+    for (size_t i = 0; i < sizeof of / sizeof *of; i++) {
+        const persist_op *line = NULL;
+        for (int j = 0; j < s->plan.args.n_ops; j++) {
+            line = s->plan.op[j].kind == of[i].kind ? &s->plan.op[j] : line;
+        }
+        const bool is_f32 = of[i].buf == BUF_QKV || of[i].buf == BUF_H || c->dtype == LS_F32;
+        const int64_t n = (int64_t)c->step.n * line->out_stride, per_word = is_f32 ? 1 : 2;
+        uint64_t *word = malloc((size_t)(n / per_word) * sizeof *word);
+        uint32_t *wanted = malloc((size_t)(n / per_word) * sizeof *wanted);
+        device_read(c->dev, word, line->out, (size_t)(n / per_word) * sizeof *word);
+        device_read(c->dev, wanted, c->ops.rank.bind.buf[of[i].buf], (size_t)(n / per_word) * sizeof *wanted);
+        int64_t n_wrong = 0, first = -1;
+        for (int64_t at = 0; at < n / per_word; at++) {
+            const bool wrong = (uint32_t)word[at] != wanted[at];
+            first = wrong && first < 0 ? at : first;
+            n_wrong += wrong;
+        }
+        printf("       behind the last %s: %lld of %lld words differ",
+               op_kind_name(c->ops.m->program->op[line->index].kind), (long long)n_wrong, (long long)(n / per_word));
+        if (n_wrong > 0) {
+            printf(", from row %lld element %lld on: %08x (epoch %u), not %08x",
+                   (long long)(first * per_word / line->out_stride), (long long)(first * per_word % line->out_stride),
+                   (uint32_t)word[first], (uint32_t)(word[first] >> 32), wanted[first]);
+        }
+        printf("\n");
+        free(word);
+        free(wanted);
+    }
+    fflush(stdout);
+}
+
 static int bucket_of(int n) {
     int bucket = 1;
     while (bucket < n) {
@@ -332,6 +370,7 @@ static void check_rows(check *c, int n, int rows) {
     }
     make_plans(c, rows);
     first_step(c, n);
+    const int failed = n_failed;
     for (int i = 0; i < STEPS; i++) {
         snprintf(what, sizeof what, "%s M=%d step %d", c->name, n, i);
         set_draws(c, i);
@@ -345,6 +384,10 @@ static void check_rows(check *c, int n, int rows) {
         if (c->n_ranks == 1) {
             compare_ints(c, (void *)(uintptr_t)c->rank[0].rank.drawn, (void *)(uintptr_t)c->ops.rank.drawn, "drew",
                          what);
+        }
+        if (n_failed > failed && c->n_ranks == 1) {
+            explain(c);
+            return;
         }
         next_step(c);
     }
