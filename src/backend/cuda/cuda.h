@@ -5,6 +5,7 @@
  *   driver.[ch]     libcuda.so.1 by dlopen: a struct of function pointers                    knows nothing of models
  *   cuda_rank.c     context, stream, module, functions, pinned step buffers of one rank
  *   decode.c        launches the ops of a decode step, M <= 16 rows; kern/decode_*.cu
+ *   persist.[ch]    the same step as one kernel, on chips that can; kern/persist*.cu[h]
  *   prefill.c       launches the ops of any other step; kern/prefill_*.cu, matmuls by decode's kernels (few rows) or
  *                   cuBLASLt (cublaslt.c)
  *   load.c          launches what converts weights, or makes them up; kern/load.cu

@@ -8,16 +8,21 @@
 
 enum {
     ALIGN_BYTES = 256,
-    CHUNK_BYTES = 64,    /* of a row, that a warp multiplies at a time: a piece is whole chunks */
-    LINE_BYTES = 2048,   /* of shared memory that the kernel declares by itself */
+    CHUNK_BYTES = 64,  /* of a row, that a warp multiplies at a time: a piece is whole chunks */
+    LINE_BYTES = 4096, /* of shared memory that the kernel declares by itself */
+    WATCH_BYTES = 16,  /* persist_watch */
     LEAST_RING = 64 << 10,
+    MAX_NORM_THREADS = 1024,
+    MAX_NORM_PARTS = 16,
+    FUSED_ROWS = 2, /* steps of more rows have norms apart, and parts */
     WARP = 32,
-    SLOT_EXTRA = 20, /* bytes of a slot: two barriers, and how much it holds */
+    SLOT_EXTRA = 16 + 4 * PERSIST_PRODUCERS, /* bytes of a slot: two barriers, and how much each producer put there */
     TIMEOUT_S = 10
 };
 
-const char *const persist_kernel_names[] = {"persist_f32_8",  "persist_f32_16", "persist_bf16_8",      "persist_bf16_16",
-                                            "persist_f16_8",  "persist_f16_16", "persist_int8_bf16_8", "persist_int8_bf16_16"};
+const char *const persist_kernel_names[] = {"persist_f32_8",       "persist_f32_16",      "persist_bf16_8",
+                                            "persist_bf16_16",     "persist_f16_8",       "persist_f16_16",
+                                            "persist_int8_bf16_8", "persist_int8_bf16_16"};
 const int n_persist_kernels = sizeof persist_kernel_names / sizeof *persist_kernel_names;
 
 /* What is being built. */
@@ -28,7 +33,10 @@ typedef struct builder {
     ls_dtype format;  /* of matrices */
     CUdeviceptr next; /* of the room */
     int n_ops;
-    uint64_t *qkv, *att, *act, *h[2];
+    int piece_bytes;
+    bool norm_apart;
+    int parts; /* of out's and ffn_out's leaves */
+    uint64_t *qkv, *att, *act, *x, *h[2];
     int last_h; /* table index of the op that wrote h last; its buffer: last_h_slot */
     int last_h_slot;
 } builder;
@@ -68,16 +76,17 @@ static ls_status refuse(ls_error *err, const char *why) {
 
 static persist_op *add_line(builder *b, int kind, int index, int layer) {
     persist_op *line = &b->plan->op[b->n_ops++];
-    *line = (persist_op){.kind = kind, .index = index, .layer = layer, .unit = 1, .n_leaves = LS_LEAVES};
+    *line = (persist_op){.kind = kind, .index = index, .layer = layer, .unit = 1, .n_leaves = LS_LEAVES, .n_parts = 1};
     for (int i = 0; i < 3; i++) {
         line->first_row[i] = INT32_MAX;
     }
     return line;
 }
 
-static ls_status add_matrix(builder *b, persist_op *line, int which, int i_weight, int i_bias, int first_row, ls_error *err) {
+static ls_status add_matrix(builder *b, persist_op *line, int which, int i_weight, int i_bias, int first_row,
+                            ls_error *err) {
     const ls_weight *w = weight(b, i_weight);
-    if (w->format != b->format || (uintptr_t)w->data % 16 != 0 ||
+    if (w->format != b->format || (uintptr_t)w->data % 16 != 0 || w->layout != LAYOUT_ROW_MAJOR ||
         (size_t)w->cols * ls_dtype_bytes(w->format) % 16 != 0 || w->cols % 8 != 0) {
         return refuse(err, "a matrix is of another dtype than the others, or its rows are no multiples of 16 bytes");
     }
@@ -88,7 +97,7 @@ static ls_status add_matrix(builder *b, persist_op *line, int which, int i_weigh
 }
 
 /* Leaves, and how they are cut into pieces. */
-static void set_leaves(const builder *b, persist_op *line, int64_t k_total, int first, int count) {
+static void set_leaves(const builder *b, persist_op *line, int64_t k_total, int first, int count, int parts) {
     const int element = (int)ls_dtype_bytes(b->format);
     int longest = 0;
     for (int i = 0; i <= count; i++) {
@@ -97,32 +106,64 @@ static void set_leaves(const builder *b, persist_op *line, int64_t k_total, int 
         longest = n > longest ? n : longest;
     }
     line->n_leaves = count;
-    line->n_pieces = ceil_div(longest, b->how->piece_bytes > 0 ? b->how->piece_bytes : PERSIST_PIECE);
+    line->n_pieces = ceil_div(longest, b->piece_bytes);
     line->piece_bytes = ceil_div(ceil_div(longest, line->n_pieces), CHUNK_BYTES) * CHUNK_BYTES;
     line->pitch = pitch_of(line->piece_bytes);
-    line->x_pitch = pitch_of(line->k * (int)ls_dtype_bytes(b->rank->bind.dtype));
+    int widest = 0; /* part */
+    for (int i = 0; i < parts; i++) {
+        const int n = line->border[(i + 1) * count / parts] - line->border[i * count / parts];
+        widest = n > widest ? n : widest;
+    }
+    line->n_parts = parts;
+    line->x_pitch = pitch_of(widest * (int)ls_dtype_bytes(b->rank->bind.dtype));
 }
 
-/* The norm takes h as it was written last. */
-static void set_norm(const builder *b, persist_op *line, int i_norm, float eps) {
-    const int d = b->rank->bind.d_model, threads = ceil_div(d / 4, 32) * 32;
+/* h as it was written last. */
+static void take_h(const builder *b, persist_op *line, int i_norm, float eps) {
+    const int d = b->rank->bind.d_model, threads = ceil_div(d / 4, WARP) * WARP;
     line->norm = vector(b, i_norm);
     line->eps = eps;
-    line->norm_threads = threads < 1024 ? threads : 1024; /* as decode.c's exchange */
+    line->k = d;
+    line->norm_threads = threads < MAX_NORM_THREADS ? threads : MAX_NORM_THREADS; /* as decode.c's exchange */
     line->in = b->h[b->last_h_slot];
     line->in_stride = d;
     line->in_op = b->last_h;
 }
 
+/* The norm of the op behind it, as an op of its own. */
+static void add_norm(builder *b, int i_norm, float eps, int index, int layer, bool of_outputs) {
+    const int parts = b->how->blocks / b->how->rows;
+    persist_op *line = add_line(b, PERSIST_NORM, index, layer);
+    take_h(b, line, i_norm, eps);
+    line->n_parts = parts < 1 ? 1 : parts > MAX_NORM_PARTS ? MAX_NORM_PARTS : parts;
+    line->of_outputs = of_outputs;
+    line->out = b->x;
+    line->out_stride = line->k;
+}
+
+/* The op behind add_norm takes what that made; else it makes the norm itself. */
+static void take_x(const builder *b, persist_op *line, int i_norm, float eps) {
+    if (b->norm_apart) {
+        line->in = b->x;
+        line->in_stride = b->rank->bind.d_model;
+        line->in_op = b->n_ops - 2;
+    } else {
+        take_h(b, line, i_norm, eps);
+    }
+}
+
 static ls_status add_qkv(builder *b, const ls_op *op, int index, ls_error *err) {
     const op_qkv *a = &op->qkv;
     const int q = a->n_heads_loc * a->d_head, kv = a->n_kv_loc * a->d_head;
+    if (b->norm_apart) {
+        add_norm(b, a->norm, a->eps, index, op->layer, false);
+    }
     persist_op *line = add_line(b, PERSIST_QKV, index, op->layer);
     TRY(add_matrix(b, line, 0, a->q, a->q_bias, 0, err));
     TRY(add_matrix(b, line, 1, a->k, a->k_bias, q, err));
     TRY(add_matrix(b, line, 2, a->v, a->v_bias, q + kv, err));
-    set_leaves(b, line, b->rank->bind.d_model, 0, LS_LEAVES);
-    set_norm(b, line, a->norm, a->eps);
+    set_leaves(b, line, b->rank->bind.d_model, 0, LS_LEAVES, 1);
+    take_x(b, line, a->norm, a->eps);
     line->rows = q + 2 * kv;
     line->out = b->qkv;
     line->out_stride = q + 2 * kv;
@@ -164,7 +205,7 @@ static ls_status add_row(builder *b, const ls_op *op, const ls_op *exchange, int
     const int d = b->rank->bind.d_model;
     persist_op *line = add_line(b, PERSIST_ROW, index + 1, op->layer);
     TRY(add_matrix(b, line, 0, a->weight, -1, 0, err));
-    set_leaves(b, line, a->k_total, a->leaf_first, a->leaf_count);
+    set_leaves(b, line, a->k_total, a->leaf_first, a->leaf_count, b->parts);
     line->rows = d;
     line->in = op->kind == OP_OUT ? b->att : b->act;
     line->in_stride = line->k;
@@ -180,11 +221,14 @@ static ls_status add_row(builder *b, const ls_op *op, const ls_op *exchange, int
 
 static ls_status add_ffn_in(builder *b, const ls_op *op, int index, ls_error *err) {
     const op_ffn_in *a = &op->ffn_in;
+    if (b->norm_apart) {
+        add_norm(b, a->norm, a->eps, index, op->layer, false);
+    }
     persist_op *line = add_line(b, PERSIST_FFN_IN, index, op->layer);
     TRY(add_matrix(b, line, 0, a->gate, a->gate_bias, 0, err));
     TRY(add_matrix(b, line, 1, a->up, a->up_bias, INT32_MAX, err));
-    set_leaves(b, line, b->rank->bind.d_model, 0, LS_LEAVES);
-    set_norm(b, line, a->norm, a->eps);
+    set_leaves(b, line, b->rank->bind.d_model, 0, LS_LEAVES, 1);
+    take_x(b, line, a->norm, a->eps);
     line->rows = a->d_ffn_loc;
     line->unit = 2; /* two columns of act in a word */
     line->out = b->act;
@@ -194,10 +238,13 @@ static ls_status add_ffn_in(builder *b, const ls_op *op, int index, ls_error *er
 
 static ls_status add_head(builder *b, const ls_op *op, int index, ls_error *err) {
     const op_head *a = &op->head;
+    if (b->norm_apart) {
+        add_norm(b, a->norm, a->eps, index, op->layer, true);
+    }
     persist_op *line = add_line(b, PERSIST_HEAD, index, op->layer);
     TRY(add_matrix(b, line, 0, a->weight, -1, 0, err));
-    set_leaves(b, line, b->rank->bind.d_model, 0, LS_LEAVES);
-    set_norm(b, line, a->norm, a->eps);
+    set_leaves(b, line, b->rank->bind.d_model, 0, LS_LEAVES, 1);
+    take_x(b, line, a->norm, a->eps);
     line->rows = a->vocab_count;
     line->vocab_first = a->vocab_first;
     b->plan->args.n_vocab = a->vocab_count;
@@ -232,7 +279,7 @@ static void add_embed(builder *b, const ls_op *op, const ls_op *exchange, int in
 static ls_status add_ops(builder *b, const ls_op *op, int n_ops, ls_error *err) {
     for (int i = 0; i < n_ops; i++) {
         const bool sums = op[i].kind == OP_EMBED || op[i].kind == OP_OUT || op[i].kind == OP_FFN_OUT;
-        if (b->n_ops == PERSIST_MAX_OPS || (sums && (i + 1 == n_ops || op[i + 1].kind != OP_EXCHANGE)) ||
+        if (b->n_ops + 2 > PERSIST_MAX_OPS || (sums && (i + 1 == n_ops || op[i + 1].kind != OP_EXCHANGE)) ||
             (op[i].kind == OP_ATTN && i == 0)) {
             return refuse(err, "it has too many ops, or they come in another order than a transformer's");
         }
@@ -260,6 +307,11 @@ static ls_status add_ops(builder *b, const ls_op *op, int n_ops, ls_error *err) 
             break;
         }
     }
+    for (int i = 0; i < b->n_ops; i++) {
+        if ((int64_t)b->plan->op[i].rows * b->how->blocks > INT32_MAX) {
+            return refuse(err, "a matrix has too many rows");
+        }
+    }
     return LS_OK;
 }
 
@@ -269,10 +321,11 @@ static int64_t most_i64(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-static int count_lines(const ls_op *op, int n_ops) {
+static int count_lines(const ls_op *op, int n_ops, bool norm_apart) {
     int n = 0;
     for (int i = 0; i < n_ops; i++) {
         n += op[i].kind != OP_EXCHANGE && op[i].kind != OP_SAMPLE;
+        n += norm_apart && (op[i].kind == OP_QKV || op[i].kind == OP_FFN_IN || op[i].kind == OP_HEAD);
     }
     return n;
 }
@@ -289,21 +342,24 @@ static void take_buffers(builder *b, const ls_op *op, int n_ops) {
             const int64_t groups = (int64_t)a->n_kv_loc * ceil_div(a->n_heads_loc / a->n_kv_loc, DECODE_ATTN_HEADS);
             qkv = most_i64(qkv, (int64_t)(a->n_heads_loc + 2 * a->n_kv_loc) * a->d_head);
             att = most_i64(att, (int64_t)a->n_heads_loc * a->d_head);
-            partial = most_i64(partial, groups * (ceil_div(b->how->max_len, DECODE_ATTN_TOKENS) + 1) * DECODE_ATTN_HEADS *
-                                            (a->d_head + 2));
+            partial = most_i64(partial, groups * (ceil_div(b->how->max_len, DECODE_ATTN_TOKENS) + 1) *
+                                            DECODE_ATTN_HEADS * (a->d_head + 2));
         } else if (op[i].kind == OP_FFN_IN) {
             act = most_i64(act, op[i].ffn_in.d_ffn_loc);
         }
     }
-    args->op = take(b, (size_t)count_lines(op, n_ops) * sizeof(persist_op));
+    args->op = take(b, (size_t)count_lines(op, n_ops, b->norm_apart) * sizeof(persist_op));
     b->qkv = take_words(b, rows * qkv);
     b->att = take_words(b, rows * att);
     b->act = take_words(b, rows * act);
     b->h[0] = take_words(b, rows * d);
     b->h[1] = take_words(b, rows * d);
+    b->x = b->norm_apart ? take_words(b, rows * d) : NULL;
     args->partial = take_words(b, rows * partial);
     args->offer = take_words(b, (int64_t)b->plan->grid * CUDA_MAX_DECODE * 4);
-    args->node[bind->group.rank] = take_words(b, 2 * bind->group.size * rows * d);
+    if (bind->group.size * b->parts > 1) {
+        args->node[bind->group.rank] = take_words(b, 2 * LS_LEAVES * rows * d);
+    }
     args->stuck = take(b, sizeof(persist_stuck));
     args->launches = take(b, sizeof(uint32_t));
 }
@@ -335,10 +391,10 @@ static ls_status cut_shared(builder *b, int d_head, ls_error *err) {
     args->attn_warp_bytes = DECODE_ATTN_HEADS * (d_head + DECODE_ATTN_UNIT) * (int)sizeof(float);
     args->slot_bytes = widest_slot(b);
     const int sums = 2 * PERSIST_WARPS * columns * DECODE_TILE * (int)sizeof(float);
-    const int small =
-        align_to((columns * args->own_rows + 2 * PERSIST_NORM_WARPS + CUDA_MAX_DECODE) * (int)sizeof(float), 16);
-    const int kept = align_to(bind->d_model * (int)sizeof(float), 16);
-    const int fixed = 128 + sums + small + kept;
+    const int h = align_to(rows * args->own_rows * (int)sizeof(float), 16);
+    const int squares = 2 * PERSIST_NORM_WARPS * (int)sizeof(float), fault = CUDA_MAX_DECODE * (int)sizeof(int32_t);
+    const int kept = bind->d_model > 4 * MAX_NORM_THREADS ? align_to(bind->d_model * (int)sizeof(float), 16) : 0;
+    const int fixed = 128 + sums + h + squares + fault + WATCH_BYTES + kept;
     args->x_bytes = align_to(DECODE_ATTN_BYTES + args->attn_warps * args->attn_warp_bytes, 16);
     args->scratch_bytes = 0;
     for (int i = 0; i < b->n_ops; i++) {
@@ -356,12 +412,25 @@ static ls_status cut_shared(builder *b, int d_head, ls_error *err) {
     args->at_barriers = args->n_slots * args->slot_bytes;
     args->at_sums = align_to(args->at_barriers + args->n_slots * SLOT_EXTRA, 16);
     args->at_h = args->at_sums + sums;
-    args->at_kept = args->at_h + small;
+    args->at_squares = args->at_h + h;
+    args->at_fault = args->at_squares + squares;
+    args->at_watch = args->at_fault + fault;
+    args->at_kept = args->at_watch + WATCH_BYTES;
     args->at_x = args->at_kept + kept;
     plan->shared_bytes = (unsigned)(args->at_x + args->x_bytes);
     args->scratch_bytes = (args->scratch_bytes + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
     args->scratch = take(b, (size_t)args->scratch_bytes * plan->grid);
     return LS_OK;
+}
+
+/* As many as asked for, or four where there are rows enough, if the grid and the rank's leaves can be cut so. */
+static int parts_of(const builder *b) {
+    const int leaves = LS_LEAVES / b->rank->bind.group.size;
+    int parts = b->how->parts > 0 ? b->how->parts : b->how->rows > FUSED_ROWS ? 4 : 1;
+    while (parts > 1 && (b->how->blocks % parts != 0 || leaves % parts != 0)) {
+        parts /= 2;
+    }
+    return parts;
 }
 
 ls_status persist_plan_build(persist_plan *out, const cuda_rank *rank, const ls_op *op, int n_ops,
@@ -400,6 +469,9 @@ ls_status persist_plan_build(persist_plan *out, const cuda_rank *rank, const ls_
                                .n_ranks = bind->group.size,
                                .m_max = how->rows,
                                .window_bytes = how->window_bytes > 0 ? how->window_bytes : PERSIST_WINDOW};
+    b.piece_bytes = how->piece_bytes > 0 ? how->piece_bytes : b.format == LS_INT8 ? PERSIST_PIECE_INT8 : PERSIST_PIECE;
+    b.norm_apart = how->norm_apart == 0 ? how->rows > FUSED_ROWS : how->norm_apart > 0;
+    b.parts = parts_of(&b);
     take_buffers(&b, op, n_ops);
     TRY(add_ops(&b, op, n_ops, err));
     out->args.n_ops = b.n_ops;
@@ -417,10 +489,10 @@ ls_status persist_prepare(cuda_rank *rank, const persist_plan *plan, CUfunction 
                    rank->driver->cuFuncSetAttribute(fn, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                                                     rank->facts.shared_bytes_per_block - LINE_BYTES),
                    plan->kernel, err));
-    TRY(cuda_check(rank,
-                   rank->driver->cuOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, fn, PERSIST_THREADS + WARP,
-                                                                             plan->shared_bytes),
-                   plan->kernel, err));
+    TRY(cuda_check(
+        rank,
+        rank->driver->cuOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, fn, PERSIST_ALL_THREADS, plan->shared_bytes),
+        plan->kernel, err));
     if ((unsigned)(per_sm * rank->facts.sm_count) < plan->grid) {
         return refuse(err, "the GPU does not hold all its blocks at once");
     }
@@ -429,7 +501,7 @@ ls_status persist_prepare(cuda_rank *rank, const persist_plan *plan, CUfunction 
 
 ls_status persist_launch(cuda_rank *rank, const persist_plan *plan, CUfunction fn, ls_error *err) {
     persist_args args = plan->args;
-    return cuda_launch_together(rank, fn, plan->kernel, plan->grid, PERSIST_THREADS + WARP, plan->shared_bytes,
+    return cuda_launch_together(rank, fn, plan->kernel, plan->grid, PERSIST_ALL_THREADS, plan->shared_bytes,
                                 (void *[]){&args}, err);
 }
 
@@ -441,7 +513,8 @@ ls_status persist_check(const cuda_rank *rank, const ls_op *op, const persist_st
     if (stuck->layer >= 0) {
         snprintf(where, sizeof where, " of layer %d", stuck->layer);
     }
-    return error_set(err, LS_EABORTED, "rank %d: block %d of the persistent decode kernel waited in vain in op %d (%s%s)",
-                     rank->bind.group.rank, stuck->block, stuck->op, stuck->op < 0 ? "start" : op_kind_name(op[stuck->op].kind),
-                     where);
+    return error_set(err, LS_EABORTED,
+                     "rank %d: block %d of the persistent decode kernel waited in vain in op %d (%s%s)",
+                     rank->bind.group.rank, stuck->block, stuck->op,
+                     stuck->op < 0 ? "start" : op_kind_name(op[stuck->op].kind), where);
 }

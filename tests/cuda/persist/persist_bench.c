@@ -2,7 +2,7 @@
  * What the persistent decode kernel takes, beside the limit and the kernels that run op by op, in one process on one GPU.
  *
  *     persist_bench MODEL [--dtype f32|bf16|f16] [--int8] [--m 1,8,16] [--context 282] [--windows 16,24,32,48,64,96,128]
- *                   [--pieces 256,512,1024,2048] [--table] [--ops] [--blocks 132]
+ *                   [--pieces 256,512,640,1024,2048] [--table] [--ops] [--blocks 132] [--norm-apart -1|0|1] [--parts 1|2|4|8]
  *
  * MODEL: a name ("Qwen3-4B") or a folder with a config.json. For each M and each piece (bytes of a row that a copy brings) one line a
  * window (KiB of weights on their way to each SM): ms a step, the share of the limit, and the same where nobody waits for
@@ -25,7 +25,7 @@ typedef struct options {
     const char *model;
     ls_dtype dtype;
     bool int8, table, ops;
-    int context, blocks;
+    int context, blocks, norm_apart, parts;
     list m, windows, pieces;
 } options;
 
@@ -49,8 +49,8 @@ static list list_of(const char *text) {
 static options options_of(int argc, char **argv) {
     options o = {.model = "Qwen3-4B", .dtype = LS_BF16, .context = 282};
     o.m = list_of("1,8,16");
-    o.windows = list_of("16,24,32,48,64,96,128");
-    o.pieces = list_of("512");
+    o.windows = list_of("24,32,48,64,96");
+    o.pieces = list_of("320,640");
     for (int i = 1; i < argc; i++) {
         const char *value = i + 1 < argc ? argv[i + 1] : "";
         if (strcmp(argv[i], "--int8") == 0) {
@@ -71,6 +71,10 @@ static options options_of(int argc, char **argv) {
                 o.context = list_of(value).value[0];
             } else if (strcmp(argv[i - 1], "--blocks") == 0) {
                 o.blocks = list_of(value).value[0];
+            } else if (strcmp(argv[i - 1], "--norm-apart") == 0) {
+                o.norm_apart = list_of(value).value[0];
+            } else if (strcmp(argv[i - 1], "--parts") == 0) {
+                o.parts = list_of(value).value[0];
             } else if (strcmp(argv[i - 1], "--windows") == 0) {
                 o.windows = list_of(value);
             } else if (strcmp(argv[i - 1], "--pieces") == 0) {
@@ -136,7 +140,9 @@ static double time_one(device *dev, side *s, bool streams_only) {
 
 /* ---- Where time goes ---- */
 
-static const char *const kind_names[] = {"embed", "qkv", "attn", "out, ffn_out", "ffn_in", "head"};
+/* By the table's kinds; ffn_out, which is of out's kind, is behind them. */
+static const char *const kind_names[PERSIST_KINDS + 1] = {"embed", "norm",   "qkv",  "attn",
+                                                          "out",   "ffn_in", "head", "ffn_out"};
 
 typedef struct kind_sum {
     int n;
@@ -158,7 +164,9 @@ static void print_table(device *dev, side *s) {
     s->plan.args.stamp = NULL;
     uint64_t last = 0;
     for (int i = 0; i < n_ops; i++) {
-        kind_sum *k = &sum[s->plan.op[i].kind];
+        const persist_op *op = &s->plan.op[i];
+        const bool is_ffn_out = op->kind == PERSIST_ROW && s->plan.op[op->in_op].kind == PERSIST_FFN_IN;
+        kind_sum *k = &sum[is_ffn_out ? PERSIST_KINDS : op->kind];
         uint64_t begin = UINT64_MAX, first = UINT64_MAX, end = 0;
         double wait_x = 0, starved = 0, rest = 0;
         for (int b = 0; b < n_blocks; b++) {
@@ -191,6 +199,16 @@ static void print_table(device *dev, side *s) {
 
 /* ---- Lines ---- */
 
+static persist_options plan_options(const side *s, const options *o, int m, int window_bytes, int piece_bytes) {
+    return (persist_options){.rows = m,
+                             .max_len = s->m->max_len,
+                             .blocks = o->blocks > 0 ? o->blocks : device_blocks(s->m->dev, 0),
+                             .window_bytes = window_bytes,
+                             .piece_bytes = piece_bytes,
+                             .norm_apart = o->norm_apart,
+                             .parts = o->parts};
+}
+
 static void bench_m(device *dev, side *s, const options *o, int m, double limit) {
     const double bytes = (double)s->m->program->read_bytes + kv_bytes(s, m, o->context);
     set_step(s, m, o->context);
@@ -210,11 +228,7 @@ static void bench_m(device *dev, side *s, const options *o, int m, double limit)
     int best_piece = 0, best_window = 0;
     for (int p = 0; p < o->pieces.n; p++) {
         for (int w = 0; w < o->windows.n; w++) {
-            const persist_options how = {.rows = m,
-                                         .max_len = s->m->max_len,
-                                         .blocks = o->blocks > 0 ? o->blocks : device_blocks(dev, 0),
-                                         .window_bytes = o->windows.value[w] << 10,
-                                         .piece_bytes = o->pieces.value[p]};
+            const persist_options how = plan_options(s, o, m, o->windows.value[w] << 10, o->pieces.value[p]);
             side_plan(s, &how);
             const double us = time_one(dev, s, false), free_us = time_one(dev, s, true);
             printf("  piece %4d window %3d K (ring %d x %d): %.3f ms, %.1f %%; streams only %.3f ms\n", how.piece_bytes,
@@ -229,7 +243,7 @@ static void bench_m(device *dev, side *s, const options *o, int m, double limit)
         }
     }
     if (o->table && best > 0) {
-        const persist_options how = {m, s->m->max_len, o->blocks > 0 ? o->blocks : device_blocks(dev, 0), best_window, best_piece};
+        const persist_options how = plan_options(s, o, m, best_window, best_piece);
         side_plan(s, &how);
         printf("  with piece %d, window %d K:\n", best_piece, best_window >> 10);
         print_table(dev, s);
@@ -254,8 +268,8 @@ int main(int argc, char **argv) {
     model_open(&m, dev, spec, (ls_group){0, 1}, o.dtype, o.int8, most, o.context + 64, true);
     side_open(s, &m);
     ls_rate rate;
-    must(cuda_measure_read(&s->rank, (CUdeviceptr)(uintptr_t)m.block, (int64_t)(m.block_bytes / 16 * 16), s->rank.counters, &rate,
-                           &err),
+    must(cuda_measure_read(&s->rank, (CUdeviceptr)(uintptr_t)m.block, (int64_t)(m.block_bytes / 16 * 16),
+                           s->rank.counters, &rate, &err),
          &err);
     printf("%s %s: weights %.3f GB, reading at %.0f GB/s at best\n", o.model, o.int8 ? "int8" : ls_dtype_name(o.dtype),
            (double)m.program->read_bytes * 1e-9, rate.best * 1e-9);

@@ -63,7 +63,8 @@ static float scale_of(const weight_slot *slot, float *mean) {
 }
 
 /* n elements of a tensor from its element `first` on. */
-static void put_elements(const noise *from, ls_dtype format, float mean, float deviation, uint64_t first, int64_t n, void *to) {
+static void put_elements(const noise *from, ls_dtype format, float mean, float deviation, uint64_t first, int64_t n,
+                         void *to) {
     const size_t element = ls_dtype_bytes(format);
     size_t at = first % BLOCK;
     for (int64_t i = 0; i < n; i++, at = at + 1 == BLOCK ? 0 : at + 1) {
@@ -131,7 +132,8 @@ static void fill_fast(model *m, const noise *from) {
     device_write(m->dev, m->block, part, n);
     device_repeat(m->dev, m->block, n, m->block_bytes);
     free(part);
-    const int64_t n_ones = most_scales / 4 > m->spec->d_ffn + m->spec->d_model ? most_scales / 4 : m->spec->d_ffn + m->spec->d_model;
+    const int64_t n_ones =
+        most_scales / 4 > m->spec->d_ffn + m->spec->d_model ? most_scales / 4 : m->spec->d_ffn + m->spec->d_model;
     float *ones = need(malloc((size_t)n_ones * sizeof *ones));
     for (int64_t i = 0; i < n_ones; i++) {
         ones[i] = format == LS_INT8 ? 0.0005F : 1;
@@ -169,12 +171,13 @@ static float *make_rope(model *m) {
     return on_device;
 }
 
-void model_open(model *m, device *dev, const ls_spec *spec, ls_group group, ls_dtype dtype, bool int8, int rows, int max_len,
-                bool fast) {
+void model_open(model *m, device *dev, const ls_spec *spec, ls_group group, ls_dtype dtype, bool int8, int rows,
+                int max_len, bool fast) {
     ls_error err = {0};
     *m = (model){.dev = dev, .spec = spec, .rows = rows, .max_len = max_len};
     m->n_pages = rows * ((max_len + LS_PAGE_TOKENS - 1) / LS_PAGE_TOKENS);
-    must(program_build(&m->program, spec, group, dtype, int8 ? LS_QUANTIZATION_W8A16 : LS_QUANTIZATION_NONE, &err), &err);
+    must(program_build(&m->program, spec, group, dtype, int8 ? LS_QUANTIZATION_W8A16 : LS_QUANTIZATION_NONE, &err),
+         &err);
     m->weight = need(calloc((size_t)m->program->n_weights, sizeof *m->weight));
     noise *from = make_noise();
     if (fast) {
@@ -229,7 +232,8 @@ void side_open(side *s, model *m) {
         bind.buf[i] = columns[i] > 0 ? device_take(m->dev, (size_t)(rows * columns[i]) * sizeof(float)) : NULL;
     }
     bind.fault = device_take(m->dev, (size_t)rows * sizeof(int32_t));
-    s->cache_bytes = (size_t)spec->n_layers * (size_t)m->n_pages * LS_PAGE_TOKENS * (size_t)kv * ls_dtype_bytes(program->dtype);
+    s->cache_bytes =
+        (size_t)spec->n_layers * (size_t)m->n_pages * LS_PAGE_TOKENS * (size_t)kv * ls_dtype_bytes(program->dtype);
     bind.k_cache = device_take(m->dev, s->cache_bytes);
     bind.v_cache = device_take(m->dev, s->cache_bytes);
     s->rank = *device_rank(m->dev, &bind, decode_workspace(find_op(program, OP_ATTN), rows, m->max_len));
@@ -240,7 +244,9 @@ void side_plan(side *s, const persist_options *how) {
     const ls_program *program = s->m->program;
     must(persist_plan_build(&s->plan, &s->rank, program->op, program->n_ops, how, 0, &err), &err);
     s->room = device_take(s->m->dev, s->plan.room_bytes);
-    must(persist_plan_build(&s->plan, &s->rank, program->op, program->n_ops, how, (CUdeviceptr)(uintptr_t)s->room, &err), &err);
+    must(
+        persist_plan_build(&s->plan, &s->rank, program->op, program->n_ops, how, (CUdeviceptr)(uintptr_t)s->room, &err),
+        &err);
     device_write(s->m->dev, s->room, s->plan.op, s->plan.table_bytes);
     must(cuda_rank_kernel(&s->rank, s->plan.kernel, &s->fn, &err), &err);
     must(persist_prepare(&s->rank, &s->plan, s->fn, &err), &err);

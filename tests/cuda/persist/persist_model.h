@@ -42,8 +42,8 @@ typedef struct model_step {
 /* All exit after a message if something fails. Weights are a block of random numbers, again and again: an element depends on its
  * tensor and its place there alone, so that ranks agree. Memory is the device's: device_mark, device_release.
  * fast: numbers are made in a hurry and are alike in all tensors. */
-void model_open(model *m, device *dev, const ls_spec *spec, ls_group group, ls_dtype dtype, bool int8, int rows, int max_len,
-                bool fast);
+void model_open(model *m, device *dev, const ls_spec *spec, ls_group group, ls_dtype dtype, bool int8, int rows,
+                int max_len, bool fast);
 void model_close(model *m);
 void side_open(side *s, model *m);
 /* The plan of the persistent kernel for this side. */

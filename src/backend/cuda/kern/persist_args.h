@@ -8,14 +8,25 @@
 #include "backend/cuda/kern/decode_args.h"
 
 enum {
-    PERSIST_WARPS = 8, /* that compute; one more asks for weights */
+    PERSIST_WARPS = 8,     /* that compute */
+    PERSIST_PRODUCERS = 4, /* more, which ask for weights */
     PERSIST_THREADS = 32 * PERSIST_WARPS,
+    PERSIST_ALL_THREADS = PERSIST_THREADS + 32 * PERSIST_PRODUCERS,
     PERSIST_MAX_RANKS = 8,
     PERSIST_NORM_WARPS = 32 /* of the norm's sum, at most: decode_exchange's */
 };
 
 /* A line of the table. out and ffn_out have the exchange behind them in theirs, embed too; head has sample. */
-enum { PERSIST_EMBED, PERSIST_QKV, PERSIST_ATTN, PERSIST_ROW, PERSIST_FFN_IN, PERSIST_HEAD };
+enum {
+    PERSIST_EMBED,
+    PERSIST_NORM,
+    PERSIST_QKV,
+    PERSIST_ATTN,
+    PERSIST_ROW,
+    PERSIST_FFN_IN,
+    PERSIST_HEAD,
+    PERSIST_KINDS
+};
 
 typedef struct persist_matrix {
     const void *w;      /* [rows][k] */
@@ -26,11 +37,12 @@ typedef struct persist_matrix {
 typedef struct persist_op {
     int32_t kind;
     int32_t index, layer; /* of the program's op, for faults and for who is stuck; row: index is the exchange's */
-    int32_t rows;         /* that blocks share: of all matrices, one behind the other; ffn_in: columns; embed: of h; attn: 0 */
-    int32_t unit;         /* a block's rows begin at a multiple of this */
+    int32_t rows; /* that blocks share: of all matrices, one behind the other; ffn_in: columns; embed: of h; attn: 0 */
+    int32_t unit; /* a block's rows begin at a multiple of this */
     int32_t first_row[3]; /* of each matrix, in `rows`; INT32_MAX: there is none */
     persist_matrix matrix[3];
     int32_t k, n_leaves;
+    int32_t n_parts; /* row: blocks that share a row's leaves, each a node; norm: that share a row's elements; else 1 */
     int32_t piece_bytes, n_pieces;     /* of a row's leaf: what one copy brings, at most, and how many there are */
     int32_t pitch;                     /* bytes from row to row of a piece in shared memory */
     int32_t x_pitch;                   /* bytes from row to row of x */
@@ -39,7 +51,8 @@ typedef struct persist_op {
     int32_t in_stride, out_stride;     /* elements of a row of these */
     int32_t in_op;                     /* table index of the op that writes `in` */
     int32_t norm_threads;              /* that decode_exchange has: they decide the order of the norm's sum */
-    const float *norm;                 /* NULL: x is `in` as it is */
+    const float *norm;                 /* [k]; NULL: x is `in` as it is */
+    int32_t of_outputs;                /* norm: of output rows alone; head: `in` has output rows alone */
     float eps;
     int32_t slot;      /* row: of the nodes that ranks exchange */
     const float *bias; /* row: of the exchange */
@@ -48,7 +61,7 @@ typedef struct persist_op {
     float scale;
     int32_t n_heads, n_kv, d_head, window, max_splits;
     int32_t vocab_first;
-    int32_t reserved[5]; /* to a multiple of 16 bytes */
+    int32_t reserved[3]; /* to a multiple of 16 bytes */
 } persist_op;
 
 /* A wait that took too long: written by the thread that noticed, once. */
@@ -69,20 +82,21 @@ typedef struct persist_args {
     const float *rope;
     float *logits; /* [n_out][n_vocab], of rows that the host draws for */
     int32_t *drawn, *fault;
-    uint64_t *node[PERSIST_MAX_RANKS]; /* every rank's: [2 slots][ranks][M_max][d] */
-    uint64_t *partial;                 /* of attention's splits, [row][group][max_splits][heads (d + 2)] */
-    uint64_t *offer;                   /* [blocks][16 rows][4]: value, value, id, fault */
-    char *scratch;                     /* [blocks][scratch_bytes]: x of ops for which shared memory is too small */
+    uint64_t *node[PERSIST_MAX_RANKS]; /* every rank's: [2 slots][nodes of the leaf tree, at most 8][M_max][d] */
+    uint64_t *partial; /* of attention's splits, [row][group][max_splits][4 (d + 2)]: max and sum of each head, o */
+    uint64_t *offer;   /* [blocks][16 rows][4]: value, value, id, fault */
+    char *scratch;     /* [blocks][scratch_bytes]: x of ops for which shared memory is too small */
     persist_stuck *stuck;
-    uint32_t *launches; /* so far: epochs follow from it */
+    uint32_t *launches;   /* so far: epochs follow from it */
     persist_stamp *stamp; /* [n_ops][blocks], or NULL */
     int64_t scratch_bytes;
     int64_t timeout_ns;
     int32_t n_ops, d, n_vocab, rank, n_ranks, m_max;
-    int32_t own_rows;                                 /* of h that a block has, at most */
-    int32_t n_slots, slot_bytes, window_bytes;        /* of the ring; bytes in flight */
-    int32_t at_barriers, at_sums, at_h, at_kept, at_x; /* in shared memory; the ring is at 0 */
-    int32_t x_bytes;                                  /* of shared memory for x; what needs more is in scratch */
+    int32_t own_rows;                          /* of h that a block has, at most */
+    int32_t n_slots, slot_bytes, window_bytes; /* of the ring; bytes in flight */
+    int32_t at_barriers, at_sums, at_h, at_squares, at_fault, at_watch, at_kept,
+        at_x;        /* in shared memory; the ring is at 0 */
+    int32_t x_bytes; /* of shared memory for x; what needs more is in scratch */
     int32_t kv_row_bytes, attn_warp_bytes, attn_warps;
     int32_t streams_only; /* measuring: no waiting for x */
 } persist_args;

@@ -213,6 +213,23 @@ DEVICE void copy_bulk(void *to, const void *from, uint32_t bytes, uint64_t *barr
 #endif
 }
 
+/* True in one lane of a warp whose lanes are all here. Copies that one lane starts in a loop follow one another closely; those that
+ * lanes start side by side are taken apart, some fifty clocks each. */
+DEVICE bool is_elected() {
+#if __CUDA_ARCH__ >= 900
+    uint32_t elected;
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "elect.sync _|p, 0xffffffff;\n"
+                 "selp.u32 %0, 1, 0, p;\n"
+                 "}\n"
+                 : "=r"(elected));
+    return elected != 0;
+#else
+    return threadIdx.x % 32 == 0;
+#endif
+}
+
 /* What this thread wrote to shared memory comes before copies that others start behind a barrier. */
 DEVICE void writes_before_copies() {
 #if __CUDA_ARCH__ >= 900
@@ -245,6 +262,10 @@ DEVICE ulonglong2 load_two_words(const uint64_t *from) {
     ulonglong2 words;
     asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(words.x), "=l"(words.y) : "l"(from) : "memory");
     return words;
+}
+
+DEVICE void store_two_words(uint64_t *to, uint64_t first, uint64_t second) {
+    asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(first), "l"(second) : "memory");
 }
 
 /* Nanoseconds, the same clock on all SMs; its resolution may be a microsecond. */

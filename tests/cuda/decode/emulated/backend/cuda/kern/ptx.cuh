@@ -130,6 +130,10 @@ static void emulate_some_bulk() {
         emulate_barrier_add(b.barrier, 0, -(int32_t)b.bytes);
     }
 }
+DEVICE bool is_elected() {
+    __syncwarp();
+    return threadIdx.x % 32 == 0;
+}
 DEVICE void writes_before_copies() {}
 DEVICE void first_threads_meet(int n) {
     current->meets = n;
@@ -144,6 +148,11 @@ DEVICE uint64_t load_word(const uint64_t *from) {
 DEVICE ulonglong2 load_two_words(const uint64_t *from) {
     emulate_check((uintptr_t)from % 16 == 0, "a load of two words is not aligned");
     return {load_word(from), load_word(from + 1)};
+}
+DEVICE void store_two_words(uint64_t *to, uint64_t first, uint64_t second) {
+    emulate_check((uintptr_t)to % 16 == 0, "a store of two words is not aligned");
+    store_word(to, first, false);
+    store_word(to + 1, second, false);
 }
 DEVICE uint64_t global_time() {
     struct timespec t;
