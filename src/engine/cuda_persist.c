@@ -80,10 +80,6 @@ ls_status cuda_persist_prepare(ls_engine *engine, ls_error *err) {
         persist_plan *plan = &plans->plan[i];
         TRY(cuda_rank_kernel(rank, plan->kernel, &plans->fn[i], err));
         TRY(persist_prepare(rank, plan, plans->fn[i], err));
-        TRY(cuda_check(rank,
-                       rank->driver->cuMemcpyHtoDAsync((CUdeviceptr)(uintptr_t)plan->args.op, plan->op,
-                                                       plan->table_bytes, rank->stream),
-                       "copying the table of a plan", err));
         plan->args.stuck = engine->host.stuck;
     }
     return LS_OK;

@@ -65,7 +65,8 @@
     X(cuFuncSetAttribute)                                                                                              \
     X(cuOccupancyMaxActiveBlocksPerMultiprocessor)                                                                     \
     X(cuLaunchKernel)                                                                                                  \
-    X(cuLaunchKernelEx)
+    X(cuLaunchKernelEx)                                                                                                \
+    X(cuTensorMapEncodeTiled)
 
 typedef struct cuda_driver {
     void *library;

@@ -2,6 +2,7 @@
  * From a program to the op table of the persistent decode kernel. See persist.h and kern/persist.cu.
  */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "backend/cuda/persist.h"
@@ -16,7 +17,8 @@ enum {
     MAX_NORM_PARTS = 16,
     FUSED_ROWS = 2, /* steps of more rows have norms apart, and parts */
     WARP = 32,
-    SLOT_EXTRA = 16 + 4 * PERSIST_PRODUCERS, /* bytes of a slot: two barriers, and how much each producer put there */
+    BARRIER_BYTES = PERSIST_SLOTS * 32, /* two barriers, a place and two sizes each */
+    MAX_PIECE = 256 * PERSIST_ELEMENT,  /* a box is no wider */
     TIMEOUT_S = 10
 };
 
@@ -43,6 +45,10 @@ typedef struct builder {
 
 static int ceil_div(int a, int b) {
     return (a + b - 1) / b;
+}
+
+static int align_to(int at, int to) {
+    return ceil_div(at, to) * to;
 }
 
 static void *take(builder *b, size_t bytes) {
@@ -76,7 +82,13 @@ static ls_status refuse(ls_error *err, const char *why) {
 
 static persist_op *add_line(builder *b, int kind, int index, int layer) {
     persist_op *line = &b->plan->op[b->n_ops++];
-    *line = (persist_op){.kind = kind, .index = index, .layer = layer, .unit = 1, .n_leaves = LS_LEAVES, .n_parts = 1};
+    *line = (persist_op){.kind = kind,
+                         .index = index,
+                         .layer = layer,
+                         .unit = 1,
+                         .n_leaves = LS_LEAVES,
+                         .n_parts = 1,
+                         .map = b->plan->args.n_maps};
     for (int i = 0; i < 3; i++) {
         line->first_row[i] = INT32_MAX;
     }
@@ -92,8 +104,20 @@ static ls_status add_matrix(builder *b, persist_op *line, int which, int i_weigh
     }
     line->matrix[which] = (persist_matrix){w->data, w->scale, vector(b, i_bias)};
     line->first_row[which] = first_row;
+    line->n_matrices = which + 1;
     line->k = w->cols;
+    line->row_bytes = w->cols * (int)ls_dtype_bytes(w->format);
     return LS_OK;
+}
+
+/* Widths of boxes: of a leaf's last pieces, and of the others where there are any. */
+static int families_of(const persist_op *line) {
+    return line->n_pieces > 1 ? 2 : 1;
+}
+
+static void add_maps(const builder *b, persist_op *line, int n) {
+    line->n_maps = n;
+    b->plan->args.n_maps += n;
 }
 
 /* Leaves, and how they are cut into pieces. */
@@ -107,8 +131,9 @@ static void set_leaves(const builder *b, persist_op *line, int64_t k_total, int 
     }
     line->n_leaves = count;
     line->n_pieces = ceil_div(longest, b->piece_bytes);
-    line->piece_bytes = ceil_div(ceil_div(longest, line->n_pieces), CHUNK_BYTES) * CHUNK_BYTES;
-    line->pitch = pitch_of(line->piece_bytes);
+    line->piece_bytes = align_to(ceil_div(longest, line->n_pieces), CHUNK_BYTES);
+    line->last_bytes = align_to(longest - (line->n_pieces - 1) * line->piece_bytes, CHUNK_BYTES);
+    add_maps(b, line, PERSIST_HEIGHTS * line->n_matrices * families_of(line));
     int widest = 0; /* part */
     for (int i = 0; i < parts; i++) {
         const int n = line->border[(i + 1) * count / parts] - line->border[i * count / parts];
@@ -165,6 +190,7 @@ static ls_status add_qkv(builder *b, const ls_op *op, int index, ls_error *err) 
     set_leaves(b, line, b->rank->bind.d_model, 0, LS_LEAVES, 1);
     take_x(b, line, a->norm, a->eps);
     line->rows = q + 2 * kv;
+    line->unit = line->piece_bytes % 128 != 0 || line->last_bytes % 128 != 0 ? 2 : 1; /* of K and V begin anywhere */
     line->out = b->qkv;
     line->out_stride = q + 2 * kv;
     return LS_OK;
@@ -196,6 +222,7 @@ static ls_status add_attn(builder *b, const ls_op *op, const ls_op *qkv, int ind
     line->d_head = a->d_head;
     line->window = a->window_tokens;
     line->max_splits = splits < DECODE_ATTN_SPLITS ? splits : DECODE_ATTN_SPLITS;
+    add_maps(b, line, 2);
     return LS_OK;
 }
 
@@ -361,21 +388,18 @@ static void take_buffers(builder *b, const ls_op *op, int n_ops) {
         args->node[bind->group.rank] = take_words(b, 2 * LS_LEAVES * rows * d);
     }
     args->stuck = take(b, sizeof(persist_stuck));
+    args->wait = take(b, (size_t)b->plan->grid * (PERSIST_WARPS + 1) * sizeof(persist_wait));
     args->launches = take(b, sizeof(uint32_t));
 }
 
-static int align_to(int at, int to) {
-    return (at + to - 1) / to * to;
-}
-
-/* Bytes from row to row of K or V, of a slot, and what x needs for the plan's rows. */
-static int widest_slot(const builder *b) {
-    int slot = DECODE_ATTN_UNIT * b->plan->args.kv_row_bytes;
+/* The longest chunk: of a matmul's tile, or K or V of a unit. */
+static int longest_chunk(const builder *b, int d_head) {
+    int most = DECODE_ATTN_UNIT * align_to(d_head * (int)ls_dtype_bytes(b->rank->bind.kv_dtype), PERSIST_PANEL);
     for (int i = 0; i < b->n_ops; i++) {
-        const int bytes = b->plan->op[i].pitch * DECODE_TILE;
-        slot = bytes > slot ? bytes : slot;
+        const int bytes = b->plan->op[i].piece_bytes * DECODE_TILE;
+        most = bytes > most ? bytes : most;
     }
-    return align_to(slot, 128);
+    return most;
 }
 
 /* The ring, then what warps share; x of as many ops as fit beside a ring that is deep enough. */
@@ -385,32 +409,32 @@ static ls_status cut_shared(builder *b, int d_head, ls_error *err) {
     const ls_bind *bind = &b->rank->bind;
     const int rows = plan->rows, columns = rows > 8 ? 16 : 8;
     const int most = b->rank->facts.shared_bytes_per_block - LINE_BYTES;
-    int unused;
+    const int chunk = longest_chunk(b, d_head);
+    int unused[2];
     args->own_rows = ceil_div(bind->d_model, (int)plan->grid);
-    args->attn_warps = decode_attn_warps(b->rank, d_head, &args->kv_row_bytes, &unused);
+    args->attn_warps = decode_attn_warps(b->rank, d_head, &unused[0], &unused[1]);
     args->attn_warp_bytes = DECODE_ATTN_HEADS * (d_head + DECODE_ATTN_UNIT) * (int)sizeof(float);
-    args->slot_bytes = widest_slot(b);
     const int sums = 2 * PERSIST_WARPS * columns * DECODE_TILE * (int)sizeof(float);
     const int h = align_to(rows * args->own_rows * (int)sizeof(float), 16);
     const int squares = 2 * PERSIST_NORM_WARPS * (int)sizeof(float), fault = CUDA_MAX_DECODE * (int)sizeof(int32_t);
     const int kept = bind->d_model > 4 * MAX_NORM_THREADS ? align_to(bind->d_model * (int)sizeof(float), 16) : 0;
-    const int fixed = 128 + sums + h + squares + fault + WATCH_BYTES + kept;
+    const int fixed = 128 + BARRIER_BYTES + sums + h + squares + fault + WATCH_BYTES + kept;
     args->x_bytes = align_to(DECODE_ATTN_BYTES + args->attn_warps * args->attn_warp_bytes, 16);
     args->scratch_bytes = 0;
     for (int i = 0; i < b->n_ops; i++) {
         const int bytes = plan->op[i].x_pitch * rows, ring = most - fixed - bytes;
-        if (ring < LEAST_RING || ring < 4 * (args->slot_bytes + SLOT_EXTRA)) {
+        if (ring < LEAST_RING || ring < 4 * chunk) {
             args->scratch_bytes = bytes > args->scratch_bytes ? bytes : args->scratch_bytes;
         } else if (bytes > args->x_bytes) {
             args->x_bytes = bytes;
         }
     }
-    args->n_slots = (most - fixed - args->x_bytes) / (args->slot_bytes + SLOT_EXTRA);
-    if (args->n_slots < 3) {
+    args->ring_bytes = (most - fixed - args->x_bytes) / 1024 * 1024;
+    if (args->ring_bytes < 3 * chunk) {
         return refuse(err, "the GPU's shared memory is too small");
     }
-    args->at_barriers = args->n_slots * args->slot_bytes;
-    args->at_sums = align_to(args->at_barriers + args->n_slots * SLOT_EXTRA, 16);
+    args->at_barriers = args->ring_bytes;
+    args->at_sums = args->at_barriers + BARRIER_BYTES;
     args->at_h = args->at_sums + sums;
     args->at_squares = args->at_h + h;
     args->at_fault = args->at_squares + squares;
@@ -469,16 +493,90 @@ ls_status persist_plan_build(persist_plan *out, const cuda_rank *rank, const ls_
                                .n_ranks = bind->group.size,
                                .m_max = how->rows,
                                .window_bytes = how->window_bytes > 0 ? how->window_bytes : PERSIST_WINDOW};
-    b.piece_bytes = how->piece_bytes > 0 ? how->piece_bytes : b.format == LS_INT8 ? PERSIST_PIECE_INT8 : PERSIST_PIECE;
+    b.piece_bytes = how->piece_bytes > 0 ? how->piece_bytes : PERSIST_PIECE;
+    b.piece_bytes = b.piece_bytes < MAX_PIECE ? b.piece_bytes : MAX_PIECE;
     b.norm_apart = how->norm_apart == 0 ? how->rows > FUSED_ROWS : how->norm_apart > 0;
     b.parts = parts_of(&b);
     take_buffers(&b, op, n_ops);
     TRY(add_ops(&b, op, n_ops, err));
     out->args.n_ops = b.n_ops;
-    out->table_bytes = (size_t)b.n_ops * sizeof(persist_op);
+    out->args.map = take(&b, (size_t)out->args.n_maps * sizeof(persist_map));
     TRY(cut_shared(&b, attn->attn.d_head, err));
     out->room_bytes = (size_t)(b.next - room);
     return LS_OK;
+}
+
+/* ---- Maps ---- */
+
+/* Boxes of `width` bytes and `height` rows of a matrix. */
+static ls_status encode(const cuda_rank *rank, persist_map *out, const void *from, int64_t row_bytes, int64_t rows,
+                        int width, int height, CUtensorMapSwizzle swizzle, ls_error *err) {
+    const cuuint64_t size[] = {(cuuint64_t)row_bytes / PERSIST_ELEMENT, (cuuint64_t)rows},
+                     stride = (cuuint64_t)row_bytes;
+    const cuuint32_t box[] = {(cuuint32_t)(width / PERSIST_ELEMENT), (cuuint32_t)height}, each[] = {1, 1};
+    CUtensorMap map;
+    _Static_assert(sizeof map == sizeof *out, "the kernel's map is CUDA's");
+    TRY(cuda_check(rank,
+                   rank->driver->cuTensorMapEncodeTiled(
+                       &map, CU_TENSOR_MAP_DATA_TYPE_UINT64, 2, (void *)(uintptr_t)from, size, &stride, box, each,
+                       CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+                   "a map of the persistent decode kernel", err));
+    memcpy(out, &map, sizeof map);
+    return LS_OK;
+}
+
+static int rows_of_matrix(const persist_op *op, int i) {
+    return op->kind == PERSIST_FFN_IN ? op->rows
+                                      : (i + 1 < op->n_matrices ? op->first_row[i + 1] : op->rows) - op->first_row[i];
+}
+
+/* In the order that kern/persist_producer.cuh finds them in. */
+static ls_status encode_op(const cuda_rank *rank, const persist_op *op, persist_map *out, ls_error *err) {
+    const ls_bind *bind = &rank->bind;
+    if (op->kind == PERSIST_ATTN) {
+        for (int i = 0; i < 2; i++) {
+            TRY(encode(rank, &out[i], i == 0 ? op->k_cache : op->v_cache,
+                       op->d_head * (int64_t)ls_dtype_bytes(bind->kv_dtype),
+                       (int64_t)bind->n_pages * op->n_kv * LS_PAGE_TOKENS, PERSIST_PANEL, DECODE_ATTN_UNIT,
+                       CU_TENSOR_MAP_SWIZZLE_128B, err));
+        }
+        return LS_OK;
+    }
+    const int families = families_of(op);
+    for (int i = 0; i < op->n_maps; i++) {
+        const int family = i % families, which = i / families % op->n_matrices, h = i / families / op->n_matrices;
+        const persist_matrix *matrix = &op->matrix[which];
+        TRY(encode(rank, &out[i], matrix->w, op->row_bytes, rows_of_matrix(op, which),
+                   family == families - 1 ? op->last_bytes : op->piece_bytes, DECODE_TILE >> h,
+                   CU_TENSOR_MAP_SWIZZLE_NONE, err));
+    }
+    return LS_OK;
+}
+
+static ls_status copy_to_room(const cuda_rank *rank, const void *to, const void *from, size_t bytes, ls_error *err) {
+    return cuda_check(rank, rank->driver->cuMemcpyHtoDAsync((CUdeviceptr)(uintptr_t)to, from, bytes, rank->stream),
+                      "copying the table of a plan", err);
+}
+
+static ls_status upload(const cuda_rank *rank, const persist_plan *plan, ls_error *err) {
+    const persist_args *args = &plan->args;
+    const size_t map_bytes = (size_t)args->n_maps * sizeof(persist_map);
+    persist_map *map = aligned_alloc(sizeof *map, map_bytes);
+    ls_status st = LS_OK;
+    if (map == NULL) {
+        return error_set(err, LS_ENOMEM, "the persistent decode kernel: out of memory");
+    }
+    for (int i = 0; i < args->n_ops && st == LS_OK; i++) {
+        st = encode_op(rank, &plan->op[i], map + plan->op[i].map, err);
+    }
+    TRY_GOTO(st, done);
+    TRY_GOTO(copy_to_room(rank, args->op, plan->op, (size_t)args->n_ops * sizeof(persist_op), err), done);
+    TRY_GOTO(copy_to_room(rank, args->map, map, map_bytes, err), done);
+    TRY_GOTO(cuda_check(rank, rank->driver->cuStreamSynchronize(rank->stream), "copying maps", err), done);
+done:
+    free(map);
+    return st;
 }
 
 /* ---- Launching ---- */
@@ -496,7 +594,7 @@ ls_status persist_prepare(cuda_rank *rank, const persist_plan *plan, CUfunction 
     if ((unsigned)(per_sm * rank->facts.sm_count) < plan->grid) {
         return refuse(err, "the GPU does not hold all its blocks at once");
     }
-    return LS_OK;
+    return upload(rank, plan, err);
 }
 
 ls_status persist_launch(cuda_rank *rank, const persist_plan *plan, CUfunction fn, ls_error *err) {

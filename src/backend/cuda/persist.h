@@ -16,17 +16,17 @@ typedef struct persist_options {
     int max_len;      /* tokens of a sequence, at most */
     int blocks;       /* at most as many as the GPU has SMs, all of which must be free for it */
     int window_bytes; /* of weights on their way to each SM; 0: PERSIST_WINDOW */
-    int piece_bytes;  /* of a row, that a copy brings, at most; 0: as suits the dtype */
+    int piece_bytes;  /* of a row, that a copy brings, at most; 0: PERSIST_PIECE */
     int norm_apart;   /* norms are ops of their own: 0 as suits the rows, 1 always, -1 never */
     int parts;        /* blocks that share the leaves of a row of out and ffn_out: 1, 2, 4, 8; 0 as suits the rows */
 } persist_options;
 
-enum { PERSIST_WINDOW = 48 << 10, PERSIST_PIECE = 640, PERSIST_PIECE_INT8 = 320 };
+enum { PERSIST_WINDOW = 64 << 10, PERSIST_PIECE = 1024 };
 
 typedef struct persist_plan {
     persist_args args;
     persist_op op[PERSIST_MAX_OPS]; /* as it shall lie at args.op */
-    size_t table_bytes, room_bytes; /* of device memory: the table; the table, words and scratch, zeroed once */
+    size_t room_bytes; /* of device memory: the table, maps, words and scratch, zeroed once */
     unsigned grid, shared_bytes;
     int rows;
     const char *kernel;
@@ -37,13 +37,14 @@ extern const char *const persist_kernel_names[];
 extern const int n_persist_kernels;
 
 /* Makes the plan of a decode program. Its addresses begin at `room`, which may be 0 to learn room_bytes; the caller zeroes the
- * room and copies plan->op[] (table_bytes) to its beginning. With several ranks the caller then sets args.node[] to every
+ * room. With several ranks the caller then sets args.node[] to every
  * rank's own (args.node[rank]), and all ranks launch as often. A plan with fewer rows leaves more shared memory to the ring.
  * LS_EUNSUPPORTED: a program, dtype, shape or chip it does not run; the other plan does. */
 ls_status persist_plan_build(persist_plan *out, const cuda_rank *rank, const ls_op *op, int n_ops,
                              const persist_options *how, CUdeviceptr room, ls_error *err);
 
-/* Once for each function of a plan, before its first launch: LS_EUNSUPPORTED if the GPU cannot hold all blocks at once. */
+/* Once, before its first launch and once the room is zeroed: fills in the table and maps there. LS_EUNSUPPORTED if the GPU
+ * cannot hold all blocks at once. */
 ls_status persist_prepare(cuda_rank *rank, const persist_plan *plan, CUfunction fn, ls_error *err);
 /* Enqueues a step on rank->stream: reads rank->step, leaves tokens in rank->drawn, faults in bind.fault, logits of rows that
  * the host draws for in BUF_LOGITS, K and V in the cache. May be captured. */

@@ -114,15 +114,44 @@ static void emulate_copies_until(int n_pending) {
     }
 }
 
-/* Bulk copies of a block that have not come in. */
+/* What decode_emulate_device.c leaves in a CUtensorMap. */
+struct emulated_map {
+    const char *base;
+    uint64_t columns, rows, row_bytes; /* columns of `element` bytes */
+    uint32_t box_columns, box_rows, element, swizzled;
+};
+
+/* Copies of a block that have not come in. */
 struct bulk {
-    void *to;
-    const void *from;
-    uint32_t bytes;
+    char *to;
+    emulated_map map;
+    int column, row;
     uint64_t *barrier;
+
+    uint32_t width() const {
+        return map.box_columns * map.element;
+    }
+    uint32_t bytes() const {
+        return width() * map.box_rows;
+    }
+    void land() const {
+        const uint64_t n = map.columns * map.element, first = (uint64_t)column * map.element;
+        for (uint32_t r = 0; r < map.box_rows; r++) {
+            for (uint32_t i = 0; i < width(); i += map.element) {
+                const bool inside = row >= 0 && column >= 0 && (uint64_t)row + r < map.rows && first + i < n;
+                const uint32_t at = r * width() + i;
+                char *cell = to + (map.swizzled ? at ^ (at >> 7 & 7) << 4 : at);
+                memset(cell, 0, map.element);
+                if (inside) {
+                    memcpy(cell, map.base + (row + r) * map.row_bytes + first + i, map.element);
+                }
+            }
+        }
+    }
 };
 static thread_local std::deque<bulk> bulks;
 static void emulate_some_bulk();
+extern thread_local uint4 persist_room[(228 << 10) / sizeof(uint4)];
 
 /* ---- What kernels call ---- */
 

@@ -68,8 +68,44 @@ static CUresult one_block(int *out, CUfunction fn, int threads, size_t shared_by
     return CUDA_SUCCESS;
 }
 
+static CUresult to_device(CUdeviceptr to, const void *from, size_t bytes, CUstream stream) {
+    (void)stream;
+    memcpy((void *)to, from, bytes);
+    return CUDA_SUCCESS;
+}
+
+static CUresult synchronize(CUstream stream) {
+    (void)stream;
+    return CUDA_SUCCESS;
+}
+
+/* What decode_emulate.cpp's copies read (emulated_map); refuses what a driver would. */
+static CUresult encode_map(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank, void *base,
+                           const cuuint64_t *size, const cuuint64_t *stride, const cuuint32_t *box,
+                           const cuuint32_t *element_stride, CUtensorMapInterleave interleave,
+                           CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill) {
+    struct {
+        void *base;
+        uint64_t columns, rows, row_bytes;
+        uint32_t box_columns, box_rows, element, swizzled;
+    } of = {base, size[0], size[1], stride[0], box[0], box[1], 8, swizzle == CU_TENSOR_MAP_SWIZZLE_128B};
+    (void)promotion;
+    if ((uintptr_t)map % 64 != 0 || type != CU_TENSOR_MAP_DATA_TYPE_UINT64 || rank != 2 || (uintptr_t)base % 16 != 0 ||
+        stride[0] % 16 != 0 || size[0] == 0 || size[1] == 0 || size[1] >> 32 != 0 || box[0] == 0 || box[0] > 256 ||
+        box[0] % 2 != 0 || box[1] == 0 || box[1] > 256 || (of.swizzled && box[0] * 8 > 128) || element_stride[0] != 1 ||
+        element_stride[1] != 1 || interleave != CU_TENSOR_MAP_INTERLEAVE_NONE ||
+        (!of.swizzled && swizzle != CU_TENSOR_MAP_SWIZZLE_NONE) || fill != CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    memcpy(map, &of, sizeof of);
+    return CUDA_SUCCESS;
+}
+
 static const cuda_driver driver = {.cuFuncSetAttribute = set_attribute,
-                                   .cuOccupancyMaxActiveBlocksPerMultiprocessor = one_block};
+                                   .cuOccupancyMaxActiveBlocksPerMultiprocessor = one_block,
+                                   .cuMemcpyHtoDAsync = to_device,
+                                   .cuStreamSynchronize = synchronize,
+                                   .cuTensorMapEncodeTiled = encode_map};
 
 device *device_open(void) {
     device *dev = calloc(1, sizeof *dev);

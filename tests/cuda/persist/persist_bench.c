@@ -131,7 +131,7 @@ static double time_one(device *dev, side *s, bool streams_only) {
     s->plan.args.timeout_ns = 2000000000;
     const double us = device_time_many(dev, one_step, s, LAUNCHES);
     s->plan.args.streams_only = 0;
-    if (!side_is_well(s, &err)) {
+    if (!side_is_well(s, true, &err)) {
         printf("FAILED %s\n", err.text);
         return 0;
     }
@@ -231,8 +231,8 @@ static void bench_m(device *dev, side *s, const options *o, int m, double limit)
             const persist_options how = plan_options(s, o, m, o->windows.value[w] << 10, o->pieces.value[p]);
             side_plan(s, &how);
             const double us = time_one(dev, s, false), free_us = time_one(dev, s, true);
-            printf("  piece %4d window %3d K (ring %d x %d): %.3f ms, %.1f %%; streams only %.3f ms\n", how.piece_bytes,
-                   o->windows.value[w], s->plan.args.n_slots, s->plan.args.slot_bytes, us * 1e-3,
+            printf("  piece %4d window %3d K (ring %d K): %.3f ms, %.1f %%; streams only %.3f ms\n", how.piece_bytes,
+                   o->windows.value[w], s->plan.args.ring_bytes >> 10, us * 1e-3,
                    us > 0 ? 100 * bytes / limit / us * 1e6 : 0, free_us * 1e-3);
             fflush(stdout);
             if (us > 0 && (best == 0 || us < best)) {

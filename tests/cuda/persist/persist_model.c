@@ -247,7 +247,6 @@ void side_plan(side *s, const persist_options *how) {
     must(
         persist_plan_build(&s->plan, &s->rank, program->op, program->n_ops, how, (CUdeviceptr)(uintptr_t)s->room, &err),
         &err);
-    device_write(s->m->dev, s->room, s->plan.op, s->plan.table_bytes);
     must(cuda_rank_kernel(&s->rank, s->plan.kernel, &s->fn, &err), &err);
     must(persist_prepare(&s->rank, &s->plan, s->fn, &err), &err);
 }
@@ -303,8 +302,57 @@ void side_run_persistent(side *s) {
     must(persist_launch(&s->rank, &s->plan, s->fn, &err), &err);
 }
 
-bool side_is_well(side *s, ls_error *err) {
+static int by_wait(const void *a, const void *b) {
+    return memcmp(a, b, sizeof(persist_wait));
+}
+
+/* Of every warp; the caller frees it. */
+static persist_wait *read_waits(side *s, size_t *n) {
+    *n = (size_t)s->plan.grid * (PERSIST_WARPS + 1);
+    persist_wait *wait = need(malloc(*n * sizeof *wait));
+    device_read(s->m->dev, wait, s->plan.args.wait, *n * sizeof *wait);
+    return wait;
+}
+
+bool side_waited(side *s, int what, int op) {
+    size_t n, i = 0;
+    persist_wait *wait = read_waits(s, &n);
+    while (i < n && (wait[i].what != what || wait[i].op != op)) {
+        i++;
+    }
+    free(wait);
+    return i < n;
+}
+
+/* What warps were left without, alike ones together. */
+static void print_waits(side *s) {
+    static const char *const names[PERSIST_WAITS] = {
+        "nothing",       "a chunk that was not asked for",  "a chunk that did not land", "(producer) a landing",
+        "(producer) room", "words of its input", "words of splits", "words of nodes", "offers"};
+    size_t n;
+    persist_wait *wait = read_waits(s, &n);
+    qsort(wait, n, sizeof *wait, by_wait);
+    int printed = 0;
+    for (size_t i = 0, end; i < n && printed < 24; i = end, printed++) {
+        for (end = i + 1; end < n && by_wait(&wait[i], &wait[end]) == 0; end++) {
+        }
+        printf("       %4zu warps: %s", end - i, names[wait[i].what]);
+        if (wait[i].what != PERSIST_WAIT_NONE) {
+            printf(", op %d (%s) layer %d, chunk %u", wait[i].op,
+                   wait[i].op < 0 ? "start" : op_kind_name(s->m->program->op[wait[i].op].kind), wait[i].layer,
+                   wait[i].chunk);
+        }
+        printf("\n");
+    }
+    free(wait);
+}
+
+bool side_is_well(side *s, bool say, ls_error *err) {
     persist_stuck stuck;
     device_read(s->m->dev, &stuck, s->plan.args.stuck, sizeof stuck);
-    return persist_check(&s->rank, s->m->program->op, &stuck, err) == LS_OK;
+    const bool good = persist_check(&s->rank, s->m->program->op, &stuck, err) == LS_OK;
+    if (!good && say) {
+        print_waits(s);
+    }
+    return good;
 }

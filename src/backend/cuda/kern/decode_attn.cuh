@@ -269,12 +269,38 @@ template <int KV, int WIDTH> struct stream {
 
 /* ---- A warp's scores and its part of o ---- */
 
+/* How a unit's rows of K or V lie in shared memory, seen from one row and byte. Both are free of bank conflicts. Every row is
+ * row_bytes long, ... */
+struct padded_rows {
+    const char *from;
+    int row_bytes;
+
+    DEVICE_MEMBER padded_rows(const char *room, int bytes, int row, int byte)
+        : from(room + row * bytes + byte), row_bytes(bytes) {}
+    DEVICE_MEMBER const char *at(int rows, int bytes) const {
+        return from + rows * row_bytes + bytes;
+    }
+};
+
+/* ... or it lies in panels of 128 bytes of all rows, as tensor copies with that swizzle leave them. byte < 128; rows: a
+ * multiple of 8; a bit of `bytes` that is set in `byte` is below 16. */
+struct panel_rows {
+    const char *from;
+    int byte;
+
+    DEVICE_MEMBER panel_rows(const char *room, int, int row, int first)
+        : from(room + row * 128), byte(first ^ row % 8 * 16) {}
+    DEVICE_MEMBER const char *at(int rows, int bytes) const {
+        return from + rows * 128 + bytes / 128 * (UNIT * 128) + (byte ^ bytes % 128);
+    }
+};
+
 /*
  * bf16 and f16. Lane (g, t) = (lane / 4, lane % 4) has columns 2t and 2t + 1 of an accumulator: heads 2 (t % 2) and
  * the next, rounded (t < 2) or what is left of them. Scores are of tokens g + 8 i of the unit, the same in lanes t and
  * t ^ 2; o is of elements 16 i + g and 16 i + g + 8.
  */
-template <int KV, int WIDTH> struct products {
+template <int KV, int WIDTH, class ROWS> struct products {
     static constexpr int STEPS = WIDTH / 16, TILES = UNIT / 16;
     uint32_t q[STEPS][2];
     float o[STEPS][4];
@@ -302,14 +328,14 @@ template <int KV, int WIDTH> struct products {
 
     DEVICE_MEMBER void score(const decode_attn_args &a, const char *k) {
         const int lane = threadIdx.x % 32;
-        const char *row = k + lane % 16 * a.row_bytes + lane / 16 * 16;
+        const ROWS row(k, a.row_bytes, lane % 16, lane / 16 * 16);
         float acc[TILES][2][4] = {}; /* two chains a tile */
 #pragma unroll
         for (int i = 0; i < STEPS; i++) {
             if (16 * i < a.d) {
 #pragma unroll
                 for (int tile = 0; tile < TILES; tile++) {
-                    const uint4 m = load_matrices(row + tile * 16 * a.row_bytes + i * 32);
+                    const uint4 m = load_matrices(row.at(tile * 16, i * 32));
                     mma<KV>(acc[tile][i % 2], m.x, m.y, m.z, m.w, q[i][0], q[i][1]);
                 }
             }
@@ -326,7 +352,7 @@ template <int KV, int WIDTH> struct products {
 
     DEVICE_MEMBER void weigh(const decode_attn_args &a, const char *v, float *) {
         const int lane = threadIdx.x % 32;
-        const char *row = v + (lane / 16 * 8 + lane % 8) * a.row_bytes + lane / 8 % 2 * 16;
+        const ROWS row(v, a.row_bytes, lane / 16 * 8 + lane % 8, lane / 8 % 2 * 16);
         uint32_t b[TILES][2];
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++) {
@@ -343,7 +369,7 @@ template <int KV, int WIDTH> struct products {
             if (16 * i < a.d) {
 #pragma unroll
                 for (int tile = 0; tile < TILES; tile++) {
-                    const uint4 m = load_transposed(row + tile * 16 * a.row_bytes + i * 32);
+                    const uint4 m = load_transposed(row.at(tile * 16, i * 32));
                     mma<KV>(o[i], m.x, m.y, m.z, m.w, b[tile][0], b[tile][1]);
                 }
             }
@@ -351,8 +377,8 @@ template <int KV, int WIDTH> struct products {
     }
 };
 
-template <int KV, int WIDTH> struct worker : products<KV, WIDTH> {
-    using base = products<KV, WIDTH>;
+template <int KV, int WIDTH, class ROWS = padded_rows> struct worker : products<KV, WIDTH, ROWS> {
+    using base = products<KV, WIDTH, ROWS>;
     using base::max;
     using base::o;
     using base::p;
@@ -428,7 +454,7 @@ template <int KV, int WIDTH> struct worker : products<KV, WIDTH> {
 };
 
 /* f32. Scores: a token a lane, all heads; o: elements lane, lane + 32, ... of all heads. */
-template <int WIDTH> struct worker<KERN_F32, WIDTH> {
+template <int WIDTH, class ROWS> struct worker<KERN_F32, WIDTH, ROWS> {
     static constexpr int MINE = WIDTH / 32;
     const float *q;
     float o[HEADS][MINE];
@@ -448,14 +474,14 @@ template <int WIDTH> struct worker<KERN_F32, WIDTH> {
     }
 
     DEVICE_MEMBER void score(const decode_attn_args &a, const char *k) {
-        const char *row = k + threadIdx.x % 32 * a.row_bytes;
+        const ROWS row(k, a.row_bytes, threadIdx.x % 32, 0);
 #pragma unroll
         for (int h = 0; h < HEADS; h++) {
             p[h] = 0.0F;
         }
 #pragma unroll 2
         for (int i = 0; i < a.d; i += 4) {
-            const float4 key = *reinterpret_cast<const float4 *>(row + i * 4);
+            const float4 key = *reinterpret_cast<const float4 *>(row.at(0, i * 4));
 #pragma unroll
             for (int h = 0; h < HEADS; h++) {
                 const float4 x = *reinterpret_cast<const float4 *>(q + h * WIDTH + i);
@@ -490,10 +516,10 @@ template <int WIDTH> struct worker<KERN_F32, WIDTH> {
         __syncwarp();
         for (int j = 0; j < UNIT; j++) {
             const float4 weight = all[j];
-            const float *row = reinterpret_cast<const float *>(v + j * a.row_bytes);
+            const ROWS row(v, a.row_bytes, j, lane * 4);
 #pragma unroll
             for (int i = 0; i < MINE; i++) {
-                const float value = lane + 32 * i < a.d ? row[lane + 32 * i] : 0.0F;
+                const float value = lane + 32 * i < a.d ? *reinterpret_cast<const float *>(row.at(0, 128 * i)) : 0.0F;
                 o[0][i] = fmaf(weight.x, value, o[0][i]);
                 o[1][i] = fmaf(weight.y, value, o[1][i]);
                 o[2][i] = fmaf(weight.z, value, o[2][i]);

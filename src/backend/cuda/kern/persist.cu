@@ -129,11 +129,13 @@ template <int ACT, bool INT8, int COLUMNS, int KV> struct consumers {
 };
 
 template <int ACT, bool INT8, int COLUMNS, int KV> DEVICE void persist(const persist_args &a) {
-    __shared__ __align__(16) persist_op line[2 + PERSIST_PRODUCERS];
+    __shared__ __align__(16) persist_op line[3];
     const ring r(a);
-    for (int i = threadIdx.x; i < 2 * a.n_slots; i += blockDim.x) {
-        barrier_init(r.full((uint32_t)i), i < a.n_slots ? PERSIST_PRODUCERS : 1);
+    if (threadIdx.x < PERSIST_SLOTS) {
+        barrier_init(r.full(threadIdx.x), 1);
+        barrier_init(r.empty(threadIdx.x), 1);
         barriers_are_ready();
+        *r.place(threadIdx.x) = 0;
     }
     if (threadIdx.x == 0) {
         watch(a)->deadline = global_time() + (uint64_t)a.timeout_ns;
@@ -147,8 +149,7 @@ template <int ACT, bool INT8, int COLUMNS, int KV> DEVICE void persist(const per
         consumers<ACT, INT8, COLUMNS, KV>{b, matmul, attn}.run(line);
     } else {
         producer<units<ACT, INT8, COLUMNS, false>::W_BYTES> one(a);
-        const int which = threadIdx.x / 32 - PERSIST_WARPS;
-        one.run(a, which, &line[2 + which], KV == KERN_F32 ? 4 : 2);
+        one.run(a, &line[2], KV == KERN_F32 ? 4 : 2);
     }
 }
 

@@ -42,15 +42,25 @@ struct patience {
         gone = false;
     }
 
+    /* What this warp was left without. */
+    DEVICE_MEMBER void leave(int what, uint32_t chunk) {
+        persist_wait *to = &a.wait[blockIdx.x * (PERSIST_WARPS + 1) + threadIdx.x / 32];
+        gone = true;
+        to->what = what;
+        to->op = op;
+        to->layer = layer;
+        to->chunk = chunk;
+    }
+
     /* After a poll that found nothing: whether to leave. */
-    DEVICE_MEMBER bool is_over() {
+    DEVICE_MEMBER bool is_over(int what, uint32_t chunk = 0) {
         between_polls();
         if (!gone && ++polls % POLLS == 0) {
             persist_stuck *stuck = a.stuck;
             if (load_word(&stuck->is_set) != 0) {
-                gone = true;
+                leave(what, chunk);
             } else if (global_time() > watch(a)->deadline + (uint64_t)extra_ns) {
-                gone = true;
+                leave(what, chunk);
                 if (atomicCAS(&stuck->claimed, 0, 1) == 0) {
                     stuck->op = op;
                     stuck->layer = layer;
@@ -62,8 +72,8 @@ struct patience {
         return gone;
     }
 
-    DEVICE_MEMBER void wait(uint64_t *barrier, uint32_t parity) {
-        while (!barrier_passed(barrier, parity) && !is_over()) {
+    DEVICE_MEMBER void wait(uint64_t *barrier, uint32_t parity, int what, uint32_t chunk) {
+        while (!barrier_passed(barrier, parity) && !is_over(what, chunk)) {
         }
     }
 
@@ -89,7 +99,8 @@ DEVICE bool is_of(uint64_t word, uint32_t epoch) {
 
 /* Words from[at[i]], or pairs of them from there on; at[i] < 0: none, 0. All are asked for before any is looked at. */
 template <int N>
-DEVICE void take_words(const uint64_t *from, const int (&at)[N], uint32_t epoch, uint32_t (&out)[N], patience *p) {
+DEVICE void take_words(const uint64_t *from, const int (&at)[N], uint32_t epoch, uint32_t (&out)[N], int what,
+                       patience *p) {
     uint64_t v[N];
     bool good;
     do {
@@ -102,7 +113,7 @@ DEVICE void take_words(const uint64_t *from, const int (&at)[N], uint32_t epoch,
         for (int i = 0; i < N; i++) {
             good = good && is_of(v[i], epoch);
         }
-    } while (!good && !p->is_blind() && !p->is_over());
+    } while (!good && !p->is_blind() && !p->is_over(what));
 #pragma unroll
     for (int i = 0; i < N; i++) {
         out[i] = (uint32_t)v[i];
@@ -110,7 +121,8 @@ DEVICE void take_words(const uint64_t *from, const int (&at)[N], uint32_t epoch,
 }
 
 template <int N>
-DEVICE void take_pairs(const uint64_t *from, const int (&at)[N], uint32_t epoch, uint2 (&out)[N], patience *p) {
+DEVICE void take_pairs(const uint64_t *from, const int (&at)[N], uint32_t epoch, uint2 (&out)[N], int what,
+                       patience *p) {
     ulonglong2 v[N];
     bool good;
     do {
@@ -127,7 +139,7 @@ DEVICE void take_pairs(const uint64_t *from, const int (&at)[N], uint32_t epoch,
         for (int i = 0; i < N; i++) {
             good = good && is_of(v[i].x, epoch) && is_of(v[i].y, epoch);
         }
-    } while (!good && !p->is_blind() && !p->is_over());
+    } while (!good && !p->is_blind() && !p->is_over(what));
 #pragma unroll
     for (int i = 0; i < N; i++) {
         out[i] = make_uint2((uint32_t)v[i].x, (uint32_t)v[i].y);
@@ -153,9 +165,9 @@ struct share {
         n_tiles = (count + most - 1) / most;
     }
 
-    /* Tiles are as equal as units allow. */
-    DEVICE_MEMBER int begin_of(const persist_op &op, int tile) const {
-        return first + (int)((uint32_t)(count / op.unit) * (uint32_t)tile / (uint32_t)n_tiles) * op.unit;
+    /* All tiles are full but the last one. */
+    DEVICE_MEMBER int begin_of(int tile) const {
+        return first + min(tile * most, count);
     }
 
     /* Tiles that the warps take at a time: a warp takes one leaf of one of them. */
@@ -174,129 +186,136 @@ DEVICE int matrix_of_row(const persist_op &op, int row) {
 
 /* ---- The ring ---- */
 
-/* Chunk number n lies in slot n % n_slots. Both sides count chunks alike. */
+/*
+ * Chunks lie behind one another, as long as each is, and begin again at 0. Chunk n has the barriers and the place number n % PERSIST_SLOTS.
+ * Who takes a chunk first sees it in its place: a warp may want one whose barrier is still that of a chunk before, and a
+ * parity that is a round ahead looks as if it had come.
+ */
 struct ring {
     const persist_args &a;
-    uint32_t slot, phase; /* of the chunk that `next` is */
-    uint32_t next;
 
-    DEVICE_MEMBER explicit ring(const persist_args &args) : a(args) {
-        slot = phase = next = 0;
-    }
+    DEVICE_MEMBER explicit ring(const persist_args &args) : a(args) {}
 
     /* A chunk's bytes are there; it may be overwritten. */
-    DEVICE_MEMBER uint64_t *full(uint32_t which) const {
-        return reinterpret_cast<uint64_t *>(shared_room() + a.at_barriers) + which;
+    DEVICE_MEMBER uint64_t *full(uint32_t chunk) const {
+        return reinterpret_cast<uint64_t *>(shared_room() + a.at_barriers) + chunk % PERSIST_SLOTS;
     }
-    DEVICE_MEMBER uint64_t *empty(uint32_t which) const {
-        return full(a.n_slots + which);
+    DEVICE_MEMBER uint64_t *empty(uint32_t chunk) const {
+        return full(chunk) + PERSIST_SLOTS;
     }
-    /* Of the chunk in a slot: a producer's own. */
-    DEVICE_MEMBER uint32_t *bytes(uint32_t which, int producer) const {
-        return reinterpret_cast<uint32_t *>(full(2 * a.n_slots)) + which * PERSIST_PRODUCERS + producer;
+    /* Number + 1 of the chunk that was asked for, and where it begins. */
+    DEVICE_MEMBER uint64_t *place(uint32_t chunk) const {
+        return full(chunk) + 2 * PERSIST_SLOTS;
     }
-
-    /* Forward. */
-    DEVICE_MEMBER void seek(uint32_t chunk) {
-        slot += chunk - next;
-        next = chunk;
-        while (slot >= (uint32_t)a.n_slots) {
-            slot -= (uint32_t)a.n_slots;
-            phase ^= 1;
-        }
+    /* The producer's own: bytes of the ring that a chunk holds, and bytes that come. */
+    DEVICE_MEMBER uint2 *size(uint32_t chunk) const {
+        return reinterpret_cast<uint2 *>(full(chunk) + 3 * PERSIST_SLOTS);
     }
-
-    DEVICE_MEMBER char *at() const {
-        return shared_room() + slot * a.slot_bytes;
+    static DEVICE_MEMBER uint32_t parity(uint32_t chunk) {
+        return chunk / PERSIST_SLOTS % 2;
     }
 
     /* A consumer's warp: the chunk is there. */
-    DEVICE_MEMBER const char *take(uint32_t chunk, patience *p) {
-        seek(chunk);
-        if (a.stamp != NULL && threadIdx.x == 0) {
-            const uint64_t begin = global_time();
-            p->wait(full(slot), phase);
+    DEVICE_MEMBER char *take(uint32_t chunk, patience *p) const {
+        const bool timed = a.stamp != NULL && threadIdx.x == 0;
+        const uint64_t begin = timed ? global_time() : 0;
+        uint64_t at;
+        do {
+            at = load_place(place(chunk));
+        } while (!is_of(at, chunk + 1) && !p->is_over(PERSIST_WAIT_ASKED, chunk));
+        p->wait(full(chunk), parity(chunk), PERSIST_WAIT_CHUNK, chunk);
+        if (timed) {
             watch(a)->starved += global_time() - begin;
         }
-        p->wait(full(slot), phase);
-        return at();
+        return shared_room() + (p->gone ? 0 : (uint32_t)at);
     }
 
-    DEVICE_MEMBER void give_back() {
+    DEVICE_MEMBER void give_back(uint32_t chunk) const {
         __syncwarp();
         if (threadIdx.x % 32 == 0) {
-            barrier_arrive(empty(slot));
+            barrier_arrive(empty(chunk));
         }
     }
 };
 
-/* What a producer has in flight. */
+/* The producer's side of it. All lanes do the same. */
 struct flight {
-    int producer;                 /* which */
-    uint32_t oldest, slot, phase; /* chunk that may not have landed */
-    int in_flight, window;
+    uint32_t next, landed, freed; /* chunks: to be asked for; the first that may not have landed, not have been given back */
+    uint32_t at, head, used;      /* where the chunk asked for begins; behind the last one; bytes held */
+    uint32_t in_flight;
 
-    DEVICE_MEMBER void begin(const persist_args &a, int which) {
-        producer = which;
-        oldest = slot = phase = 0;
-        in_flight = 0;
-        window = a.window_bytes / PERSIST_PRODUCERS;
+    DEVICE_MEMBER void begin() {
+        next = landed = freed = at = head = used = in_flight = 0;
     }
 
-    DEVICE_MEMBER void step(const ring *r) {
-        oldest++;
-        if (++slot == (uint32_t)r->a.n_slots) {
-            slot = 0;
-            phase ^= 1;
-        }
+    DEVICE_MEMBER void has_landed(const ring &r) {
+        in_flight -= r.size(landed)->y;
+        landed++;
     }
 
-    DEVICE_MEMBER void land_one(ring *r, patience *p) {
-        p->wait(r->full(slot), phase);
+    DEVICE_MEMBER void free_one(const ring &r, patience *p) {
+        p->wait(r.empty(freed), ring::parity(freed), PERSIST_WAIT_ROOM, freed);
         if (p->gone) {
             return;
         }
-        in_flight -= (int)*r->bytes(slot, producer);
-        step(r);
+        if (landed == freed) {
+            has_landed(r);
+        }
+        used -= r.size(freed)->x;
+        freed++;
     }
 
-    /* Room for the next chunk: its slot is free, and no more than the window is on its way. False, on all lanes, if nothing
-     * is to be copied any more. */
-    DEVICE_MEMBER bool make_room(ring *r, int total, patience *p) {
-        while (!p->gone && oldest != r->next &&
-               (in_flight + total > window || r->next - oldest >= (uint32_t)r->a.n_slots)) {
-            land_one(r, p);
+    /* Room for the next chunk of `bytes`, from a multiple of `align` on, of which `coming` will come: there is, and no more than the
+     * window is on its way. False, on all lanes, if nothing is to be copied any more. */
+    DEVICE_MEMBER bool make_room(const ring &r, uint32_t bytes, uint32_t align, uint32_t coming, patience *p) {
+        const uint32_t ring_bytes = (uint32_t)r.a.ring_bytes;
+        uint32_t need;
+        for (;;) {
+            head = used == 0 ? 0 : head;
+            at = (head + align - 1) / align * align;
+            at = at + bytes > ring_bytes ? 0 : at;
+            need = (at >= head ? at - head : ring_bytes - head + at) + bytes;
+            if (p->gone || (next - freed < PERSIST_SLOTS && ring_bytes - used >= need)) {
+                break;
+            }
+            free_one(r, p);
         }
-        if (r->next >= (uint32_t)r->a.n_slots) {
-            p->wait(r->empty(r->slot), r->phase ^ 1);
+        while (!p->gone && landed != next && in_flight + coming > (uint32_t)r.a.window_bytes) {
+            p->wait(r.full(landed), ring::parity(landed), PERSIST_WAIT_WINDOW, landed);
+            if (!p->gone) {
+                has_landed(r);
+            }
         }
         p->gone = __ballot_sync(0xffffffffu, p->gone) != 0;
         if (p->gone) {
             return false;
         }
-        if (threadIdx.x % 32 == 0) {
-            *r->bytes(r->slot, producer) = (uint32_t)total;
-            barrier_expect(r->full(r->slot), (uint32_t)total);
-        }
-        __syncwarp();
-        in_flight += total;
+        *r.size(next) = make_uint2(need, coming);
+        used += need;
+        head = at + bytes;
+        in_flight += coming;
         return true;
     }
 
-    DEVICE_MEMBER void go_on(ring *r) {
-        r->seek(r->next + 1);
+    /* By one lane: its bytes will come. Copies may be started. */
+    DEVICE_MEMBER void announce(const ring &r, uint32_t coming) const {
+        barrier_expect(r.full(next), coming);
+        store_place(r.place(next), (uint64_t)(next + 1) << 32 | at);
     }
 
-    /* All that was asked for, whether or not anybody waits for it: a block must not end before. After an abort chunks may
-     * miss another producer's part, and what is under way is given time to land. */
-    DEVICE_MEMBER void land_all(ring *r, patience *p) {
+    /* All that was asked for, whether or not anybody waits for it: a block must not end before. After an abort what is under way is
+     * given time to land. */
+    DEVICE_MEMBER void land_all(const ring &r, patience *p) {
         constexpr uint64_t LANDING_NS = 20000000;
-        while (!p->gone && oldest != r->next) {
-            land_one(r, p);
-        }
-        for (const uint64_t begin = global_time(); p->gone && global_time() - begin < LANDING_NS;) {
-            barrier_passed(r->full(slot), phase);
-            between_polls();
+        const uint64_t begin = global_time();
+        while (landed != next && !(p->gone && global_time() - begin > LANDING_NS)) {
+            if (barrier_passed(r.full(landed), ring::parity(landed))) {
+                has_landed(r);
+            } else if (!p->gone) {
+                p->is_over(PERSIST_WAIT_WINDOW, landed);
+            } else {
+                between_polls();
+            }
         }
     }
 };

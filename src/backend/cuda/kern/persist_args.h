@@ -9,9 +9,12 @@
 
 enum {
     PERSIST_WARPS = 8,     /* that compute */
-    PERSIST_PRODUCERS = 4, /* more, which ask for weights */
     PERSIST_THREADS = 32 * PERSIST_WARPS,
-    PERSIST_ALL_THREADS = PERSIST_THREADS + 32 * PERSIST_PRODUCERS,
+    PERSIST_ALL_THREADS = PERSIST_THREADS + 32, /* one more asks for weights */
+    PERSIST_SLOTS = 64,                         /* chunks in the ring at a time, at most; a power of two */
+    PERSIST_HEIGHTS = 5,                        /* rows of boxes: 16, 8, 4, 2, 1 */
+    PERSIST_ELEMENT = 8,                        /* bytes of an element of boxes, which have at most 256 a row */
+    PERSIST_PANEL = 128,                        /* bytes of a row of K or V in a box */
     PERSIST_MAX_RANKS = 8,
     PERSIST_NORM_WARPS = 32 /* of the norm's sum, at most: decode_exchange's */
 };
@@ -28,6 +31,13 @@ enum {
     PERSIST_KINDS
 };
 
+/* A CUtensorMap of rows of 8-byte elements. A matmul has, for boxes of 16, 8, ... rows, for each matrix, one as wide as
+ * its pieces, and one for the last pieces where there are others; attn has one of K and one of V, in boxes of 32 rows and a panel,
+ * with the swizzle of 128 bytes. */
+typedef struct __attribute__((aligned(64))) persist_map {
+    uint64_t word[16];
+} persist_map;
+
 typedef struct persist_matrix {
     const void *w;      /* [rows][k] */
     const float *scale; /* int8: [rows][n_leaves] */
@@ -43,8 +53,10 @@ typedef struct persist_op {
     persist_matrix matrix[3];
     int32_t k, n_leaves;
     int32_t n_parts; /* row: blocks that share a row's leaves, each a node; norm: that share a row's elements; else 1 */
-    int32_t piece_bytes, n_pieces;     /* of a row's leaf: what one copy brings, at most, and how many there are */
-    int32_t pitch;                     /* bytes from row to row of a piece in shared memory */
+    int32_t n_pieces;                  /* of a row's leaf */
+    int32_t piece_bytes, last_bytes;   /* of a row in shared memory, of a piece and of a leaf's last one */
+    int32_t row_bytes;                 /* of a matrix in memory */
+    int32_t map, n_maps, n_matrices;   /* its maps, behind those of the op before */
     int32_t x_pitch;                   /* bytes from row to row of x */
     int32_t border[DECODE_LEAVES + 1]; /* first column of each leaf; the last one is k */
     uint64_t *in, *out;                /* words: what the op reads and what it writes */
@@ -61,7 +73,7 @@ typedef struct persist_op {
     float scale;
     int32_t n_heads, n_kv, d_head, window, max_splits;
     int32_t vocab_first;
-    int32_t reserved[3]; /* to a multiple of 16 bytes */
+    int32_t reserved[2]; /* to a multiple of 16 bytes */
 } persist_op;
 
 /* A wait that took too long: written by the thread that noticed, once. */
@@ -69,6 +81,25 @@ typedef struct persist_stuck {
     uint64_t is_set; /* what every wait looks at */
     int32_t claimed, op, layer, block;
 } persist_stuck;
+
+/* What a warp waited for when there was no more waiting. */
+enum {
+    PERSIST_WAIT_NONE,
+    PERSIST_WAIT_ASKED,  /* a chunk's being asked for */
+    PERSIST_WAIT_CHUNK,  /* ... its landing */
+    PERSIST_WAIT_WINDOW, /* the producer: the landing of one, before more is asked for */
+    PERSIST_WAIT_ROOM,   /* ... the room of one */
+    PERSIST_WAIT_INPUT,  /* words of the op's input */
+    PERSIST_WAIT_SPLITS, /* ... of attention's splits */
+    PERSIST_WAIT_NODES,
+    PERSIST_WAIT_OFFERS,
+    PERSIST_WAITS
+};
+
+typedef struct persist_wait {
+    int32_t what, op, layer;
+    uint32_t chunk; /* number, where it is for one */
+} persist_wait;
 
 /* Measuring, in ns: when an op begins in a block (waits for x), computes and is done; how long warp 0 waited for weights. */
 typedef struct persist_stamp {
@@ -78,6 +109,7 @@ typedef struct persist_stamp {
 typedef struct persist_args {
     const cuda_step *step;
     const persist_op *op; /* [n_ops] */
+    const persist_map *map;
     decode_embed_args embed;
     const float *rope;
     float *logits; /* [n_out][n_vocab], of rows that the host draws for */
@@ -87,17 +119,19 @@ typedef struct persist_args {
     uint64_t *offer;   /* [blocks][16 rows][4]: value, value, id, fault */
     char *scratch;     /* [blocks][scratch_bytes]: x of ops for which shared memory is too small */
     persist_stuck *stuck;
+    persist_wait *wait;   /* [blocks][PERSIST_WARPS + 1] */
     uint32_t *launches;   /* so far: epochs follow from it */
     persist_stamp *stamp; /* [n_ops][blocks], or NULL */
     int64_t scratch_bytes;
     int64_t timeout_ns;
     int32_t n_ops, d, n_vocab, rank, n_ranks, m_max;
-    int32_t own_rows;                          /* of h that a block has, at most */
-    int32_t n_slots, slot_bytes, window_bytes; /* of the ring; bytes in flight */
+    int32_t own_rows;                 /* of h that a block has, at most */
+    int32_t n_maps;
+    int32_t ring_bytes, window_bytes; /* of the ring; of them on their way, at most */
     int32_t at_barriers, at_sums, at_h, at_squares, at_fault, at_watch, at_kept,
         at_x;        /* in shared memory; the ring is at 0 */
     int32_t x_bytes; /* of shared memory for x; what needs more is in scratch */
-    int32_t kv_row_bytes, attn_warp_bytes, attn_warps;
+    int32_t attn_warp_bytes, attn_warps;
     int32_t streams_only; /* measuring: no waiting for x */
 } persist_args;
 

@@ -35,7 +35,7 @@ template <int ACT, int KV> struct attn_part {
             at[2 * j + 1] = wanted && i < half ? i + half : -1;
         }
         take_words<2 * PAIRS>(op.in + (int64_t)it.m * op.in_stride + (int64_t)head * args.d, at, b.epoch_of_input(op),
-                              word, &b.p);
+                              word, PERSIST_WAIT_INPUT, &b.p);
 #pragma unroll
         for (int j = 0; j < PAIRS; j++) {
             low[j] = __uint_as_float(word[2 * j]);
@@ -73,30 +73,31 @@ template <int ACT, int KV> struct attn_part {
         }
     }
 
-    /* K (or V) of a unit, with the row's own, and zeros for what no copy brought. */
-    DEVICE_MEMBER char *take_unit(const decode_attn_args &args, const item &it, int u, uint32_t number,
-                                  const char *own) {
-        char *slot = const_cast<char *>(b.r.take(number, &b.p));
+    /* K (or V) of a unit, with the row's own, and zeros for what is not attended to. */
+    DEVICE_MEMBER const char *take_unit(const decode_attn_args &args, const item &it, int u, uint32_t number,
+                                        const char *own) {
+        char *at = b.r.take(number, &b.p);
         unit which;
         which.find(args, it, u);
         const int own_row = it.has_own() ? it.position - (it.first + u * UNIT) : (int)UNIT;
-        const int n = args.row_bytes / 16 - 1;
+        const int n = args.d * shared_t::KV_BYTES / 16;
         if (which.first > 0 || which.end < UNIT) {
             for (int i = b.lane; i < UNIT * n; i += 32) {
                 const int row = i / n;
                 if (row < which.first || row >= which.end) {
-                    reinterpret_cast<uint4 *>(slot + row * args.row_bytes)[i % n] =
+                    const panel_rows to(at, 0, row, 0);
+                    *reinterpret_cast<uint4 *>(const_cast<char *>(to.at(0, i % n * 16))) =
                         row == own_row ? reinterpret_cast<const uint4 *>(own)[i % n] : make_uint4(0, 0, 0, 0);
                 }
             }
         }
         __syncwarp();
-        return slot;
+        return at;
     }
 
-    DEVICE_MEMBER void give_unit_back() {
+    DEVICE_MEMBER void give_unit_back(uint32_t number) {
         writes_before_copies();
-        b.r.give_back();
+        b.r.give_back(number);
     }
 
     /* This warp's units of an item. */
@@ -106,15 +107,16 @@ template <int ACT, int KV> struct attn_part {
             return;
         }
         float *o = o_of(b.warp);
-        worker<KV, WIDTH> w;
+        worker<KV, WIDTH, panel_rows> w;
         w.begin(s);
         for (int u = b.warp; u < n_units; u += b.a.attn_warps) {
             const int token = it.first + u * UNIT;
-            w.score(args, take_unit(args, it, u, b.chunk + 2 * (uint32_t)u, s.own[0]));
-            give_unit_back();
+            const uint32_t number = b.chunk + 2 * (uint32_t)u;
+            w.score(args, take_unit(args, it, u, number, s.own[0]));
+            give_unit_back(number);
             w.soften(args.scale * LOG2_E, it.lo - token, it.end - token);
-            w.weigh(args, take_unit(args, it, u, b.chunk + 2 * (uint32_t)u + 1, s.own[1]), o + HEADS * args.d);
-            give_unit_back();
+            w.weigh(args, take_unit(args, it, u, number + 1, s.own[1]), o + HEADS * args.d);
+            give_unit_back(number + 1);
         }
         w.end(args, o, s.max[b.warp], s.sum[b.warp]);
     }
@@ -180,7 +182,7 @@ template <int ACT, int KV> struct attn_part {
         if (b.thread < it.n_splits * HEADS) {
             const int head = b.thread % HEADS, at[1] = {head < it.n_heads ? b.thread / HEADS * stride + 2 * head : -1};
             uint2 v[1];
-            take_pairs<1>(from, at, b.epoch(), v, &b.p);
+            take_pairs<1>(from, at, b.epoch(), v, PERSIST_WAIT_SPLITS, &b.p);
             of_split[b.thread] = make_float2(__uint_as_float(v[0].x), __uint_as_float(v[0].y));
         }
         meet();
@@ -199,7 +201,7 @@ template <int ACT, int KV> struct attn_part {
                 for (int j = 0; j < BATCH; j++) {
                     at[j] = n + j < it.n_splits ? (n + j) * stride + 2 * HEADS + i : -1;
                 }
-                take_pairs<BATCH>(from, at, b.epoch(), v, &b.p);
+                take_pairs<BATCH>(from, at, b.epoch(), v, PERSIST_WAIT_SPLITS, &b.p);
 #pragma unroll
                 for (int j = 0; j < BATCH; j++) {
                     if (n + j < it.n_splits) {

@@ -111,7 +111,7 @@ struct block_state {
             for (int j = 0; j < DECODE_LEAVES; j++) {
                 at[j] = j < n ? (int)(node_at(op, j, m, e) - node_at(op, 0, m, e)) : -1;
             }
-            take_words<DECODE_LEAVES>(a.node[a.rank] + node_at(op, 0, m, e), at, epoch(), word, &p);
+            take_words<DECODE_LEAVES>(a.node[a.rank] + node_at(op, 0, m, e), at, epoch(), word, PERSIST_WAIT_NODES, &p);
 #pragma unroll
             for (int j = 0; j < DECODE_LEAVES; j++) {
                 node[j] = __uint_as_float(word[j]);

@@ -89,7 +89,7 @@ template <int COLUMNS> struct head_part {
                     const int block = from + j / 2 * 32;
                     at[j] = block < (int)gridDim.x ? (block * CUDA_MAX_DECODE + m) * 4 + j % 2 * 2 : -1;
                 }
-                take_pairs<2 * BATCH>(b.a.offer, at, b.epoch(), v, &b.p);
+                take_pairs<2 * BATCH>(b.a.offer, at, b.epoch(), v, PERSIST_WAIT_OFFERS, &b.p);
 #pragma unroll
                 for (int j = 0; j < BATCH; j++) {
                     if (at[2 * j] >= 0) {

@@ -59,7 +59,7 @@ template <int ACT> struct input_part {
                     i -= pairs;
                 }
             }
-            take_pairs<BATCH>(in, at, b.epoch_of_input(op), v, &b.p);
+            take_pairs<BATCH>(in, at, b.epoch_of_input(op), v, PERSIST_WAIT_INPUT, &b.p);
 #pragma unroll
             for (int j = 0; j < BATCH; j++) {
                 if (at[j] >= 0) {
@@ -92,7 +92,7 @@ template <int ACT> struct input_part {
     DEVICE_MEMBER float4 take_four(const persist_op &op, const uint64_t *in, int i) {
         const int at[2] = {i, i + 2};
         uint2 v[2];
-        take_pairs<2>(in, at, b.epoch_of_input(op), v, &b.p);
+        take_pairs<2>(in, at, b.epoch_of_input(op), v, PERSIST_WAIT_INPUT, &b.p);
         return make_float4(__uint_as_float(v[0].x), __uint_as_float(v[0].y), __uint_as_float(v[1].x),
                            __uint_as_float(v[1].y));
     }
@@ -126,7 +126,7 @@ template <int ACT> struct input_part {
             at[2 * j + 1] = there ? i + 2 : -1;
             w[j] = there ? __ldcg(reinterpret_cast<const float4 *>(op.norm + i)) : make_float4(0, 0, 0, 0);
         }
-        take_pairs<2 * MINE>(in, at, b.epoch_of_input(op), v, &b.p);
+        take_pairs<2 * MINE>(in, at, b.epoch_of_input(op), v, PERSIST_WAIT_INPUT, &b.p);
 #pragma unroll
         for (int j = 0; j < MINE; j++) {
             four[j] = make_float4(__uint_as_float(v[2 * j].x), __uint_as_float(v[2 * j].y),

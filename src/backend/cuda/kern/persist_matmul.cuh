@@ -34,10 +34,9 @@ template <int ACT, bool INT8, int COLUMNS> struct matmul_part {
 
     /* One piece: as streamed_tile::add_stage, but chunk by chunk and from a slot. The next chunk is loaded while this one is multiplied;
      * what is loaded behind the last one is not used. */
-    DEVICE_MEMBER void add_piece(tile_t &s, const char *slot, int pitch, int first, int stop) const {
+    DEVICE_MEMBER void add_piece(tile_t &s, const char *low, const char *high, int first, int stop) const {
         constexpr int CHUNK = tile_t::CHUNK, BYTES = CHUNK * W_BYTES;
         const int g = b.lane / 4, t = b.lane % 4;
-        const char *low = slot + g * pitch + t * 16, *high = low + 8 * pitch;
         chunk_of_units c[2];
         int k = first + t * tile_t::UNIT;
         if constexpr (tile_t::IS_F32) {
@@ -101,17 +100,23 @@ template <int ACT, bool INT8, int COLUMNS> struct matmul_part {
                 const int tile = first + b.warp / mine.n_leaves;
                 float scale_low = 0.0F, scale_high = 0.0F;
                 if (INT8) {
-                    load_scales(op, mine.begin_of(op, tile), mine.begin_of(op, tile + 1), leaf, &scale_low,
+                    load_scales(op, mine.begin_of(tile), mine.begin_of(tile + 1), leaf, &scale_low,
                                 &scale_high);
                 }
 #pragma unroll
                 for (int i = 0; i < (int)(sizeof s.acc / sizeof *s.acc); i++) {
                     s.acc[i] = 0.0F;
                 }
+                const int n = mine.begin_of(tile + 1) - mine.begin_of(tile);
+                const int base = op.kind == PERSIST_FFN_IN ? n : DECODE_TILE / 2, g = b.lane / 4;
+                const int low = g < n ? g : 0, high = base + g < (base == n ? 2 * n : n) ? base + g : 0;
                 for (int j = 0; j < op.n_pieces; j++) {
-                    const char *slot = b.r.take(b.chunk + (uint32_t)(j * jobs + b.warp), &b.p);
-                    add_piece(s, slot, op.pitch, begin + j * piece, min(s.end, begin + (j + 1) * piece));
-                    b.r.give_back();
+                    const uint32_t number = b.chunk + (uint32_t)(j * jobs + b.warp);
+                    const char *chunk = b.r.take(number, &b.p) + b.lane % 4 * 16;
+                    const int pitch = j == op.n_pieces - 1 ? op.last_bytes : op.piece_bytes;
+                    add_piece(s, chunk + low * pitch, chunk + high * pitch, begin + j * piece,
+                              min(s.end, begin + (j + 1) * piece));
+                    b.r.give_back(number);
                 }
                 leave(s, at + b.warp * COLUMNS * DECODE_TILE, b.lane / 4, b.lane % 4, scale_low, scale_high);
             }
@@ -137,8 +142,8 @@ template <int ACT, bool INT8, int COLUMNS> struct matmul_part {
         const int tile_rows = mine.most, count = tiles * COLUMNS * tile_rows;
         for (int i = b.thread; i < count; i += PERSIST_THREADS) {
             const int in_tile = i % tile_rows, m = i / tile_rows % COLUMNS, tile = i / tile_rows / COLUMNS;
-            const int row = mine.begin_of(op, first + tile) + in_tile;
-            const bool there = m < n_x && row < mine.begin_of(op, first + tile + 1);
+            const int row = mine.begin_of(first + tile) + in_tile;
+            const bool there = m < n_x && row < mine.begin_of(first + tile + 1);
             const float *of_tile = at + tile * mine.n_leaves * COLUMNS * DECODE_TILE;
             const float value = tree_of(of_tile, m, in_tile, mine.n_leaves);
             if (op.kind == PERSIST_FFN_IN) {

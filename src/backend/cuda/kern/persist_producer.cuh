@@ -1,8 +1,8 @@
 /*
- * The producers of the persistent decode kernel: ask for all that this block's warps will multiply, in the order of the table.
+ * The producer of the persistent decode kernel: asks for all that this block's warps will multiply, in the order of the table.
  *
- * Producer p of four copies rows p, p + 4, ... of each chunk, by one lane. All four announce their bytes at the chunk's
- * barrier, so that none can be a round of the ring behind.
+ * One lane starts all copies. A chunk is one box where its tile has 16 rows of one matrix (two where it has 8 of gate and of up), and a box
+ * for each bit of their number elsewhere.
  */
 #ifndef LS_BACKEND_CUDA_PERSIST_PRODUCER_CUH
 #define LS_BACKEND_CUDA_PERSIST_PRODUCER_CUH
@@ -46,7 +46,6 @@ DEVICE decode_attn_args attn_args(const persist_args &a, const persist_op &op, i
     out.dtype = dtype;
     out.window = op.window;
     out.max_splits = op.max_splits;
-    out.row_bytes = a.kv_row_bytes;
     out.warp_bytes = a.attn_warp_bytes;
     out.scale = op.scale;
     out.eps = op.eps;
@@ -59,67 +58,72 @@ template <int W_BYTES> struct producer {
     patience p;
 
     /* It is ahead: who is stuck is for consumers to say. */
-    DEVICE_MEMBER explicit producer(const persist_args &a) : r(a), p(a, a.timeout_ns) {}
+    DEVICE_MEMBER explicit producer(const persist_args &a) : r(a), p(a, a.timeout_ns) {
+        f.begin();
+    }
 
-    /* Rows of one matrix, or of K or V, PERSIST_PRODUCERS apart: all that this producer copies of a chunk are one to three of these. */
+    /* Rows of each of up to three matrices that are in a tile, and which row of a chunk is the first of them. */
     struct run_of_rows {
-        const char *from;
-        int in_slot, count;
+        int first, count, in_chunk;
     };
     run_of_rows rows[3];
     int n_rows;
 
-    /* Rows [first, end) lie in memory from `from` on, `bytes` each, and in the slot from row in_slot on. */
-    DEVICE_MEMBER void set_rows(int which, const char *from, int64_t bytes, int first, int end, int in_slot) {
-        const int before = (f.producer - in_slot % PERSIST_PRODUCERS + PERSIST_PRODUCERS) % PERSIST_PRODUCERS;
-        rows[which].from = from + before * bytes;
-        rows[which].in_slot = in_slot + before;
-        rows[which].count = max(0, (end - first - before + PERSIST_PRODUCERS - 1) / PERSIST_PRODUCERS);
-        n_rows += rows[which].count;
-    }
-
-    /* `bytes` of each of them, which lie `apart` from one another. */
-    DEVICE_MEMBER void copy_rows(int from_byte, int bytes, int64_t apart, int pitch) {
-        if (bytes > 0 && is_elected()) {
-#pragma unroll
-            for (int i = 0; i < 3; i++) {
-                const char *from = rows[i].from + from_byte;
-                char *to = r.at() + rows[i].in_slot * pitch;
-                for (int n = rows[i].count; n > 0; n--) {
-                    copy_bulk(to, from, (uint32_t)bytes, r.full(r.slot));
-                    from += PERSIST_PRODUCERS * apart;
-                    to += PERSIST_PRODUCERS * pitch;
-                }
-            }
-        }
-        __syncwarp();
-    }
-
     DEVICE_MEMBER void point_at_tile(const persist_op &op, const share &mine, int tile) {
         const bool is_pair = op.kind == PERSIST_FFN_IN;
-        const int begin = mine.begin_of(op, tile), end = mine.begin_of(op, tile + 1);
-        const int64_t row_bytes = (int64_t)op.k * W_BYTES;
+        const int begin = mine.begin_of(tile), end = mine.begin_of(tile + 1);
         n_rows = 0;
 #pragma unroll
         for (int i = 0; i < 3; i++) {
             const int base = is_pair || op.first_row[i] == INT32_MAX ? 0 : op.first_row[i];
             const int behind = is_pair || i == 2 ? INT32_MAX : op.first_row[i + 1];
-            const bool there = op.matrix[i].w != NULL;
-            const int first = max(begin, base), stop = there ? min(end, behind) : first;
-            set_rows(i, static_cast<const char *>(op.matrix[i].w) + (first - base) * row_bytes, row_bytes, first, stop,
-                     is_pair ? i * (DECODE_TILE / 2) : max(first - begin, 0));
+            const int first = max(begin, base), count = i < op.n_matrices ? max(0, min(end, behind) - first) : 0;
+            rows[i].first = first - base;
+            rows[i].count = count;
+            rows[i].in_chunk = n_rows;
+            n_rows += count;
+        }
+    }
+
+    /* By one lane. Boxes begin at multiples of 128 bytes: `width` is one of 64, and where it is none of 128 there is an even number of rows
+     * before any of them (persist.c). */
+    DEVICE_MEMBER void copy_rows(const persist_op &op, bool last, int column, int width) const {
+        const int families = op.n_pieces > 1 ? 2 : 1;
+        const persist_map *of_width = r.a.map + op.map + (last ? families - 1 : 0);
+        char *to = shared_room() + f.at;
+#pragma unroll
+        for (int i = 0; i < 3; i++) {
+            int row = rows[i].first, in_chunk = rows[i].in_chunk;
+#pragma unroll 1
+            for (int h = 0; h < PERSIST_HEIGHTS; h++) {
+                const int height = DECODE_TILE >> h;
+                if ((rows[i].count & height) != 0) {
+                    copy_box(to + in_chunk * width, of_width + (h * op.n_matrices + i) * families, column, row,
+                             r.full(f.next));
+                    row += height;
+                    in_chunk += height;
+                }
+            }
         }
     }
 
     /* Piece j of a leaf of them. */
     DEVICE_MEMBER void copy_piece(const persist_op &op, int leaf, int j) {
+        const bool last = j == op.n_pieces - 1;
         const int first = op.border[leaf] * W_BYTES + j * op.piece_bytes;
-        const int bytes = max(0, min(op.border[leaf + 1] * W_BYTES - first, op.piece_bytes));
-        if (!f.make_room(&r, bytes * n_rows, &p)) {
+        const int width = last ? op.last_bytes : op.piece_bytes;
+        const int bytes = first < op.border[leaf + 1] * W_BYTES ? n_rows * width : 0;
+        if (!f.make_room(r, (uint32_t)(bytes + 127) / 128 * 128, 128, (uint32_t)bytes, &p)) {
             return;
         }
-        copy_rows(first, bytes, (int64_t)op.k * W_BYTES, op.pitch);
-        f.go_on(&r);
+        if (is_elected()) {
+            f.announce(r, (uint32_t)bytes);
+            if (bytes > 0) {
+                copy_rows(op, last, first / PERSIST_ELEMENT, width);
+            }
+        }
+        __syncwarp();
+        f.next++;
     }
 
     DEVICE_MEMBER void matmul(const persist_op &op) {
@@ -132,7 +136,7 @@ template <int W_BYTES> struct producer {
                     if (j == 0 || tiles > 1) {
                         point_at_tile(op, mine, first + tile);
                     }
-                    for (int leaf = 0; leaf < mine.n_leaves; leaf++) {
+                    for (int leaf = 0; leaf < mine.n_leaves && !p.gone; leaf++) {
                         copy_piece(op, mine.first_leaf + leaf, j);
                     }
                 }
@@ -140,34 +144,51 @@ template <int W_BYTES> struct producer {
         }
     }
 
+    /* K, or V, of a unit: all its rows, panel by panel. Where none of them is attended to and in memory, room alone. */
+    DEVICE_MEMBER void copy_unit(const persist_op &op, const unit &which, int is_v, int panels) {
+        constexpr int PANEL_BYTES = UNIT * PERSIST_PANEL;
+        const uint32_t bytes = (uint32_t)(panels * PANEL_BYTES), coming = which.end > max(which.first, 0) ? bytes : 0;
+        if (!f.make_room(r, bytes, 8 * PERSIST_PANEL, coming, &p)) {
+            return;
+        }
+        if (is_elected()) {
+            f.announce(r, coming);
+            for (int i = 0; i < panels && coming > 0; i++) {
+                copy_box(shared_room() + f.at + i * PANEL_BYTES, r.a.map + op.map + is_v,
+                         i * (PERSIST_PANEL / PERSIST_ELEMENT), (int)which.row, r.full(f.next));
+            }
+        }
+        __syncwarp();
+        f.next++;
+    }
+
     DEVICE_MEMBER void attention(const persist_args &a, const persist_op &op, int kv_bytes) {
         const decode_attn_args args = attn_args(a, op, 0);
-        const int bytes = op.d_head * kv_bytes;
+        const int panels = (op.d_head * kv_bytes + PERSIST_PANEL - 1) / PERSIST_PANEL;
         item it;
-        rows[1].count = rows[2].count = 0;
         for (int index = blockIdx.x; index < find_item(args, index, &it); index += gridDim.x) {
-            for (int u = 0; u < it.n_units(); u++) {
+            for (int u = 0; u < it.n_units() && !p.gone; u++) {
                 unit which;
                 which.find(args, it, u);
-                const int first = max(which.first, 0), end = max(first, min(which.end, (int)UNIT));
-                for (int kv = 0; kv < 2; kv++) {
-                    n_rows = 0;
-                    set_rows(0,
-                             static_cast<const char *>(kv == 0 ? op.k_cache : op.v_cache) + (which.row + first) * bytes,
-                             bytes, first, end, first);
-                    if (!f.make_room(&r, n_rows * bytes, &p)) {
-                        return;
-                    }
-                    copy_rows(0, bytes, bytes, args.row_bytes);
-                    f.go_on(&r);
+                copy_unit(op, which, 0, panels);
+                if (!p.gone) {
+                    copy_unit(op, which, 1, panels);
                 }
             }
         }
     }
 
+    /* Of the op behind this one: the maps that it begins with are those of its highest boxes. */
+    DEVICE_MEMBER void prefetch_maps(const persist_op &op) const {
+        constexpr int MOST = 6;
+        const int lane = threadIdx.x % 32, i = op.map + op.n_maps + lane;
+        if (lane < MOST && i < r.a.n_maps) {
+            prefetch_map(r.a.map + i);
+        }
+    }
+
     /* line: room for one. */
-    DEVICE_MEMBER void run(const persist_args &a, int which, persist_op *line, int kv_bytes) {
-        f.begin(a, which);
+    DEVICE_MEMBER void run(const persist_args &a, persist_op *line, int kv_bytes) {
         line_reader ahead;
         ahead.ask(a, 0);
         for (int i = 0; i < a.n_ops && !p.gone; i++) {
@@ -177,13 +198,14 @@ template <int W_BYTES> struct producer {
             __syncwarp();
             p.op = line->index;
             p.layer = line->layer;
+            prefetch_maps(*line);
             if (line->kind == PERSIST_ATTN) {
                 attention(a, *line, kv_bytes);
             } else if (line->kind != PERSIST_EMBED && line->kind != PERSIST_NORM) {
                 matmul(*line);
             }
         }
-        f.land_all(&r, &p);
+        f.land_all(r, &p);
     }
 };
 

@@ -203,18 +203,26 @@ DEVICE bool barrier_passed(uint64_t *barrier, uint32_t parity) {
     return passed != 0;
 }
 
-/* A multiple of 16 bytes, from memory to shared memory; both addresses are multiples of 16. */
-DEVICE void copy_bulk(void *to, const void *from, uint32_t bytes, uint64_t *barrier) {
+/* A box of a CUtensorMap's matrix from (column, row) on, to shared memory; all its bytes count for the barrier, and what lies outside
+ * of the matrix is 0. */
+DEVICE void copy_box(void *to, const void *map, int column, int row, uint64_t *barrier) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     shared_address(to)),
-                 "l"(from), "r"(bytes), "r"(shared_address(barrier))
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
+        "[%4];" ::"r"(shared_address(to)),
+        "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier))
+        : "memory");
 #endif
 }
 
-/* True in one lane of a warp whose lanes are all here. Copies that one lane starts in a loop follow one another closely; those that
- * lanes start side by side are taken apart, some fifty clocks each. */
+/* Boxes of this map will be copied soon. */
+DEVICE void prefetch_map(const void *map) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+#endif
+}
+
+/* True in one lane of a warp whose lanes are all here. */
 DEVICE bool is_elected() {
 #if __CUDA_ARCH__ >= 900
     uint32_t elected;
@@ -266,6 +274,17 @@ DEVICE ulonglong2 load_two_words(const uint64_t *from) {
 
 DEVICE void store_two_words(uint64_t *to, uint64_t first, uint64_t second) {
     asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(first), "l"(second) : "memory");
+}
+
+/* A word in shared memory that says what this thread did before. */
+DEVICE void store_place(uint64_t *to, uint64_t word) {
+    asm volatile("st.release.cta.shared.u64 [%0], %1;" ::"r"(shared_address(to)), "l"(word) : "memory");
+}
+
+DEVICE uint64_t load_place(const uint64_t *from) {
+    uint64_t word;
+    asm volatile("ld.acquire.cta.shared.u64 %0, [%1];" : "=l"(word) : "r"(shared_address(from)) : "memory");
+    return word;
 }
 
 /* Nanoseconds, the same clock on all SMs; its resolution may be a microsecond. */

@@ -114,11 +114,15 @@ DEVICE bool barrier_passed(uint64_t *barrier, uint32_t parity) {
     emulate_some_bulk();
     return *barrier >> 63 != parity;
 }
-DEVICE void copy_bulk(void *to, const void *from, uint32_t bytes, uint64_t *barrier) {
-    emulate_check((uintptr_t)to % 16 == 0 && (uintptr_t)from % 16 == 0 && bytes % 16 == 0, "a bulk copy is not aligned");
-    memset(to, 0xff, bytes);
-    bulks.push_back({to, from, bytes, barrier});
+DEVICE void copy_box(void *to, const void *map, int column, int row, uint64_t *barrier) {
+    bulk b = {static_cast<char *>(to), {}, column, row, barrier};
+    memcpy(&b.map, map, sizeof b.map);
+    const size_t at = b.to - reinterpret_cast<char *>(persist_room);
+    emulate_check(at % (b.map.swizzled ? 1024 : 128) == 0 && at + b.bytes() <= sizeof persist_room, "a box out of line");
+    memset(to, 0xff, b.bytes());
+    bulks.push_back(b);
 }
+DEVICE void prefetch_map(const void *) {}
 static void emulate_some_bulk() {
     static thread_local uint32_t random = 1;
     random = random * 1664525u + 1013904223u;
@@ -126,8 +130,8 @@ static void emulate_some_bulk() {
         const size_t i = (random >> 8) % (bulks.size() < 24 ? bulks.size() : 24);
         const bulk b = bulks[i];
         bulks.erase(bulks.begin() + i);
-        memcpy(b.to, b.from, b.bytes);
-        emulate_barrier_add(b.barrier, 0, -(int32_t)b.bytes);
+        b.land();
+        emulate_barrier_add(b.barrier, 0, -(int32_t)b.bytes());
     }
 }
 DEVICE bool is_elected() {
@@ -153,6 +157,12 @@ DEVICE void store_two_words(uint64_t *to, uint64_t first, uint64_t second) {
     emulate_check((uintptr_t)to % 16 == 0, "a store of two words is not aligned");
     store_word(to, first, false);
     store_word(to + 1, second, false);
+}
+DEVICE void store_place(uint64_t *to, uint64_t word) {
+    *to = word;
+}
+DEVICE uint64_t load_place(const uint64_t *from) {
+    return *from;
 }
 DEVICE uint64_t global_time() {
     struct timespec t;
