@@ -10,7 +10,6 @@
 enum {
     ALIGN_BYTES = 256,
     CHUNK_BYTES = 64,  /* of a row, that a warp multiplies at a time: a piece is whole chunks */
-    LINE_BYTES = 4096, /* of shared memory that the kernel declares by itself */
     WATCH_BYTES = 16,  /* persist_watch */
     LEAST_RING = 64 << 10,
     MAX_NORM_THREADS = 1024,
@@ -18,6 +17,7 @@ enum {
     FUSED_ROWS = 2, /* steps of more rows have norms apart, and parts */
     WARP = 32,
     BARRIER_BYTES = PERSIST_SLOTS * 32, /* two barriers, a place and two sizes each */
+    LINE_BYTES = PERSIST_LINES * sizeof(persist_op),
     MAX_PIECE = 256 * PERSIST_ELEMENT,  /* a box is no wider */
     TIMEOUT_S = 10
 };
@@ -408,7 +408,7 @@ static ls_status cut_shared(builder *b, int d_head, ls_error *err) {
     persist_args *args = &plan->args;
     const ls_bind *bind = &b->rank->bind;
     const int rows = plan->rows, columns = rows > 8 ? 16 : 8;
-    const int most = b->rank->facts.shared_bytes_per_block - LINE_BYTES;
+    const int most = b->rank->facts.shared_bytes_per_block;
     const int chunk = longest_chunk(b, d_head);
     int unused[2];
     args->own_rows = ceil_div(bind->d_model, (int)plan->grid);
@@ -418,7 +418,7 @@ static ls_status cut_shared(builder *b, int d_head, ls_error *err) {
     const int h = align_to(rows * args->own_rows * (int)sizeof(float), 16);
     const int squares = 2 * PERSIST_NORM_WARPS * (int)sizeof(float), fault = CUDA_MAX_DECODE * (int)sizeof(int32_t);
     const int kept = bind->d_model > 4 * MAX_NORM_THREADS ? align_to(bind->d_model * (int)sizeof(float), 16) : 0;
-    const int fixed = 128 + BARRIER_BYTES + sums + h + squares + fault + WATCH_BYTES + kept;
+    const int fixed = BARRIER_BYTES + LINE_BYTES + sums + h + squares + fault + WATCH_BYTES + kept;
     args->x_bytes = align_to(DECODE_ATTN_BYTES + args->attn_warps * args->attn_warp_bytes, 16);
     args->scratch_bytes = 0;
     for (int i = 0; i < b->n_ops; i++) {
@@ -433,8 +433,13 @@ static ls_status cut_shared(builder *b, int d_head, ls_error *err) {
     if (args->ring_bytes < 3 * chunk) {
         return refuse(err, "the GPU's shared memory is too small");
     }
+    if (b->how->ring_bytes > 0) {
+        const int wanted = align_to((int)most_i64(b->how->ring_bytes, 3 * chunk), 1024);
+        args->ring_bytes = wanted < args->ring_bytes ? wanted : args->ring_bytes;
+    }
     args->at_barriers = args->ring_bytes;
-    args->at_sums = args->at_barriers + BARRIER_BYTES;
+    args->at_lines = args->at_barriers + BARRIER_BYTES;
+    args->at_sums = args->at_lines + LINE_BYTES;
     args->at_h = args->at_sums + sums;
     args->at_squares = args->at_h + h;
     args->at_fault = args->at_squares + squares;
@@ -585,7 +590,7 @@ ls_status persist_prepare(cuda_rank *rank, const persist_plan *plan, CUfunction 
     int per_sm = 0;
     TRY(cuda_check(rank,
                    rank->driver->cuFuncSetAttribute(fn, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                                                    rank->facts.shared_bytes_per_block - LINE_BYTES),
+                                                    rank->facts.shared_bytes_per_block),
                    plan->kernel, err));
     TRY(cuda_check(
         rank,

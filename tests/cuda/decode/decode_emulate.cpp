@@ -260,7 +260,7 @@ template <int DTYPE> static float emulate_half(uint32_t bits) {
 alignas(16) thread_local float matmul_room[(228 << 10) / sizeof(float)];
 alignas(16) thread_local float kept[1 << 14];
 thread_local uint4 attn_room[(228 << 10) / sizeof(uint4)];
-alignas(128) thread_local uint4 persist_room[(228 << 10) / sizeof(uint4)];
+alignas(1024) thread_local uint4 persist_room[(228 << 10) / sizeof(uint4)];
 
 #include "backend/cuda/kern/decode_attn.cu"
 #include "backend/cuda/kern/decode_matmul.cu"

@@ -175,12 +175,14 @@ static void close_case(check *c) {
     device_release(c->dev);
 }
 
-static void make_plans(check *c, int rows) {
+/* short_ring: as short as can be. */
+static void make_plans(check *c, int rows, bool short_ring) {
     persist_options how = {.rows = rows,
                            .max_len = c->s->max_len,
                            .piece_bytes = c->s->piece_bytes,
                            .norm_apart = c->s->norm_apart,
-                           .parts = c->s->parts};
+                           .parts = c->s->parts,
+                           .ring_bytes = short_ring};
     how.blocks = device_blocks(c->dev, c->s->blocks);
     how.window_bytes = c->s->is_large ? 0 : 6000;
     for (int r = 0; r < c->n_ranks; r++) {
@@ -368,7 +370,7 @@ static void check_rows(check *c, int n, int rows) {
     for (int r = 0; r < c->n_ranks; r++) {
         write_caches(c, &c->rank[r], r + 1);
     }
-    make_plans(c, rows);
+    make_plans(c, rows, n % 2 == 1 && n > 1);
     first_step(c, n);
     const int failed = n_failed;
     for (int i = 0; i < STEPS; i++) {
@@ -401,7 +403,7 @@ static void check_stuck(check *c) {
     char detail[600];
     ls_error err = {0};
     side *s = &c->rank[0];
-    make_plans(c, 1);
+    make_plans(c, 1, false);
     first_step(c, 1);
     set_draws(c, 0);
     int out = 0;

@@ -272,6 +272,7 @@ template <int KV, int WIDTH> struct stream {
 /* How a unit's rows of K or V lie in shared memory, seen from one row and byte. Both are free of bank conflicts. Every row is
  * row_bytes long, ... */
 struct padded_rows {
+    static constexpr int AT_ONCE = 2; /* steps of a loop of loads that is unrolled */
     const char *from;
     int row_bytes;
 
@@ -285,6 +286,7 @@ struct padded_rows {
 /* ... or it lies in panels of 128 bytes of all rows, as tensor copies with that swizzle leave them. byte < 128; rows: a
  * multiple of 8; a bit of `bytes` that is set in `byte` is below 16. */
 struct panel_rows {
+    static constexpr int AT_ONCE = 1; /* no registers left in persist.cu */
     const char *from;
     int byte;
 
@@ -479,7 +481,7 @@ template <int WIDTH, class ROWS> struct worker<KERN_F32, WIDTH, ROWS> {
         for (int h = 0; h < HEADS; h++) {
             p[h] = 0.0F;
         }
-#pragma unroll 2
+#pragma unroll(ROWS::AT_ONCE)
         for (int i = 0; i < a.d; i += 4) {
             const float4 key = *reinterpret_cast<const float4 *>(row.at(0, i * 4));
 #pragma unroll

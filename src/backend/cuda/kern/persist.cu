@@ -61,9 +61,7 @@ template <int ACT, bool INT8, int COLUMNS, int KV> struct consumers {
     }
 
     DEVICE_MEMBER void run_op(const persist_op &op, int i) {
-        b.line = i;
-        b.p.op = op.index;
-        b.p.layer = op.layer;
+        b.p.line = i;
         stamp(i, 0);
         if (op.kind == PERSIST_EMBED) {
             b.embed(op);
@@ -129,7 +127,7 @@ template <int ACT, bool INT8, int COLUMNS, int KV> struct consumers {
 };
 
 template <int ACT, bool INT8, int COLUMNS, int KV> DEVICE void persist(const persist_args &a) {
-    __shared__ __align__(16) persist_op line[3];
+    persist_op *line = reinterpret_cast<persist_op *>(shared_room() + a.at_lines); /* two of the consumers, in turn; the producer's */
     const ring r(a);
     if (threadIdx.x < PERSIST_SLOTS) {
         barrier_init(r.full(threadIdx.x), 1);

@@ -7,8 +7,8 @@
 #include "backend/cuda/kern/common.cuh"
 #include "backend/cuda/kern/persist_args.h"
 
-/* All shared memory but for the table's lines: see persist_args. */
-extern __shared__ uint4 persist_room[];
+/* All shared memory: see persist_args. Tensor copies need its beginning at a multiple of 1024 bytes, so that nothing else may be declared. */
+extern __shared__ __align__(1024) uint4 persist_room[];
 
 DEVICE char *shared_room() {
     return reinterpret_cast<char *>(persist_room);
@@ -33,22 +33,25 @@ struct patience {
     const persist_args &a;
     int64_t extra_ns; /* after the deadline */
     uint32_t polls;
-    int op, layer;
+    int line; /* of the table; -1 before its first one */
     bool gone;
 
     DEVICE_MEMBER patience(const persist_args &args, int64_t extra) : a(args), extra_ns(extra) {
         polls = 0;
-        op = layer = -1;
+        line = -1;
         gone = false;
     }
 
-    /* What this warp was left without. */
+    /* What this warp was left without, if it was not another lane before: lanes that lack nothing run on. */
     DEVICE_MEMBER void leave(int what, uint32_t chunk) {
         persist_wait *to = &a.wait[blockIdx.x * (PERSIST_WARPS + 1) + threadIdx.x / 32];
         gone = true;
+        if (to->what != PERSIST_WAIT_NONE) {
+            return;
+        }
         to->what = what;
-        to->op = op;
-        to->layer = layer;
+        to->op = line < 0 ? -1 : a.op[line].index;
+        to->layer = line < 0 ? -1 : a.op[line].layer;
         to->chunk = chunk;
     }
 
@@ -62,8 +65,8 @@ struct patience {
             } else if (global_time() > watch(a)->deadline + (uint64_t)extra_ns) {
                 leave(what, chunk);
                 if (atomicCAS(&stuck->claimed, 0, 1) == 0) {
-                    stuck->op = op;
-                    stuck->layer = layer;
+                    stuck->op = line < 0 ? -1 : a.op[line].index;
+                    stuck->layer = line < 0 ? -1 : a.op[line].layer;
                     stuck->block = (int32_t)blockIdx.x;
                     store_word(&stuck->is_set, 1, true);
                 }
@@ -215,18 +218,23 @@ struct ring {
         return chunk / PERSIST_SLOTS % 2;
     }
 
+    /* Measuring: the difference of two times. */
+    DEVICE_MEMBER void time_starved(int sign) const {
+        if (a.stamp != NULL && threadIdx.x == 0) {
+            watch(a)->starved += (uint64_t)sign * global_time();
+        }
+        __syncwarp();
+    }
+
     /* A consumer's warp: the chunk is there. */
     DEVICE_MEMBER char *take(uint32_t chunk, patience *p) const {
-        const bool timed = a.stamp != NULL && threadIdx.x == 0;
-        const uint64_t begin = timed ? global_time() : 0;
+        time_starved(-1);
         uint64_t at;
         do {
             at = load_place(place(chunk));
         } while (!is_of(at, chunk + 1) && !p->is_over(PERSIST_WAIT_ASKED, chunk));
         p->wait(full(chunk), parity(chunk), PERSIST_WAIT_CHUNK, chunk);
-        if (timed) {
-            watch(a)->starved += global_time() - begin;
-        }
+        time_starved(1);
         return shared_room() + (p->gone ? 0 : (uint32_t)at);
     }
 

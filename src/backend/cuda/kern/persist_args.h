@@ -8,7 +8,8 @@
 #include "backend/cuda/kern/decode_args.h"
 
 enum {
-    PERSIST_WARPS = 8,     /* that compute */
+    PERSIST_WARPS = 8,   /* that compute */
+    PERSIST_LINES = 3,   /* of the table in shared memory */
     PERSIST_THREADS = 32 * PERSIST_WARPS,
     PERSIST_ALL_THREADS = PERSIST_THREADS + 32, /* one more asks for weights */
     PERSIST_SLOTS = 64,                         /* chunks in the ring at a time, at most; a power of two */
@@ -128,7 +129,7 @@ typedef struct persist_args {
     int32_t own_rows;                 /* of h that a block has, at most */
     int32_t n_maps;
     int32_t ring_bytes, window_bytes; /* of the ring; of them on their way, at most */
-    int32_t at_barriers, at_sums, at_h, at_squares, at_fault, at_watch, at_kept,
+    int32_t at_barriers, at_lines, at_sums, at_h, at_squares, at_fault, at_watch, at_kept,
         at_x;        /* in shared memory; the ring is at 0 */
     int32_t x_bytes; /* of shared memory for x; what needs more is in scratch */
     int32_t attn_warp_bytes, attn_warps;

@@ -17,7 +17,6 @@ struct block_state {
     uint32_t base;  /* epoch of the table's first op */
     uint32_t chunk; /* of the ring: the first of this op */
     int warp, lane, thread, n_rows;
-    int line; /* of the table */
 
     DEVICE_MEMBER explicit block_state(const persist_args &args) : a(args), r(args), p(args, 0) {
         thread = threadIdx.x;
@@ -46,7 +45,7 @@ struct block_state {
 
     /* Epochs of what this op writes; of what it reads. */
     DEVICE_MEMBER uint32_t epoch() const {
-        return base + (uint32_t)line;
+        return base + (uint32_t)p.line;
     }
     DEVICE_MEMBER uint32_t epoch_of_input(const persist_op &op) const {
         return base + (uint32_t)op.in_op;

@@ -40,7 +40,7 @@ template <int ACT, bool INT8, int COLUMNS> struct matmul_part {
         chunk_of_units c[2];
         int k = first + t * tile_t::UNIT;
         if constexpr (tile_t::IS_F32) {
-#pragma unroll 2
+#pragma unroll 1
             for (; first < stop; first += CHUNK, k += CHUNK, low += BYTES, high += BYTES) {
                 c[0].load_w(s, low, high, k);
                 s.template add_f32<1>(c[0].w, k);

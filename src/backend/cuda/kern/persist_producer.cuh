@@ -196,8 +196,7 @@ template <int W_BYTES> struct producer {
             ahead.put(line);
             ahead.ask(a, i + 1);
             __syncwarp();
-            p.op = line->index;
-            p.layer = line->layer;
+            p.line = i;
             prefetch_maps(*line);
             if (line->kind == PERSIST_ATTN) {
                 attention(a, *line, kv_bytes);
