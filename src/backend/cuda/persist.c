@@ -9,8 +9,8 @@
 
 enum {
     ALIGN_BYTES = 256,
-    CHUNK_BYTES = 64,  /* of a row, that a warp multiplies at a time: a piece is whole chunks */
-    WATCH_BYTES = 16,  /* persist_watch */
+    CHUNK_BYTES = 64, /* of a row, that a warp multiplies at a time: a piece is whole chunks */
+    WATCH_BYTES = 16, /* persist_watch */
     LEAST_RING = 64 << 10,
     MAX_NORM_THREADS = 1024,
     MAX_NORM_PARTS = 16,
@@ -18,7 +18,7 @@ enum {
     WARP = 32,
     BARRIER_BYTES = PERSIST_SLOTS * 32, /* two barriers, a place and two sizes each */
     LINE_BYTES = PERSIST_LINES * sizeof(persist_op),
-    MAX_PIECE = 256 * PERSIST_ELEMENT,  /* a box is no wider */
+    MAX_PIECE = 256 * PERSIST_ELEMENT, /* a box is no wider */
     TIMEOUT_S = 10
 };
 
@@ -521,12 +521,12 @@ static ls_status encode(const cuda_rank *rank, persist_map *out, const void *fro
     const cuuint32_t box[] = {(cuuint32_t)(width / PERSIST_ELEMENT), (cuuint32_t)height}, each[] = {1, 1};
     CUtensorMap map;
     _Static_assert(sizeof map == sizeof *out, "the kernel's map is CUDA's");
-    TRY(cuda_check(rank,
-                   rank->driver->cuTensorMapEncodeTiled(
-                       &map, CU_TENSOR_MAP_DATA_TYPE_UINT64, 2, (void *)(uintptr_t)from, size, &stride, box, each,
-                       CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-                       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
-                   "a map of the persistent decode kernel", err));
+    TRY(cuda_check(
+        rank,
+        rank->driver->cuTensorMapEncodeTiled(&map, CU_TENSOR_MAP_DATA_TYPE_UINT64, 2, (void *)(uintptr_t)from, size,
+                                             &stride, box, each, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                                             CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+        "a map of the persistent decode kernel", err));
     memcpy(out, &map, sizeof map);
     return LS_OK;
 }

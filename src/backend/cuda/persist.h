@@ -27,7 +27,7 @@ enum { PERSIST_WINDOW = 64 << 10, PERSIST_PIECE = 1024 };
 typedef struct persist_plan {
     persist_args args;
     persist_op op[PERSIST_MAX_OPS]; /* as it shall lie at args.op */
-    size_t room_bytes; /* of device memory: the table, maps, words and scratch, zeroed once */
+    size_t room_bytes;              /* of device memory: the table, maps, words and scratch, zeroed once */
     unsigned grid, shared_bytes;
     int rows;
     const char *kernel;

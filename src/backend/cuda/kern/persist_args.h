@@ -8,8 +8,8 @@
 #include "backend/cuda/kern/decode_args.h"
 
 enum {
-    PERSIST_WARPS = 8,   /* that compute */
-    PERSIST_LINES = 3,   /* of the table in shared memory */
+    PERSIST_WARPS = 8, /* that compute */
+    PERSIST_LINES = 3, /* of the table in shared memory */
     PERSIST_THREADS = 32 * PERSIST_WARPS,
     PERSIST_ALL_THREADS = PERSIST_THREADS + 32, /* one more asks for weights */
     PERSIST_SLOTS = 64,                         /* chunks in the ring at a time, at most; a power of two */
@@ -126,7 +126,7 @@ typedef struct persist_args {
     int64_t scratch_bytes;
     int64_t timeout_ns;
     int32_t n_ops, d, n_vocab, rank, n_ranks, m_max;
-    int32_t own_rows;                 /* of h that a block has, at most */
+    int32_t own_rows; /* of h that a block has, at most */
     int32_t n_maps;
     int32_t ring_bytes, window_bytes; /* of the ring; of them on their way, at most */
     int32_t at_barriers, at_lines, at_sums, at_h, at_squares, at_fault, at_watch, at_kept,

@@ -276,14 +276,15 @@ DEVICE void store_two_words(uint64_t *to, uint64_t first, uint64_t second) {
     asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(first), "l"(second) : "memory");
 }
 
-/* A word in shared memory that says what this thread did before. */
+/* A word in shared memory that says what this thread did to a barrier there before. Not a release: its fence would wait for all copies that
+ * the thread has under way, and shared memory takes a warp's accesses in order. */
 DEVICE void store_place(uint64_t *to, uint64_t word) {
-    asm volatile("st.release.cta.shared.u64 [%0], %1;" ::"r"(shared_address(to)), "l"(word) : "memory");
+    asm volatile("st.volatile.shared.u64 [%0], %1;" ::"r"(shared_address(to)), "l"(word) : "memory");
 }
 
 DEVICE uint64_t load_place(const uint64_t *from) {
     uint64_t word;
-    asm volatile("ld.acquire.cta.shared.u64 %0, [%1];" : "=l"(word) : "r"(shared_address(from)) : "memory");
+    asm volatile("ld.volatile.shared.u64 %0, [%1];" : "=l"(word) : "r"(shared_address(from)) : "memory");
     return word;
 }
 
