@@ -3,7 +3,7 @@
  *
  * A plan for each bucket of rows, as there is a graph for each: fewer rows leave the ring more room. Plans lie behind one
  * another in the rank's arena. The record of a wait in vain is pinned memory of the host's, which every plan shares: no
- * copy brings it back, and the kernel looks at it only once it has waited for long.
+ * copy brings it back. The kernel only writes it: a thousand warps that wait must not look across PCIe.
  *
  * Before the engine says that it is ready, a step is tried: where that does not end well, graphs run all steps.
  */
@@ -80,7 +80,7 @@ ls_status cuda_persist_prepare(ls_engine *engine, ls_error *err) {
         persist_plan *plan = &plans->plan[i];
         TRY(cuda_rank_kernel(rank, plan->kernel, &plans->fn[i], err));
         TRY(persist_prepare(rank, plan, plans->fn[i], err));
-        plan->args.stuck = engine->host.stuck;
+        plan->args.told = engine->host.stuck;
     }
     return LS_OK;
 }

@@ -55,6 +55,13 @@ struct patience {
         to->chunk = chunk;
     }
 
+    DEVICE_MEMBER void tell(persist_stuck *to) const {
+        to->op = line < 0 ? -1 : a.op[line].index;
+        to->layer = line < 0 ? -1 : a.op[line].layer;
+        to->block = (int32_t)blockIdx.x;
+        store_word(&to->is_set, 1, true);
+    }
+
     /* After a poll that found nothing: whether to leave. */
     DEVICE_MEMBER bool is_over(int what, uint32_t chunk = 0) {
         between_polls();
@@ -65,9 +72,7 @@ struct patience {
             } else if (global_time() > watch(a)->deadline + (uint64_t)extra_ns) {
                 leave(what, chunk);
                 if (atomicCAS(&stuck->claimed, 0, 1) == 0) {
-                    stuck->op = line < 0 ? -1 : a.op[line].index;
-                    stuck->layer = line < 0 ? -1 : a.op[line].layer;
-                    stuck->block = (int32_t)blockIdx.x;
+                    tell(a.told != NULL ? a.told : stuck);
                     store_word(&stuck->is_set, 1, true);
                 }
             }

@@ -116,10 +116,11 @@ typedef struct persist_args {
     float *logits; /* [n_out][n_vocab], of rows that the host draws for */
     int32_t *drawn, *fault;
     uint64_t *node[PERSIST_MAX_RANKS]; /* every rank's: [2 slots][nodes of the leaf tree, at most 8][M_max][d] */
-    uint64_t *partial; /* of attention's splits, [row][group][max_splits][4 (d + 2)]: max and sum of each head, o */
-    uint64_t *offer;   /* [blocks][16 rows][4]: value, value, id, fault */
-    char *scratch;     /* [blocks][scratch_bytes]: x of ops for which shared memory is too small */
-    persist_stuck *stuck;
+    uint64_t *partial;    /* of attention's splits, [row][group][max_splits][4 (d + 2)]: max and sum of each head, o */
+    uint64_t *offer;      /* [blocks][16 rows][4]: value, value, id, fault */
+    char *scratch;        /* [blocks][scratch_bytes]: x of ops for which shared memory is too small */
+    persist_stuck *stuck; /* in the GPU's memory, since all who wait look at it */
+    persist_stuck *told;  /* the same once more, where the host wants it; or NULL */
     persist_wait *wait;   /* [blocks][PERSIST_WARPS + 1] */
     uint32_t *launches;   /* so far: epochs follow from it */
     persist_stamp *stamp; /* [n_ops][blocks], or NULL */
