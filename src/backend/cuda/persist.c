@@ -9,14 +9,15 @@
 
 enum {
     ALIGN_BYTES = 256,
-    CHUNK_BYTES = 64, /* of a row, that a warp multiplies at a time: a piece is whole chunks */
-    WATCH_BYTES = 16, /* persist_watch */
+    ROW_BYTES = 64, /* of a row, that a warp multiplies at a time: a piece is whole ones */
+    WATCH_BYTES = 32 + 16 * (PERSIST_WARPS + 1), /* persist_watch */
+    LEAST_SLOTS = 2,
     LEAST_RING = 64 << 10,
     MAX_NORM_THREADS = 1024,
     MAX_NORM_PARTS = 16,
     FUSED_ROWS = 2, /* steps of more rows have norms apart, and parts */
     WARP = 32,
-    BARRIER_BYTES = PERSIST_SLOTS * 32, /* two barriers, a place and two sizes each */
+    BARRIER_BYTES = PERSIST_SLOTS * 16 + 16, /* two barriers each, and two for sums */
     LINE_BYTES = PERSIST_LINES * sizeof(persist_op),
     MAX_PIECE = 256 * PERSIST_ELEMENT, /* a box is no wider */
     TIMEOUT_S = 10
@@ -35,7 +36,7 @@ typedef struct builder {
     ls_dtype format;  /* of matrices */
     CUdeviceptr next; /* of the room */
     int n_ops;
-    int piece_bytes;
+    int chunk_bytes;
     bool norm_apart;
     int parts; /* of out's and ffn_out's leaves */
     uint64_t *qkv, *att, *act, *x, *h[2];
@@ -120,27 +121,51 @@ static void add_maps(const builder *b, persist_op *line, int n) {
     b->plan->args.n_maps += n;
 }
 
-/* Leaves, and how they are cut into pieces. */
+/* Bytes of a row that the widest `group` neighbouring leaves have. */
+static int widest_group(const builder *b, const persist_op *line, int group) {
+    int widest = 0;
+    for (int i = 0; i + group <= line->n_leaves; i += group) {
+        const int n = line->border[i + group] - line->border[i];
+        widest = n > widest ? n : widest;
+    }
+    return widest * (int)ls_dtype_bytes(b->format);
+}
+
+/* Chunks as long as may be: several leaves, as many as the rows of a box hold, or pieces of one. */
+static void set_chunks(const builder *b, persist_op *line) {
+    const int per_row = b->chunk_bytes / DECODE_TILE / ROW_BYTES * ROW_BYTES;
+    const int most = per_row < ROW_BYTES ? ROW_BYTES : per_row < MAX_PIECE ? per_row : MAX_PIECE;
+    const int of_part = line->n_leaves / line->n_parts;
+    line->group = 1;
+    while (of_part % (2 * line->group) == 0 && align_to(widest_group(b, line, 2 * line->group), ROW_BYTES) <= most) {
+        line->group *= 2;
+    }
+    const int longest = widest_group(b, line, line->group);
+    line->n_pieces = ceil_div(longest, most);
+    line->piece_bytes = align_to(ceil_div(longest, line->n_pieces), ROW_BYTES);
+    line->last_bytes = align_to(longest - (line->n_pieces - 1) * line->piece_bytes, ROW_BYTES);
+}
+
+/* Leaves, and how they are cut into chunks. */
 static void set_leaves(const builder *b, persist_op *line, int64_t k_total, int first, int count, int parts) {
-    const int element = (int)ls_dtype_bytes(b->format);
-    int longest = 0;
     for (int i = 0; i <= count; i++) {
         line->border[i] = (int32_t)(leaf_border(k_total, first + i) - leaf_border(k_total, first));
-        const int n = i > 0 ? (line->border[i] - line->border[i - 1]) * element : 0;
-        longest = n > longest ? n : longest;
     }
     line->n_leaves = count;
-    line->n_pieces = ceil_div(longest, b->piece_bytes);
-    line->piece_bytes = align_to(ceil_div(longest, line->n_pieces), CHUNK_BYTES);
-    line->last_bytes = align_to(longest - (line->n_pieces - 1) * line->piece_bytes, CHUNK_BYTES);
+    line->n_parts = parts;
+    set_chunks(b, line);
     add_maps(b, line, PERSIST_HEIGHTS * line->n_matrices * families_of(line));
     int widest = 0; /* part */
     for (int i = 0; i < parts; i++) {
         const int n = line->border[(i + 1) * count / parts] - line->border[i * count / parts];
         widest = n > widest ? n : widest;
     }
-    line->n_parts = parts;
     line->x_pitch = pitch_of(widest * (int)ls_dtype_bytes(b->rank->bind.dtype));
+}
+
+/* In a slot, of K or of V. */
+static int bytes_of_unit(const builder *b, int d_head) {
+    return DECODE_ATTN_UNIT * align_to(d_head * (int)ls_dtype_bytes(b->rank->bind.kv_dtype), PERSIST_PANEL);
 }
 
 /* h as it was written last. */
@@ -221,6 +246,7 @@ static ls_status add_attn(builder *b, const ls_op *op, const ls_op *qkv, int ind
     line->n_kv = a->n_kv_loc;
     line->d_head = a->d_head;
     line->window = a->window_tokens;
+    line->group = 2 * bytes_of_unit(b, a->d_head) <= b->chunk_bytes ? 2 : 1;
     line->max_splits = splits < DECODE_ATTN_SPLITS ? splits : DECODE_ATTN_SPLITS;
     add_maps(b, line, 2);
     return LS_OK;
@@ -392,14 +418,16 @@ static void take_buffers(builder *b, const ls_op *op, int n_ops) {
     args->launches = take(b, sizeof(uint32_t));
 }
 
-/* The longest chunk: of a matmul's tile, or K or V of a unit. */
-static int longest_chunk(const builder *b, int d_head) {
-    int most = DECODE_ATTN_UNIT * align_to(d_head * (int)ls_dtype_bytes(b->rank->bind.kv_dtype), PERSIST_PANEL);
+/* The longest chunk: of a matmul's tile, or of attention. */
+static int longest_chunk(const builder *b) {
+    int most = 0;
     for (int i = 0; i < b->n_ops; i++) {
-        const int bytes = b->plan->op[i].piece_bytes * DECODE_TILE;
+        const persist_op *op = &b->plan->op[i];
+        const int bytes = op->kind == PERSIST_ATTN ? op->group * bytes_of_unit(b, op->d_head)
+                                                   : op->piece_bytes * DECODE_TILE;
         most = bytes > most ? bytes : most;
     }
-    return most;
+    return align_to(most, 1024);
 }
 
 /* The ring, then what warps share; x of as many ops as fit beside a ring that is deep enough. */
@@ -409,7 +437,7 @@ static ls_status cut_shared(builder *b, int d_head, ls_error *err) {
     const ls_bind *bind = &b->rank->bind;
     const int rows = plan->rows, columns = rows > 8 ? 16 : 8;
     const int most = b->rank->facts.shared_bytes_per_block;
-    const int chunk = longest_chunk(b, d_head);
+    const int chunk = longest_chunk(b);
     int unused[2];
     args->own_rows = ceil_div(bind->d_model, (int)plan->grid);
     args->attn_warps = decode_attn_warps(b->rank, d_head, &unused[0], &unused[1]);
@@ -429,15 +457,17 @@ static ls_status cut_shared(builder *b, int d_head, ls_error *err) {
             args->x_bytes = bytes;
         }
     }
-    args->ring_bytes = (most - fixed - args->x_bytes) / 1024 * 1024;
-    if (args->ring_bytes < 3 * chunk) {
+    const int ring = b->how->ring_bytes > 0 && b->how->ring_bytes < most - fixed - args->x_bytes
+                         ? b->how->ring_bytes
+                         : most - fixed - args->x_bytes;
+    if ((most - fixed - args->x_bytes) / chunk < LEAST_SLOTS) {
         return refuse(err, "the GPU's shared memory is too small");
     }
-    if (b->how->ring_bytes > 0) {
-        const int wanted = align_to((int)most_i64(b->how->ring_bytes, 3 * chunk), 1024);
-        args->ring_bytes = wanted < args->ring_bytes ? wanted : args->ring_bytes;
-    }
-    args->at_barriers = args->ring_bytes;
+    args->slot_bytes = chunk;
+    args->n_slots = ring / chunk < LEAST_SLOTS ? LEAST_SLOTS : ring / chunk < PERSIST_SLOTS ? ring / chunk : PERSIST_SLOTS;
+    const int window = (b->how->window_bytes > 0 ? b->how->window_bytes : PERSIST_WINDOW) / chunk;
+    args->window = window < 1 ? 1 : window < args->n_slots ? window : args->n_slots;
+    args->at_barriers = args->n_slots * chunk;
     args->at_lines = args->at_barriers + BARRIER_BYTES;
     args->at_sums = args->at_lines + LINE_BYTES;
     args->at_h = args->at_sums + sums;
@@ -496,10 +526,8 @@ ls_status persist_plan_build(persist_plan *out, const cuda_rank *rank, const ls_
                                .d = bind->d_model,
                                .rank = bind->group.rank,
                                .n_ranks = bind->group.size,
-                               .m_max = how->rows,
-                               .window_bytes = how->window_bytes > 0 ? how->window_bytes : PERSIST_WINDOW};
-    b.piece_bytes = how->piece_bytes > 0 ? how->piece_bytes : PERSIST_PIECE;
-    b.piece_bytes = b.piece_bytes < MAX_PIECE ? b.piece_bytes : MAX_PIECE;
+                               .m_max = how->rows};
+    b.chunk_bytes = how->chunk_bytes > 0 ? how->chunk_bytes : PERSIST_CHUNK;
     b.norm_apart = how->norm_apart == 0 ? how->rows > FUSED_ROWS : how->norm_apart > 0;
     b.parts = parts_of(&b);
     take_buffers(&b, op, n_ops);

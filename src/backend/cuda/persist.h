@@ -16,13 +16,13 @@ typedef struct persist_options {
     int max_len;      /* tokens of a sequence, at most */
     int blocks;       /* at most as many as the GPU has SMs, all of which must be free for it */
     int window_bytes; /* of weights on their way to each SM; 0: PERSIST_WINDOW */
-    int piece_bytes;  /* of a row, that a copy brings, at most; 0: PERSIST_PIECE */
+    int chunk_bytes;  /* that are asked for at a time, at most, where units allow; 0: PERSIST_CHUNK */
     int ring_bytes;   /* of shared memory for them, at most; 0: all that is left */
     int norm_apart;   /* norms are ops of their own: 0 as suits the rows, 1 always, -1 never */
     int parts;        /* blocks that share the leaves of a row of out and ffn_out: 1, 2, 4, 8; 0 as suits the rows */
 } persist_options;
 
-enum { PERSIST_WINDOW = 64 << 10, PERSIST_PIECE = 1024 };
+enum { PERSIST_WINDOW = 64 << 10, PERSIST_CHUNK = 24 << 10 };
 
 typedef struct persist_plan {
     persist_args args;

@@ -2,11 +2,12 @@
  * What the persistent decode kernel takes, beside the limit and the kernels that run op by op, in one process on one GPU.
  *
  *     persist_bench MODEL [--dtype f32|bf16|f16] [--int8] [--m 1,8,16] [--context 282] [--windows 16,24,32,48,64,96,128]
- *                   [--pieces 256,512,640,1024,2048] [--table] [--ops] [--blocks 132] [--norm-apart -1|0|1] [--parts 1|2|4|8]
+ *                   [--chunks 16,20,24,32] [--table] [--modes] [--ops] [--blocks 132] [--norm-apart -1|0|1] [--parts 1|2|4|8]
  *
- * MODEL: a name ("Qwen3-4B") or a folder with a config.json. For each M and each piece (bytes of a row that a copy brings) one line a
- * window (KiB of weights on their way to each SM): ms a step, the share of the limit, and the same where nobody waits for
- * activations (streams only, wrong numbers). --ops: the other plan, a graph. --table: where the time of the best window goes.
+ * MODEL: a name ("Qwen3-4B") or a folder with a config.json. For each M and each size of chunks (KiB that are asked for at a time) one
+ * line a window (KiB of weights on their way to each SM): ms a step, the share of the limit, and the same where nobody waits for
+ * activations (streams only, wrong numbers). --ops: the other plan, a graph. --table: where the time of the best one goes. --modes: streams
+ * only, without products, outputs, copies of weights, of K and V, in turn and together.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,9 +25,9 @@ typedef struct list {
 typedef struct options {
     const char *model;
     ls_dtype dtype;
-    bool int8, table, ops;
+    bool int8, table, modes, ops;
     int context, blocks, norm_apart, parts;
-    list m, windows, pieces;
+    list m, windows, chunks;
 } options;
 
 static void must(ls_status st, const ls_error *err) {
@@ -50,13 +51,15 @@ static options options_of(int argc, char **argv) {
     options o = {.model = "Qwen3-4B", .dtype = LS_BF16, .context = 282};
     o.m = list_of("1,8,16");
     o.windows = list_of("24,32,48,64,96");
-    o.pieces = list_of("320,640");
+    o.chunks = list_of("24");
     for (int i = 1; i < argc; i++) {
         const char *value = i + 1 < argc ? argv[i + 1] : "";
         if (strcmp(argv[i], "--int8") == 0) {
             o.int8 = true;
         } else if (strcmp(argv[i], "--table") == 0) {
             o.table = true;
+        } else if (strcmp(argv[i], "--modes") == 0) {
+            o.modes = true;
         } else if (strcmp(argv[i], "--ops") == 0) {
             o.ops = true;
         } else if (argv[i][0] != '-') {
@@ -77,8 +80,8 @@ static options options_of(int argc, char **argv) {
                 o.parts = list_of(value).value[0];
             } else if (strcmp(argv[i - 1], "--windows") == 0) {
                 o.windows = list_of(value);
-            } else if (strcmp(argv[i - 1], "--pieces") == 0) {
-                o.pieces = list_of(value);
+            } else if (strcmp(argv[i - 1], "--chunks") == 0) {
+                o.chunks = list_of(value);
             } else {
                 printf("FAILED unknown option %s: see the top of tests/cuda/persist/persist_bench.c\n", argv[i - 1]);
                 exit(2);
@@ -125,12 +128,12 @@ static void set_step(side *s, int m, int context) {
 }
 
 /* Microseconds a step; 0 after a message if it got stuck. */
-static double time_one(device *dev, side *s, bool streams_only) {
+static double time_one(device *dev, side *s, int measure) {
     ls_error err = {0};
-    s->plan.args.streams_only = streams_only;
+    s->plan.args.measure = measure;
     s->plan.args.timeout_ns = 2000000000;
     const double us = device_time_many(dev, one_step, s, LAUNCHES);
-    s->plan.args.streams_only = 0;
+    s->plan.args.measure = 0;
     if (!side_is_well(s, true, &err)) {
         printf("FAILED %s\n", err.text);
         return 0;
@@ -139,6 +142,26 @@ static double time_one(device *dev, side *s, bool streams_only) {
 }
 
 /* ---- Where time goes ---- */
+
+/* What is left out of streams: letters for products, outputs, copies of weights, of K and V. */
+static void print_modes(device *dev, side *s) {
+    static const int modes[] = {0,
+                                PERSIST_NO_PRODUCTS,
+                                PERSIST_NO_OUTPUTS,
+                                PERSIST_NO_PRODUCTS | PERSIST_NO_OUTPUTS,
+                                PERSIST_NO_KV,
+                                PERSIST_NO_WEIGHTS,
+                                PERSIST_NO_WEIGHTS | PERSIST_NO_KV,
+                                PERSIST_NO_PRODUCTS | PERSIST_NO_OUTPUTS | PERSIST_NO_WEIGHTS | PERSIST_NO_KV};
+    printf("  streams only, ms, without products, outputs, weights, kv:");
+    for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
+        const int m = modes[i];
+        printf(" %s%s%s%s%s %.3f", m == 0 ? "-" : "", (m & PERSIST_NO_PRODUCTS) != 0 ? "p" : "",
+               (m & PERSIST_NO_OUTPUTS) != 0 ? "o" : "", (m & PERSIST_NO_WEIGHTS) != 0 ? "w" : "",
+               (m & PERSIST_NO_KV) != 0 ? "k" : "", time_one(dev, s, PERSIST_STREAMS_ONLY | m) * 1e-3);
+    }
+    printf("\n");
+}
 
 /* By the table's kinds; ffn_out, which is of out's kind, is behind them. */
 static const char *const kind_names[PERSIST_KINDS + 1] = {"embed", "norm",   "qkv",  "attn",
@@ -199,12 +222,12 @@ static void print_table(device *dev, side *s) {
 
 /* ---- Lines ---- */
 
-static persist_options plan_options(const side *s, const options *o, int m, int window_bytes, int piece_bytes) {
+static persist_options plan_options(const side *s, const options *o, int m, int window_bytes, int chunk_bytes) {
     return (persist_options){.rows = m,
                              .max_len = s->m->max_len,
                              .blocks = o->blocks > 0 ? o->blocks : device_blocks(s->m->dev, 0),
                              .window_bytes = window_bytes,
-                             .piece_bytes = piece_bytes,
+                             .chunk_bytes = chunk_bytes,
                              .norm_apart = o->norm_apart,
                              .parts = o->parts};
 }
@@ -225,28 +248,34 @@ static void bench_m(device *dev, side *s, const options *o, int m, double limit)
     }
     printf("\n");
     double best = 0;
-    int best_piece = 0, best_window = 0;
-    for (int p = 0; p < o->pieces.n; p++) {
+    int best_chunk = 0, best_window = 0;
+    for (int p = 0; p < o->chunks.n; p++) {
         for (int w = 0; w < o->windows.n; w++) {
-            const persist_options how = plan_options(s, o, m, o->windows.value[w] << 10, o->pieces.value[p]);
+            const persist_options how = plan_options(s, o, m, o->windows.value[w] << 10, o->chunks.value[p] << 10);
             side_plan(s, &how);
-            const double us = time_one(dev, s, false), free_us = time_one(dev, s, true);
-            printf("  piece %4d window %3d K (ring %d K): %.3f ms, %.1f %%; streams only %.3f ms\n", how.piece_bytes,
-                   o->windows.value[w], s->plan.args.ring_bytes >> 10, us * 1e-3,
+            const double us = time_one(dev, s, 0), free_us = time_one(dev, s, PERSIST_STREAMS_ONLY);
+            printf("  chunk %2d K window %3d K (%2d of %2d slots of %2d K): %.3f ms, %.1f %%; streams only %.3f ms\n",
+                   o->chunks.value[p], o->windows.value[w], s->plan.args.window, s->plan.args.n_slots,
+                   s->plan.args.slot_bytes >> 10, us * 1e-3,
                    us > 0 ? 100 * bytes / limit / us * 1e6 : 0, free_us * 1e-3);
             fflush(stdout);
             if (us > 0 && (best == 0 || us < best)) {
                 best = us;
-                best_piece = how.piece_bytes;
+                best_chunk = how.chunk_bytes;
                 best_window = how.window_bytes;
             }
         }
     }
-    if (o->table && best > 0) {
-        const persist_options how = plan_options(s, o, m, best_window, best_piece);
+    if (best > 0 && (o->table || o->modes)) {
+        const persist_options how = plan_options(s, o, m, best_window, best_chunk);
         side_plan(s, &how);
-        printf("  with piece %d, window %d K:\n", best_piece, best_window >> 10);
-        print_table(dev, s);
+        printf("  with chunks of %d K, window %d K:\n", best_chunk >> 10, best_window >> 10);
+        if (o->modes) {
+            print_modes(dev, s);
+        }
+        if (o->table) {
+            print_table(dev, s);
+        }
     }
 }
 

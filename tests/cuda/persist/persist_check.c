@@ -22,19 +22,19 @@ typedef struct shape {
     int layers, d, f, heads, kv, d_head, vocab, window, max_len;
     bool bias, qk_norm;
     int blocks; /* of the emulated GPU */
-    int piece_bytes, norm_apart, parts;
+    int chunk_bytes, norm_apart, parts;
     bool two_ranks, is_large, only_bf16;
 } shape;
 
 static const shape shapes[] = {
-    {"tiny", 2, 64, 96, 4, 2, 32, 128, 0, 320, false, true, 3, 128, 0, 0, true, false, false},
-    {"odd", 2, 136, 152, 6, 2, 80, 213, 100, 700, true, true, 6, 64, 0, 2, false, false, false},
-    {"gqa7", 1, 160, 104, 14, 2, 64, 301, 0, 1200, true, false, 4, 512, 1, 4, true, false, false},
-    {"mha", 2, 48, 16, 3, 3, 96, 33, 300, 600, false, true, 3, 256, -1, 1, false, false, false},
-    {"mqa128", 1, 264, 328, 4, 1, 128, 515, 0, 2100, false, true, 5, 2048, 0, 0, false, false, false},
-    {"qwen3-4b", 3, 2560, 9728, 32, 8, 128, 20011, 0, 1100, false, true, 0, 640, 0, 0, false, true, false},
-    {"mistral", 2, 4096, 14336, 32, 8, 128, 8000, 0, 600, false, false, 0, 1024, 0, 2, false, true, true},
-    {"qwen3-0.6b", 1, 1024, 3072, 16, 8, 128, 20011, 0, 4700, false, true, 0, 256, 1, 8, false, true, true},
+    {"tiny", 2, 64, 96, 4, 2, 32, 128, 0, 320, false, true, 3, 2048, 0, 0, true, false, false},
+    {"odd", 2, 136, 152, 6, 2, 80, 213, 100, 700, true, true, 6, 1024, 0, 2, false, false, false},
+    {"gqa7", 1, 160, 104, 14, 2, 64, 301, 0, 1200, true, false, 4, 1, 1, 4, true, false, false},
+    {"mha", 2, 48, 16, 3, 3, 96, 33, 300, 600, false, true, 3, 0, -1, 1, false, false, false},
+    {"mqa128", 1, 264, 328, 4, 1, 128, 515, 0, 2100, false, true, 5, 32768, 0, 0, false, false, false},
+    {"qwen3-4b", 3, 2560, 9728, 32, 8, 128, 20011, 0, 1100, false, true, 0, 0, 0, 0, false, true, false},
+    {"mistral", 2, 4096, 14336, 32, 8, 128, 8000, 0, 600, false, false, 0, 32768, 0, 2, false, true, true},
+    {"qwen3-0.6b", 1, 1024, 3072, 16, 8, 128, 20011, 0, 4700, false, true, 0, 16384, 1, 8, false, true, true},
 };
 
 static int n_passed, n_failed;
@@ -179,7 +179,7 @@ static void close_case(check *c) {
 static void make_plans(check *c, int rows, bool short_ring) {
     persist_options how = {.rows = rows,
                            .max_len = c->s->max_len,
-                           .piece_bytes = c->s->piece_bytes,
+                           .chunk_bytes = c->s->chunk_bytes,
                            .norm_apart = c->s->norm_apart,
                            .parts = c->s->parts,
                            .ring_bytes = short_ring};

@@ -40,13 +40,25 @@ DEVICE int split_tokens(int n) {
     return max((int)DECODE_ATTN_TOKENS, ((n + most - 1) / most + UNIT - 1) / UNIT * UNIT);
 }
 
+/* Of the row of this lane's number, where there is one. */
+struct lane_row {
+    bool has_row;
+    int position, page_first;
+
+    DEVICE_MEMBER explicit lane_row(const cuda_step *step) {
+        const int lane = threadIdx.x % 32;
+        has_row = lane < step->n_rows;
+        position = has_row ? step_array<int32_t>(step, step->pos)[lane] : 0;
+        const int i_seq = has_row ? step_array<int32_t>(step, step->seq_of)[lane] : 0;
+        page_first = has_row ? step_array<cuda_seq>(step, step->seq)[i_seq].page_first : 0;
+    }
+};
+
 /* Item `index` of the step's, by a whole warp; how many there are. */
-DEVICE int find_item(const decode_attn_args &a, int index, item *it) {
+DEVICE int find_item(const decode_attn_args &a, const lane_row &row, int index, item *it) {
     const int lane = threadIdx.x % 32, n_groups = a.n_kv * groups_of_kv(a);
-    const bool has_row = lane < a.step->n_rows;
-    const int position = has_row ? step_array<int32_t>(a.step, a.step->pos)[lane] : 0;
-    const int i_seq = has_row ? step_array<int32_t>(a.step, a.step->seq_of)[lane] : 0;
-    const int page_first = has_row ? step_array<cuda_seq>(a.step, a.step->seq)[i_seq].page_first : 0;
+    const bool has_row = row.has_row;
+    const int position = row.position, page_first = row.page_first;
     const int lo = a.window > 0 ? max(0, position - a.window + 1) : 0, base = lo / UNIT * UNIT;
     const int size = split_tokens(position + 1 - base);
     const int n_splits = (position - base) / size + 1;
@@ -73,6 +85,10 @@ DEVICE int find_item(const decode_attn_args &a, int index, item *it) {
     it->n_heads = min((int)HEADS, heads_per_kv - skipped);
     it->page = step_array<int32_t>(a.step, a.step->page) + __shfl_sync(EVERY_LANE, page_first, m);
     return __shfl_sync(EVERY_LANE, before, 31);
+}
+
+DEVICE int find_item(const decode_attn_args &a, int index, item *it) {
+    return find_item(a, lane_row(a.step), index, it);
 }
 
 /* ---- Shared memory ---- */

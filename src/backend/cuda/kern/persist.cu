@@ -68,6 +68,9 @@ template <int ACT, bool INT8, int COLUMNS, int KV> struct consumers {
 
     DEVICE_MEMBER void run_op(const persist_op &op, int i) {
         b.p.line = i;
+        if (b.thread == 0) {
+            store_flag(reinterpret_cast<uint32_t *>(&watch(b.a)->line), (uint32_t)i);
+        }
         stamp(i, 0);
         if (op.kind == PERSIST_EMBED) {
             b.embed(op);
@@ -77,7 +80,7 @@ template <int ACT, bool INT8, int COLUMNS, int KV> struct consumers {
             attn.run(op);
         } else {
             const share mine(op);
-            if (mine.count > 0 && !b.a.streams_only) {
+            if (mine.count > 0 && !b.p.is_blind()) {
                 matmul.input.stage_input(op, mine);
             }
             stamp(i, 1);
@@ -88,7 +91,7 @@ template <int ACT, bool INT8, int COLUMNS, int KV> struct consumers {
         }
         if (op.kind == PERSIST_HEAD) {
             meet(); /* faults */
-            matmul.head.put_offers();
+            matmul.head.put_offers(matmul.finisher());
             if (blockIdx.x == 0) {
                 matmul.head.draw_rows(op);
             }
@@ -125,36 +128,49 @@ template <int ACT, bool INT8, int COLUMNS, int KV> struct consumers {
             }
             meet();
         }
-        /* Block 0 has heard from all blocks, so that all have read it. */
-        if (blockIdx.x == 0 && b.thread == 0 && !b.p.gone) {
-            *b.a.launches += 1;
+        if (b.thread == 0) {
+            /* Block 0 has heard from all blocks, so that all have read it. */
+            if (blockIdx.x == 0 && !b.p.is_gone()) {
+                *b.a.launches += 1;
+            }
+            barrier_arrive(&watch(b.a)->finished);
         }
+        b.p.tell();
     }
 };
 
 template <int ACT, bool INT8, int COLUMNS, int KV> DEVICE void persist(const persist_args &a) {
     persist_op *line =
         reinterpret_cast<persist_op *>(shared_room() + a.at_lines); /* two of the consumers, in turn; the producer's */
-    const ring r(a);
-    if (threadIdx.x < PERSIST_SLOTS) {
-        barrier_init(r.full(threadIdx.x), 1);
-        barrier_init(r.empty(threadIdx.x), 1);
+    const int i = threadIdx.x, warp = i / 32;
+    if (i == 0) {
+        const ring r(a);
+        for (int slot = 0; slot < a.n_slots; slot++) {
+            barrier_init(r.full(slot), 1);
+            barrier_init(r.empty(slot), PERSIST_WARPS);
+        }
+        barrier_init(r.sums(0), PERSIST_WARPS);
+        barrier_init(r.sums(1), PERSIST_WARPS);
+        barrier_init(&watch(a)->finished, 1);
         barriers_are_ready();
-        *r.place(threadIdx.x) = 0;
-    }
-    if (threadIdx.x == 0) {
-        watch(a)->deadline = global_time() + (uint64_t)a.timeout_ns;
         watch(a)->starved = 0;
+        watch(a)->is_over = 0;
+        watch(a)->line = -1;
+    }
+    if (i < PERSIST_WARPS + 1) {
+        watch(a)->left[i][0] = PERSIST_WAIT_NONE;
     }
     __syncthreads();
-    if (threadIdx.x < PERSIST_THREADS) {
+    if (warp < PERSIST_WARPS) {
         block_state b(a);
         matmul_part<ACT, INT8, COLUMNS> matmul(b);
-        attn_part<ACT, KV> attn{b};
+        attn_part<ACT, KV> attn(b);
         consumers<ACT, INT8, COLUMNS, KV>{b, matmul, attn}.run(line);
-    } else {
+    } else if (warp == PERSIST_WARPS) {
         producer<units<ACT, INT8, COLUMNS, false>::W_BYTES> one(a);
-        one.run(a, &line[2], KV == KERN_F32 ? 4 : 2);
+        one.run(&line[2], KV == KERN_F32 ? 4 : 2);
+    } else if (i % 32 == 0) {
+        watch_over(a);
     }
 }
 

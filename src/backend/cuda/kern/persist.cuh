@@ -14,82 +14,111 @@ DEVICE char *shared_room() {
     return reinterpret_cast<char *>(persist_room);
 }
 
-/* In shared memory, so that it takes no registers. */
+/* ---- Waiting ---- */
+
+/* In shared memory. The last warp alone looks at the clock and at other blocks' word, and sets a flag: that is all that a wait
+ * which finds nothing looks at, so that the code of waiting is short. Once the flag is set nobody of the block waits any more, and
+ * soon none of any block: all run through to the end, on whatever is in memory, and the host finds persist_stuck. */
 struct persist_watch {
-    uint64_t deadline; /* of every wait */
+    uint64_t finished; /* barrier: the consumers have */
     uint64_t starved;  /* measuring: ns that thread 0 waited for chunks */
+    uint32_t is_over;
+    int32_t line;                        /* of the table, that the consumers are at; -1 before its first one */
+    uint32_t reserved[2];
+    uint32_t left[PERSIST_WARPS + 1][4]; /* what a warp was left without, where, which chunk */
 };
 
 DEVICE persist_watch *watch(const persist_args &a) {
     return reinterpret_cast<persist_watch *>(shared_room() + a.at_watch);
 }
 
-/* ---- Waiting ---- */
-
-/* A thread's waits. Once one has been in vain, none of any block waits any more: all run through to the end, on whatever
- * is in memory, and the host finds persist_stuck. */
+/* A thread's waits. */
 struct patience {
-    static constexpr uint32_t POLLS = 256; /* between two looks at the clock */
     const persist_args &a;
-    int64_t extra_ns; /* after the deadline */
-    uint32_t polls;
     int line; /* of the table; -1 before its first one */
-    bool gone;
 
-    DEVICE_MEMBER patience(const persist_args &args, int64_t extra) : a(args), extra_ns(extra) {
-        polls = 0;
+    DEVICE_MEMBER explicit patience(const persist_args &args) : a(args) {
         line = -1;
-        gone = false;
     }
 
-    /* What this warp was left without, if it was not another lane before: lanes that lack nothing run on. */
-    DEVICE_MEMBER void leave(int what, uint32_t chunk) {
-        persist_wait *to = &a.wait[blockIdx.x * (PERSIST_WARPS + 1) + threadIdx.x / 32];
-        gone = true;
-        if (to->what != PERSIST_WAIT_NONE) {
-            return;
-        }
-        to->what = what;
-        to->op = line < 0 ? -1 : a.op[line].index;
-        to->layer = line < 0 ? -1 : a.op[line].layer;
-        to->chunk = chunk;
+    DEVICE_MEMBER bool is_gone() const {
+        return load_flag(&watch(a)->is_over) != 0;
     }
 
-    DEVICE_MEMBER void tell(persist_stuck *to) const {
-        to->op = line < 0 ? -1 : a.op[line].index;
-        to->layer = line < 0 ? -1 : a.op[line].layer;
-        to->block = (int32_t)blockIdx.x;
-        store_word(&to->is_set, 1, true);
-    }
-
-    /* After a poll that found nothing: whether to leave. */
-    DEVICE_MEMBER bool is_over(int what, uint32_t chunk = 0) {
+    /* After a poll that found nothing: whether to leave. The first lane of a warp to leave says why: lanes that lack
+     * nothing run on. */
+    DEVICE_MEMBER bool is_over(int what, uint32_t chunk = 0) const {
         between_polls();
-        if (!gone && ++polls % POLLS == 0) {
-            persist_stuck *stuck = a.stuck;
-            if (load_word(&stuck->is_set) != 0) {
-                leave(what, chunk);
-            } else if (global_time() > watch(a)->deadline + (uint64_t)extra_ns) {
-                leave(what, chunk);
-                if (atomicCAS(&stuck->claimed, 0, 1) == 0) {
-                    tell(a.told != NULL ? a.told : stuck);
-                    store_word(&stuck->is_set, 1, true);
-                }
+        if (!is_gone()) {
+            return false;
+        }
+        uint32_t *to = watch(a)->left[threadIdx.x / 32];
+        if (load_flag(to) == PERSIST_WAIT_NONE) {
+            store_flag(to + 1, (uint32_t)line);
+            store_flag(to + 2, chunk);
+            store_flag(to, (uint32_t)what);
+        }
+        return true;
+    }
+
+    /* False: in vain. */
+    DEVICE_MEMBER bool wait(uint64_t *barrier, uint32_t parity, int what, uint32_t chunk) const {
+        while (!barrier_passed(barrier, parity)) {
+            if (is_over(what, chunk)) {
+                return false;
             }
         }
-        return gone;
+        return true;
     }
 
-    DEVICE_MEMBER void wait(uint64_t *barrier, uint32_t parity, int what, uint32_t chunk) {
-        while (!barrier_passed(barrier, parity) && !is_over(what, chunk)) {
+    /* What the warp was left without, for the host. */
+    DEVICE_MEMBER void tell() const {
+        const uint32_t *from = watch(a)->left[threadIdx.x / 32];
+        if (threadIdx.x % 32 == 0 && load_flag(from) != PERSIST_WAIT_NONE) {
+            persist_wait *to = &a.wait[blockIdx.x * (PERSIST_WARPS + 1) + threadIdx.x / 32];
+            const int at = (int)load_flag(from + 1);
+            to->what = (int32_t)load_flag(from);
+            to->op = at < 0 ? -1 : a.op[at].index;
+            to->layer = at < 0 ? -1 : a.op[at].layer;
+            to->chunk = load_flag(from + 2);
         }
     }
 
     /* Words are taken as they are: measuring. */
     DEVICE_MEMBER bool is_blind() const {
-        return a.streams_only != 0;
+        return (a.measure & PERSIST_STREAMS_ONLY) != 0;
     }
 };
+
+/* One thread: until the consumers have finished, or somebody's patience is over. */
+DEVICE void watch_over(const persist_args &a) {
+    constexpr uint64_t LOOK_NS = 20000;
+    persist_watch *w = watch(a);
+    uint64_t now = global_time(), look = now + LOOK_NS;
+    const uint64_t deadline = now + (uint64_t)a.timeout_ns;
+    while (!barrier_passed(&w->finished, 0)) {
+        between_polls();
+        now = global_time();
+        if (now < look) {
+            continue;
+        }
+        look = now + LOOK_NS;
+        const bool is_late = now > deadline;
+        if (is_late && atomicCAS(&a.stuck->claimed, 0, 1) == 0) {
+            persist_stuck *to = a.told != NULL ? a.told : a.stuck;
+            const int line = (int)load_flag(reinterpret_cast<const uint32_t *>(&w->line));
+            to->op = line < 0 ? -1 : a.op[line].index;
+            to->layer = line < 0 ? -1 : a.op[line].layer;
+            to->block = (int32_t)blockIdx.x;
+            store_word(&to->is_set, 1, true);
+            store_word(&a.stuck->is_set, 1, true);
+        }
+        if (is_late || load_word(&a.stuck->is_set) != 0) {
+            store_flag(&w->is_over, 1);
+            return;
+        }
+    }
+}
 
 /* ---- Words ---- */
 
@@ -156,21 +185,27 @@ DEVICE void take_pairs(const uint64_t *from, const int (&at)[N], uint32_t epoch,
 
 /* ---- A block's share of an op ---- */
 
+/* Of a power of two. */
+DEVICE int log_of(int n) {
+    return 31 - __clz(n);
+}
+
 /* Rows [first, first + count) of the op's matrices, all columns of one part of its leaves. */
 struct share {
     int first, count, n_tiles, most;
     int part, first_leaf, n_leaves;
 
     DEVICE_MEMBER share(const persist_op &op) { /* rows * blocks < 2^31: persist.c */
-        const uint32_t units = (uint32_t)(op.rows / op.unit), parts = (uint32_t)op.n_parts;
-        const uint32_t groups = gridDim.x / parts, group = blockIdx.x / parts;
-        part = (int)(blockIdx.x % parts);
-        n_leaves = op.n_leaves / op.n_parts;
+        const uint32_t units = (uint32_t)op.rows >> (op.unit == 2);
+        const int by = log_of(op.n_parts);
+        const uint32_t groups = gridDim.x >> by, group = blockIdx.x >> by;
+        part = (int)(blockIdx.x - (group << by));
+        n_leaves = op.n_leaves >> by;
         first_leaf = part * n_leaves;
         first = (int)(units * group / groups) * op.unit;
         count = (int)(units * (group + 1) / groups) * op.unit - first;
         most = op.kind == PERSIST_FFN_IN ? DECODE_TILE / 2 : DECODE_TILE;
-        n_tiles = (count + most - 1) / most;
+        n_tiles = (count + most - 1) >> log_of(most);
     }
 
     /* All tiles are full but the last one. */
@@ -180,7 +215,7 @@ struct share {
 
     /* Tiles that the warps take at a time: a warp takes one leaf of one of them. */
     DEVICE_MEMBER int tiles_at_once() const {
-        return PERSIST_WARPS / n_leaves;
+        return PERSIST_WARPS >> log_of(n_leaves);
     }
 
     DEVICE_MEMBER int first_column(const persist_op &op) const {
@@ -194,141 +229,63 @@ DEVICE int matrix_of_row(const persist_op &op, int row) {
 
 /* ---- The ring ---- */
 
-/*
- * Chunks lie behind one another, as long as each is, and begin again at 0. Chunk n has the barriers and the place number n % PERSIST_SLOTS.
- * Who takes a chunk first sees it in its place: a warp may want one whose barrier is still that of a chunk before, and a
- * parity that is a round ahead looks as if it had come.
- */
+/* Chunk n is in slot n % n_slots, for the n / n_slots-th time. Every consumer warp waits for every chunk, in order, and gives it
+ * back, whether or not it has a use for it: so all know a slot's turn by counting, and nobody is a turn ahead of a barrier. */
 struct ring {
     const persist_args &a;
+    uint32_t slot, turn; /* of the chunk that is next */
 
-    DEVICE_MEMBER explicit ring(const persist_args &args) : a(args) {}
+    DEVICE_MEMBER explicit ring(const persist_args &args) : a(args) {
+        slot = turn = 0;
+    }
 
-    /* A chunk's bytes are there; it may be overwritten. */
-    DEVICE_MEMBER uint64_t *full(uint32_t chunk) const {
-        return reinterpret_cast<uint64_t *>(shared_room() + a.at_barriers) + chunk % PERSIST_SLOTS;
+    /* A chunk's bytes are there; all warps have given it back. */
+    DEVICE_MEMBER uint64_t *full(uint32_t i) const {
+        return reinterpret_cast<uint64_t *>(shared_room() + a.at_barriers) + i;
     }
-    DEVICE_MEMBER uint64_t *empty(uint32_t chunk) const {
-        return full(chunk) + PERSIST_SLOTS;
+    DEVICE_MEMBER uint64_t *empty(uint32_t i) const {
+        return full(i) + PERSIST_SLOTS;
     }
-    /* Number + 1 of the chunk that was asked for, and where it begins. */
-    DEVICE_MEMBER uint64_t *place(uint32_t chunk) const {
-        return full(chunk) + 2 * PERSIST_SLOTS;
+    /* All warps have left their sums of a tile: of every other one. */
+    DEVICE_MEMBER uint64_t *sums(uint32_t i) const {
+        return full(i) + 2 * PERSIST_SLOTS;
     }
-    /* The producer's own: bytes of the ring that a chunk holds, and bytes that come. */
-    DEVICE_MEMBER uint2 *size(uint32_t chunk) const {
-        return reinterpret_cast<uint2 *>(full(chunk) + 3 * PERSIST_SLOTS);
+    DEVICE_MEMBER char *at(uint32_t i) const {
+        return shared_room() + i * (uint32_t)a.slot_bytes;
     }
-    static DEVICE_MEMBER uint32_t parity(uint32_t chunk) {
-        return chunk / PERSIST_SLOTS % 2;
+    DEVICE_MEMBER uint32_t number() const {
+        return turn * (uint32_t)a.n_slots + slot;
+    }
+    DEVICE_MEMBER void go_on() {
+        slot++;
+        if (slot == (uint32_t)a.n_slots) {
+            slot = 0;
+            turn++;
+        }
+    }
+
+    /* A consumer's warp: the next chunk is there. */
+    DEVICE_MEMBER char *take(const patience &p) const {
+        if (!barrier_passed(full(slot), turn % 2)) {
+            time_starved(-1);
+            p.wait(full(slot), turn % 2, PERSIST_WAIT_CHUNK, number());
+            time_starved(1);
+        }
+        return at(slot);
+    }
+
+    DEVICE_MEMBER void give_back() {
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) {
+            barrier_arrive(empty(slot));
+        }
+        go_on();
     }
 
     /* Measuring: the difference of two times. */
     DEVICE_MEMBER void time_starved(int sign) const {
         if (a.stamp != NULL && threadIdx.x == 0) {
             watch(a)->starved += (uint64_t)sign * global_time();
-        }
-        __syncwarp();
-    }
-
-    /* A consumer's warp: the chunk is there. */
-    DEVICE_MEMBER char *take(uint32_t chunk, patience *p) const {
-        time_starved(-1);
-        uint64_t at;
-        do {
-            at = load_place(place(chunk));
-        } while (!is_of(at, chunk + 1) && !p->is_over(PERSIST_WAIT_ASKED, chunk));
-        p->wait(full(chunk), parity(chunk), PERSIST_WAIT_CHUNK, chunk);
-        time_starved(1);
-        return shared_room() + (p->gone ? 0 : (uint32_t)at);
-    }
-
-    DEVICE_MEMBER void give_back(uint32_t chunk) const {
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) {
-            barrier_arrive(empty(chunk));
-        }
-    }
-};
-
-/* The producer's side of it. All lanes do the same. */
-struct flight {
-    uint32_t next, landed, freed; /* chunks: to be asked for; the first that may not have landed, not have been given back */
-    uint32_t at, head, used;      /* where the chunk asked for begins; behind the last one; bytes held */
-    uint32_t in_flight;
-
-    DEVICE_MEMBER void begin() {
-        next = landed = freed = at = head = used = in_flight = 0;
-    }
-
-    DEVICE_MEMBER void has_landed(const ring &r) {
-        in_flight -= r.size(landed)->y;
-        landed++;
-    }
-
-    DEVICE_MEMBER void free_one(const ring &r, patience *p) {
-        p->wait(r.empty(freed), ring::parity(freed), PERSIST_WAIT_ROOM, freed);
-        if (p->gone) {
-            return;
-        }
-        if (landed == freed) {
-            has_landed(r);
-        }
-        used -= r.size(freed)->x;
-        freed++;
-    }
-
-    /* Room for the next chunk of `bytes`, from a multiple of `align` on, of which `coming` will come: there is, and no more than the
-     * window is on its way. False, on all lanes, if nothing is to be copied any more. */
-    DEVICE_MEMBER bool make_room(const ring &r, uint32_t bytes, uint32_t align, uint32_t coming, patience *p) {
-        const uint32_t ring_bytes = (uint32_t)r.a.ring_bytes;
-        uint32_t need;
-        for (;;) {
-            head = used == 0 ? 0 : head;
-            at = (head + align - 1) / align * align;
-            at = at + bytes > ring_bytes ? 0 : at;
-            need = (at >= head ? at - head : ring_bytes - head + at) + bytes;
-            if (p->gone || (next - freed < PERSIST_SLOTS && ring_bytes - used >= need)) {
-                break;
-            }
-            free_one(r, p);
-        }
-        while (!p->gone && landed != next && in_flight + coming > (uint32_t)r.a.window_bytes) {
-            p->wait(r.full(landed), ring::parity(landed), PERSIST_WAIT_WINDOW, landed);
-            if (!p->gone) {
-                has_landed(r);
-            }
-        }
-        p->gone = __ballot_sync(0xffffffffu, p->gone) != 0;
-        if (p->gone) {
-            return false;
-        }
-        *r.size(next) = make_uint2(need, coming);
-        used += need;
-        head = at + bytes;
-        in_flight += coming;
-        return true;
-    }
-
-    /* By one lane: its bytes will come. Copies may be started. */
-    DEVICE_MEMBER void announce(const ring &r, uint32_t coming) const {
-        barrier_expect(r.full(next), coming);
-        store_place(r.place(next), (uint64_t)(next + 1) << 32 | at);
-    }
-
-    /* All that was asked for, whether or not anybody waits for it: a block must not end before. After an abort what is under way is
-     * given time to land. */
-    DEVICE_MEMBER void land_all(const ring &r, patience *p) {
-        constexpr uint64_t LANDING_NS = 20000000;
-        const uint64_t begin = global_time();
-        while (landed != next && !(p->gone && global_time() - begin > LANDING_NS)) {
-            if (barrier_passed(r.full(landed), ring::parity(landed))) {
-                has_landed(r);
-            } else if (!p->gone) {
-                p->is_over(PERSIST_WAIT_WINDOW, landed);
-            } else {
-                between_polls();
-            }
         }
     }
 };

@@ -11,8 +11,8 @@ enum {
     PERSIST_WARPS = 8, /* that compute */
     PERSIST_LINES = 3, /* of the table in shared memory */
     PERSIST_THREADS = 32 * PERSIST_WARPS,
-    PERSIST_ALL_THREADS = PERSIST_THREADS + 32, /* one more asks for weights */
-    PERSIST_SLOTS = 64,                         /* chunks in the ring at a time, at most; a power of two */
+    PERSIST_ALL_THREADS = PERSIST_THREADS + 64, /* one warp more asks for weights, one looks at the clock */
+    PERSIST_SLOTS = 64,                         /* chunks in the ring at a time, at most */
     PERSIST_HEIGHTS = 5,                        /* rows of boxes: 16, 8, 4, 2, 1 */
     PERSIST_ELEMENT = 8,                        /* bytes of an element of boxes, which have at most 256 a row */
     PERSIST_PANEL = 128,                        /* bytes of a row of K or V in a box */
@@ -33,7 +33,7 @@ enum {
 };
 
 /* A CUtensorMap of rows of 8-byte elements. A matmul has, for boxes of 16, 8, ... rows, for each matrix, one as wide as
- * its pieces, and one for the last pieces where there are others; attn has one of K and one of V, in boxes of 32 rows and a panel,
+ * a group of leaves or its pieces, and one for the last pieces where there are others; attn has one of K and one of V, in boxes of 32 rows and a panel,
  * with the swizzle of 128 bytes. */
 typedef struct __attribute__((aligned(64))) persist_map {
     uint64_t word[16];
@@ -54,8 +54,9 @@ typedef struct persist_op {
     persist_matrix matrix[3];
     int32_t k, n_leaves;
     int32_t n_parts; /* row: blocks that share a row's leaves, each a node; norm: that share a row's elements; else 1 */
-    int32_t n_pieces;                  /* of a row's leaf */
-    int32_t piece_bytes, last_bytes;   /* of a row in shared memory, of a piece and of a leaf's last one */
+    int32_t group;                     /* leaves of a chunk, a power of two; attn: 2, K and V of a unit, or 1, either */
+    int32_t n_pieces;                  /* of a group, of one leaf if there are several */
+    int32_t piece_bytes, last_bytes;   /* of a row in shared memory, of a piece and of a group's last one */
     int32_t row_bytes;                 /* of a matrix in memory */
     int32_t map, n_maps, n_matrices;   /* its maps, behind those of the op before */
     int32_t x_pitch;                   /* bytes from row to row of x */
@@ -74,7 +75,7 @@ typedef struct persist_op {
     float scale;
     int32_t n_heads, n_kv, d_head, window, max_splits;
     int32_t vocab_first;
-    int32_t reserved[2]; /* to a multiple of 16 bytes */
+    int32_t reserved[1]; /* to a multiple of 16 bytes */
 } persist_op;
 
 /* A wait that took too long: written by the thread that noticed, once. */
@@ -86,10 +87,10 @@ typedef struct persist_stuck {
 /* What a warp waited for when there was no more waiting. */
 enum {
     PERSIST_WAIT_NONE,
-    PERSIST_WAIT_ASKED,  /* a chunk's being asked for */
-    PERSIST_WAIT_CHUNK,  /* ... its landing */
+    PERSIST_WAIT_CHUNK,  /* a chunk's landing */
     PERSIST_WAIT_WINDOW, /* the producer: the landing of one, before more is asked for */
-    PERSIST_WAIT_ROOM,   /* ... the room of one */
+    PERSIST_WAIT_ROOM,   /* ... a slot's being given back */
+    PERSIST_WAIT_SUMS,   /* the other warps' sums of a tile */
     PERSIST_WAIT_INPUT,  /* words of the op's input */
     PERSIST_WAIT_SPLITS, /* ... of attention's splits */
     PERSIST_WAIT_NODES,
@@ -101,6 +102,15 @@ typedef struct persist_wait {
     int32_t what, op, layer;
     uint32_t chunk; /* number, where it is for one */
 } persist_wait;
+
+/* Measuring: what is left out. Numbers are wrong then. */
+enum {
+    PERSIST_STREAMS_ONLY = 1, /* waiting for activations */
+    PERSIST_NO_PRODUCTS = 2,
+    PERSIST_NO_OUTPUTS = 4, /* of matmuls */
+    PERSIST_NO_WEIGHTS = 8, /* copying them; ... */
+    PERSIST_NO_KV = 16
+};
 
 /* Measuring, in ns: when an op begins in a block (waits for x), computes and is done; how long warp 0 waited for weights. */
 typedef struct persist_stamp {
@@ -129,12 +139,13 @@ typedef struct persist_args {
     int32_t n_ops, d, n_vocab, rank, n_ranks, m_max;
     int32_t own_rows; /* of h that a block has, at most */
     int32_t n_maps;
-    int32_t ring_bytes, window_bytes; /* of the ring; of them on their way, at most */
+    int32_t n_slots, slot_bytes; /* of the ring; chunks of the matmuls and of attention, whole ones */
+    int32_t window;              /* chunks on their way, at most; 1 .. n_slots */
     int32_t at_barriers, at_lines, at_sums, at_h, at_squares, at_fault, at_watch, at_kept,
         at_x;        /* in shared memory; the ring is at 0 */
     int32_t x_bytes; /* of shared memory for x; what needs more is in scratch */
     int32_t attn_warp_bytes, attn_warps;
-    int32_t streams_only; /* measuring: no waiting for x */
+    int32_t measure; /* PERSIST_STREAMS_ONLY, ... */
 } persist_args;
 
 #endif

@@ -12,6 +12,9 @@ template <int ACT, int KV> struct attn_part {
     using shared_t = shared<KV, WIDTH>;
 
     block_state &b;
+    lane_row row;
+
+    DEVICE_MEMBER explicit attn_part(block_state &block) : b(block), row(block.a.step) {}
 
     DEVICE_MEMBER float *o_of(int w) const {
         return reinterpret_cast<float *>(shared_room() + b.a.at_x + DECODE_ATTN_BYTES + w * b.a.attn_warp_bytes);
@@ -73,52 +76,61 @@ template <int ACT, int KV> struct attn_part {
         }
     }
 
-    /* K (or V) of a unit, with the row's own, and zeros for what is not attended to. */
-    DEVICE_MEMBER const char *take_unit(const decode_attn_args &args, const item &it, int u, uint32_t number,
-                                        const char *own) {
-        char *at = b.r.take(number, &b.p);
-        unit which;
-        which.find(args, it, u);
-        const int own_row = it.has_own() ? it.position - (it.first + u * UNIT) : (int)UNIT;
-        const int n = args.d * shared_t::KV_BYTES / 16;
-        if (which.first > 0 || which.end < UNIT) {
+    /* Into K (or V) of a unit go the row's own, and zeros for what is not attended to. */
+    DEVICE_MEMBER void mend(const decode_attn_args &args, const item &it, int u, char *at, const char *own) const {
+        const int token = it.first + u * UNIT, first = it.lo - token, end = min(it.end, it.position) - token;
+        if (first > 0 || end < UNIT) {
+            const int own_row = it.has_own() ? it.position - token : (int)UNIT;
+            const int n = args.d * shared_t::KV_BYTES / 16;
             for (int i = b.lane; i < UNIT * n; i += 32) {
                 const int row = i / n;
-                if (row < which.first || row >= which.end) {
+                if (row < first || row >= end) {
                     const panel_rows to(at, 0, row, 0);
                     *reinterpret_cast<uint4 *>(const_cast<char *>(to.at(0, i % n * 16))) =
                         row == own_row ? reinterpret_cast<const uint4 *>(own)[i % n] : make_uint4(0, 0, 0, 0);
                 }
             }
+            __syncwarp();
         }
-        __syncwarp();
-        return at;
     }
 
-    DEVICE_MEMBER void give_unit_back(uint32_t number) {
-        writes_before_copies();
-        b.r.give_back(number);
-    }
-
-    /* This warp's units of an item. */
-    DEVICE_MEMBER void attend(const decode_attn_args &args, const item &it, shared_t &s) {
+    /* This warp's units of an item; it passes the others. */
+    DEVICE_MEMBER void attend(const persist_op &op, const decode_attn_args &args, const item &it, shared_t &s) {
         const int n_units = it.n_units();
-        if (b.warp >= min(b.a.attn_warps, n_units)) {
-            return;
-        }
+        const bool is_needed = b.warp < min(b.a.attn_warps, n_units);
+        const int v_bytes = (args.d * shared_t::KV_BYTES + PERSIST_PANEL - 1) / PERSIST_PANEL * UNIT * PERSIST_PANEL;
         float *o = o_of(b.warp);
         worker<KV, WIDTH, panel_rows> w;
-        w.begin(s);
-        for (int u = b.warp; u < n_units; u += b.a.attn_warps) {
-            const int token = it.first + u * UNIT;
-            const uint32_t number = b.chunk + 2 * (uint32_t)u;
-            w.score(args, take_unit(args, it, u, number, s.own[0]));
-            give_unit_back(number);
-            w.soften(args.scale * LOG2_E, it.lo - token, it.end - token);
-            w.weigh(args, take_unit(args, it, u, number + 1, s.own[1]), o + HEADS * args.d);
-            give_unit_back(number + 1);
+        if (is_needed) {
+            w.begin(s);
         }
-        w.end(args, o, s.max[b.warp], s.sum[b.warp]);
+        int next = is_needed ? b.warp : n_units;
+        for (int u = 0; u < n_units; u++) {
+            char *at = b.r.take(b.p);
+            if (u == next) {
+                const int token = it.first + u * UNIT;
+                mend(args, it, u, at, s.own[0]);
+                w.score(args, at);
+                w.soften(args.scale * LOG2_E, it.lo - token, it.end - token);
+                writes_before_copies();
+            }
+            if (op.group == 1) {
+                b.r.give_back();
+                at = b.r.take(b.p);
+            } else {
+                at += v_bytes;
+            }
+            if (u == next) {
+                mend(args, it, u, at, s.own[1]);
+                w.weigh(args, at, o + HEADS * args.d);
+                writes_before_copies();
+                next += b.a.attn_warps;
+            }
+            b.r.give_back();
+        }
+        if (is_needed) {
+            w.end(args, o, s.max[b.warp], s.sum[b.warp]);
+        }
     }
 
     /* ---- Results ---- */
@@ -218,20 +230,21 @@ template <int ACT, int KV> struct attn_part {
     DEVICE_MEMBER void run(const persist_op &op) {
         const decode_attn_args args = attn_args(b.a, op, ACT);
         shared_t &s = *reinterpret_cast<shared_t *>(shared_room() + b.a.at_x);
+        bool adds_splits = false;
         item it;
-        for (int index = blockIdx.x; index < find_item(args, index, &it); index += gridDim.x) {
+        for (int index = blockIdx.x; index < find_item(args, row, index, &it); index += gridDim.x) {
             for (int which = b.warp; which < N_JOBS; which += PERSIST_WARPS) {
                 job(op, args, it, which, &s);
             }
             meet();
-            attend(args, it, s);
-            b.chunk += 2 * (uint32_t)it.n_units();
+            attend(op, args, it, s);
             meet();
             add_all_warps(op, args, it, s);
             meet();
+            adds_splits = adds_splits || (it.n_splits > 1 && it.split == 0);
         }
         /* Behind all items of this block, so that it does not wait for itself. */
-        for (int index = blockIdx.x; index < find_item(args, index, &it); index += gridDim.x) {
+        for (int index = blockIdx.x; adds_splits && index < find_item(args, row, index, &it); index += gridDim.x) {
             if (it.n_splits > 1 && it.split == 0) {
                 add_all_splits(op, args, it, &s);
             }

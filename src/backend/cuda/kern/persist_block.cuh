@@ -14,17 +14,18 @@ struct block_state {
     const persist_args &a;
     ring r;
     patience p;
-    uint32_t base;  /* epoch of the table's first op */
-    uint32_t chunk; /* of the ring: the first of this op */
-    int warp, lane, thread, n_rows;
+    uint32_t base; /* epoch of the table's first op */
+    uint32_t tile; /* of matmuls, or as many as warps take at a time: so far */
+    int warp, lane, thread, n_rows, n_out;
 
-    DEVICE_MEMBER explicit block_state(const persist_args &args) : a(args), r(args), p(args, 0) {
+    DEVICE_MEMBER explicit block_state(const persist_args &args) : a(args), r(args), p(args) {
         thread = threadIdx.x;
         warp = thread / 32;
         lane = thread % 32;
         base = *a.launches * (uint32_t)a.n_ops + 1;
-        chunk = 0;
+        tile = 0;
         n_rows = a.step->n_rows;
+        n_out = a.step->n_out;
     }
 
     /* The block's elements of a row of the residual stream: from this one on; and the first that is the next block's. */
@@ -62,7 +63,7 @@ struct block_state {
 
     /* Rows of x as an op multiplies them. */
     DEVICE_MEMBER int rows_of(const persist_op &op) const {
-        return op.kind == PERSIST_HEAD || op.of_outputs ? a.step->n_out : n_rows;
+        return op.kind == PERSIST_HEAD || op.of_outputs ? n_out : n_rows;
     }
 
     /* ---- The residual stream ---- */

@@ -16,7 +16,7 @@ template <int COLUMNS> struct head_part {
         best.id = -1;
     }
 
-    /* A thread meets one output row only (its m in finish_tiles does not change), ids rising. */
+    /* A thread meets one output row only (matmul_part::finisher decides which), ids rising. */
     DEVICE_MEMBER void put_logit(const persist_op &op, int m, int row, float value) {
         const cuda_step *step = b.a.step;
         if (!isfinite(value)) {
@@ -56,14 +56,14 @@ template <int COLUMNS> struct head_part {
     }
 
     /* Every block says what it has best for each output row, and the faults it saw. Behind a meeting. */
-    DEVICE_MEMBER void put_offers() {
+    DEVICE_MEMBER void put_offers(int finisher) {
         static_assert(sizeof(uint64_t) == sizeof best.value, "a double is two words");
 #pragma unroll
         for (int lanes = DECODE_TILE / 2; lanes > 0; lanes /= 2) { /* so many threads have a row */
             best = better(best, shuffled(best, lanes));
         }
-        const int m = b.thread / DECODE_TILE;
-        if (b.thread % DECODE_TILE == 0 && m < b.n_rows) {
+        const int m = finisher / DECODE_TILE;
+        if (finisher % DECODE_TILE == 0 && m < b.n_rows) {
             const uint32_t epoch = b.epoch();
             uint64_t bits, *out = b.a.offer + ((int64_t)blockIdx.x * CUDA_MAX_DECODE + m) * 4;
             memcpy(&bits, &best.value, sizeof bits);
@@ -114,7 +114,7 @@ template <int COLUMNS> struct head_part {
             }
             if (b.lane == 0 && m < step->n_out) {
                 const bool on_host = step_array<cuda_draw>(step, step->draw)[m].on_host != 0;
-                b.a.drawn[m] = on_host || all.id < 0 || b.p.gone ? -1 : op.vocab_first + all.id;
+                b.a.drawn[m] = on_host || all.id < 0 || b.p.is_gone() ? -1 : op.vocab_first + all.id;
             }
         }
     }

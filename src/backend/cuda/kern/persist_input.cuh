@@ -32,11 +32,16 @@ template <int ACT> struct input_part {
 
     block_state &b;
 
+    DEVICE_MEMBER bool is_in_shared(const persist_op &op) const {
+        return op.x_pitch * b.n_rows <= b.a.x_bytes;
+    }
+    DEVICE_MEMBER char *scratch() const {
+        return b.a.scratch + (int64_t)blockIdx.x * b.a.scratch_bytes;
+    }
+
     /* Where rows of x begin, so that elements are found by their number in all of k. */
     DEVICE_MEMBER char *x_of(const persist_op &op, const share &mine) const {
-        const bool in_shared = op.x_pitch * b.n_rows <= b.a.x_bytes;
-        return (in_shared ? shared_room() + b.a.at_x : b.a.scratch + (int64_t)blockIdx.x * b.a.scratch_bytes) -
-               mine.first_column(op) * X_BYTES;
+        return (is_in_shared(op) ? shared_room() + b.a.at_x : scratch()) - mine.first_column(op) * X_BYTES;
     }
 
     /* Columns [begin, end) of all rows of x, by `n` threads of which this is `i_thread`. */

@@ -1,5 +1,8 @@
 /*
  * The matmuls of the persistent decode kernel: decode_matmul.cu's leaves, from the ring.
+ *
+ * A warp sums its leaf of a tile, leaves the sums and goes on; some warps, the last ones, wait for all, add the leaves and pass outputs
+ * on. There are two rooms for sums.
  */
 #ifndef LS_BACKEND_CUDA_PERSIST_MATMUL_CUH
 #define LS_BACKEND_CUDA_PERSIST_MATMUL_CUH
@@ -10,7 +13,7 @@
 
 template <int ACT, bool INT8, int COLUMNS> struct matmul_part {
     using tile_t = tile<ACT, INT8, COLUMNS, false>;
-    static constexpr int W_BYTES = tile_t::W_BYTES;
+    static constexpr int W_BYTES = tile_t::W_BYTES, X_BYTES = tile_t::X_BYTES;
     static constexpr int N_SUMS = PERSIST_WARPS * COLUMNS * DECODE_TILE;
 
     block_state &b;
@@ -19,54 +22,108 @@ template <int ACT, bool INT8, int COLUMNS> struct matmul_part {
 
     DEVICE_MEMBER explicit matmul_part(block_state &block) : b(block), input{block}, head(block) {}
 
-    /* A lane's units of a chunk, and of x. */
-    struct chunk_of_units {
-        uint4 w[1][2], x[tile_t::TILES][tile_t::X_LOADS];
+    /* Where a lane finds W, in a slot, and x: its units of the first chunk of 64 bytes. */
+    struct lane_at {
+        const char *low, *high, *x; /* rows g and g + 8 of W; row g of x, or row 0 (f32) */
+        int x_pitch, n_x;
+        int g;
 
-        DEVICE_MEMBER void load_w(const tile_t &s, const char *low, const char *high, int k) {
-            w[0][0] = w[0][1] = make_uint4(0, 0, 0, 0);
-            if (k < s.end) {
-                w[0][0] = *reinterpret_cast<const uint4 *>(low);
-                w[0][1] = *reinterpret_cast<const uint4 *>(high);
+        DEVICE_MEMBER bool has_x(int tile) const {
+            return tile * 8 + g < n_x;
+        }
+    };
+
+    /* Units of one chunk, W's and x's. */
+    struct chunk_of_units {
+        uint4 low, high, x[tile_t::TILES][tile_t::X_LOADS];
+
+        DEVICE_MEMBER void load(const lane_at &at, int i) {
+            low = *reinterpret_cast<const uint4 *>(at.low + i * 64);
+            high = *reinterpret_cast<const uint4 *>(at.high + i * 64);
+#pragma unroll
+            for (int tile = 0; tile < tile_t::TILES; tile++) {
+#pragma unroll
+                for (int j = 0; j < tile_t::X_LOADS; j++) {
+                    const uint4 *from =
+                        reinterpret_cast<const uint4 *>(at.x + tile * 8 * at.x_pitch + i * tile_t::CHUNK * X_BYTES);
+                    x[tile][j] = at.has_x(tile) ? from[j] : make_uint4(0, 0, 0, 0);
+                }
+            }
+        }
+
+        /* Of the leaf's last elements, `rest` of them from the lane's first one on. */
+        DEVICE_MEMBER void load_rest(const lane_at &at, int i, int rest) {
+            low = high = make_uint4(0, 0, 0, 0);
+            if (rest > 0) {
+                low = *reinterpret_cast<const uint4 *>(at.low + i * 64);
+                high = *reinterpret_cast<const uint4 *>(at.high + i * 64);
+            }
+#pragma unroll
+            for (int tile = 0; tile < tile_t::TILES; tile++) {
+#pragma unroll
+                for (int j = 0; j < tile_t::X_LOADS; j++) {
+                    const uint4 *from =
+                        reinterpret_cast<const uint4 *>(at.x + tile * 8 * at.x_pitch + i * tile_t::CHUNK * X_BYTES);
+                    x[tile][j] =
+                        at.has_x(tile) && j * (16 / X_BYTES) < rest ? from[j] : make_uint4(0, 0, 0, 0);
+                }
             }
         }
     };
 
-    /* One piece: as streamed_tile::add_stage, but chunk by chunk and from a slot. The next chunk is loaded while this one is multiplied;
-     * what is loaded behind the last one is not used. */
-    DEVICE_MEMBER void add_piece(tile_t &s, const char *low, const char *high, int first, int stop) const {
-        constexpr int CHUNK = tile_t::CHUNK, BYTES = CHUNK * W_BYTES;
-        const int g = b.lane / 4, t = b.lane % 4;
-        chunk_of_units c[2];
-        int k = first + t * tile_t::UNIT;
-        if constexpr (tile_t::IS_F32) {
-#pragma unroll 1
-            for (; first < stop; first += CHUNK, k += CHUNK, low += BYTES, high += BYTES) {
-                c[0].load_w(s, low, high, k);
-                s.template add_f32<1>(c[0].w, k);
+    /* f32: a lane's units of a chunk. */
+    DEVICE_MEMBER void add_f32(tile_t &s, const lane_at &at, int i) const {
+        const float4 low = *reinterpret_cast<const float4 *>(at.low + i * 64),
+                     high = *reinterpret_cast<const float4 *>(at.high + i * 64);
+#pragma unroll
+        for (int m = 0; m < COLUMNS; m++) {
+            if (m < at.n_x) {
+                const float4 x = *reinterpret_cast<const float4 *>(at.x + m * at.x_pitch + i * 64);
+                s.acc[m] = fmaf(low.x, x.x, s.acc[m]);
+                s.acc[COLUMNS + m] = fmaf(high.x, x.x, s.acc[COLUMNS + m]);
+                s.acc[m] = fmaf(low.y, x.y, s.acc[m]);
+                s.acc[COLUMNS + m] = fmaf(high.y, x.y, s.acc[COLUMNS + m]);
+                s.acc[m] = fmaf(low.z, x.z, s.acc[m]);
+                s.acc[COLUMNS + m] = fmaf(high.z, x.z, s.acc[COLUMNS + m]);
+                s.acc[m] = fmaf(low.w, x.w, s.acc[m]);
+                s.acc[COLUMNS + m] = fmaf(high.w, x.w, s.acc[COLUMNS + m]);
             }
-        } else if constexpr (INT8 && tile_t::TILES > 1) { /* no registers left for two chunks */
+        }
+    }
+
+    /* `n` elements of the leaf. The next chunk is loaded while this one is multiplied. */
+    DEVICE_MEMBER void add_piece(tile_t &s, const lane_at &at, int n) const {
+        constexpr int CHUNK = tile_t::CHUNK;
+        const int whole = n / CHUNK, rest = n % CHUNK - b.lane % 4 * tile_t::UNIT;
+        if constexpr (tile_t::IS_F32) {
 #pragma unroll 2
-            for (; first < stop; first += CHUNK, k += CHUNK, low += BYTES, high += BYTES) {
-                c[0].load_w(s, low, high, k);
-                s.load_x(c[0].x, g, k);
-                s.add_mma(c[0].w[0][0], c[0].w[0][1], c[0].x);
+            for (int i = 0; i < whole; i++) {
+                add_f32(s, at, i);
+            }
+            if (rest > 0) {
+                add_f32(s, at, whole);
             }
         } else {
-            if (first < stop) {
-                c[0].load_w(s, low, high, k);
-                s.load_x(c[0].x, g, k);
+            chunk_of_units c[2];
+            if (whole > 0) {
+                c[0].load(at, 0);
             }
 #pragma unroll 1
-            for (; first < stop; first += 2 * CHUNK, k += 2 * CHUNK, low += 2 * BYTES, high += 2 * BYTES) {
-                c[1].load_w(s, low + BYTES, high + BYTES, k + CHUNK);
-                s.load_x(c[1].x, g, k + CHUNK);
-                s.add_mma(c[0].w[0][0], c[0].w[0][1], c[0].x);
-                if (first + CHUNK < stop) {
-                    c[0].load_w(s, low + 2 * BYTES, high + 2 * BYTES, k + 2 * CHUNK);
-                    s.load_x(c[0].x, g, k + 2 * CHUNK);
-                    s.add_mma(c[1].w[0][0], c[1].w[0][1], c[1].x);
+            for (int i = 0; i < whole; i += 2) {
+                if (i + 1 < whole) {
+                    c[1].load(at, i + 1);
                 }
+                s.add_mma(c[0].low, c[0].high, c[0].x);
+                if (i + 1 < whole) {
+                    if (i + 2 < whole) {
+                        c[0].load(at, i + 2);
+                    }
+                    s.add_mma(c[1].low, c[1].high, c[1].x);
+                }
+            }
+            if (n % CHUNK != 0) {
+                c[0].load_rest(at, whole, rest);
+                s.add_mma(c[0].low, c[0].high, c[0].x);
             }
         }
     }
@@ -84,47 +141,78 @@ template <int ACT, bool INT8, int COLUMNS> struct matmul_part {
         *high = op.matrix[of_high].scale[(int64_t)(row_high - from_high) * op.n_leaves + leaf];
     }
 
-    DEVICE_MEMBER void matmul(const persist_op &op, const share &mine) {
-        const int at_once = mine.tiles_at_once(), n_x = b.rows_of(op);
-        const int leaf = mine.first_leaf + b.warp % mine.n_leaves, begin = op.border[leaf],
-                  piece = op.piece_bytes / W_BYTES;
-        float *const sums = reinterpret_cast<float *>(shared_room() + b.a.at_sums), *at = sums;
+    /* X: where rows of x begin, so that elements are found by their number in all of k. */
+    DEVICE_MEMBER void matmul(const persist_op &op, const share &mine, const char *x) {
+        const int at_once = mine.tiles_at_once(), n_x = b.rows_of(op), n_pieces = op.n_pieces;
+        const int by_leaves = log_of(mine.n_leaves), by_group = log_of(op.group), in_part = b.warp & (mine.n_leaves - 1);
+        const int leaf = mine.first_leaf + in_part, begin = op.border[leaf], length = op.border[leaf + 1] - begin;
+        const int in_box = (begin - op.border[mine.first_leaf + (in_part >> by_group << by_group)]) * W_BYTES;
+        const int piece = op.piece_bytes / W_BYTES, g = b.lane / 4, t = b.lane % 4;
+        const bool is_pair = op.kind == PERSIST_FFN_IN;
         tile_t s;
-        s.x = input.x_of(op, mine);
-        s.x_stride = op.x_pitch;
-        s.n_rows = n_x;
-        s.end = op.border[leaf + 1];
+        lane_at at;
+        at.n_x = n_x;
+        at.g = g;
+        at.x_pitch = op.x_pitch;
+        const char *first_x = x + (tile_t::IS_F32 ? 0 : g * at.x_pitch) + (begin + t * tile_t::UNIT) * X_BYTES;
         for (int first = 0; first < mine.n_tiles; first += at_once) {
-            const int tiles = min(at_once, mine.n_tiles - first), jobs = tiles * mine.n_leaves;
-            if (b.warp < jobs) {
-                const int tile = first + b.warp / mine.n_leaves;
-                float scale_low = 0.0F, scale_high = 0.0F;
-                if (INT8) {
-                    load_scales(op, mine.begin_of(tile), mine.begin_of(tile + 1), leaf, &scale_low,
-                                &scale_high);
-                }
-#pragma unroll
-                for (int i = 0; i < (int)(sizeof s.acc / sizeof *s.acc); i++) {
-                    s.acc[i] = 0.0F;
-                }
-                const int n = mine.begin_of(tile + 1) - mine.begin_of(tile);
-                const int base = op.kind == PERSIST_FFN_IN ? n : DECODE_TILE / 2, g = b.lane / 4;
-                const int low = g < n ? g : 0, high = base + g < (base == n ? 2 * n : n) ? base + g : 0;
-                for (int j = 0; j < op.n_pieces; j++) {
-                    const uint32_t number = b.chunk + (uint32_t)(j * jobs + b.warp);
-                    const char *chunk = b.r.take(number, &b.p) + b.lane % 4 * 16;
-                    const int pitch = j == op.n_pieces - 1 ? op.last_bytes : op.piece_bytes;
-                    add_piece(s, chunk + low * pitch, chunk + high * pitch, begin + j * piece,
-                              min(s.end, begin + (j + 1) * piece));
-                    b.r.give_back(number);
-                }
-                leave(s, at + b.warp * COLUMNS * DECODE_TILE, b.lane / 4, b.lane % 4, scale_low, scale_high);
+            const int tiles = min(at_once, mine.n_tiles - first), groups = mine.n_leaves >> by_group;
+            const int a_piece = tiles * groups; /* chunks of it */
+            const int tile = first + (b.warp >> by_leaves);
+            const bool has_job = tile < first + tiles;
+            const int my_chunk = has_job ? (b.warp >> by_leaves) * groups + (in_part >> by_group) : a_piece;
+            const int n = mine.begin_of(tile + 1) - mine.begin_of(tile);
+            float scale_low = 0.0F, scale_high = 0.0F;
+            if (INT8 && has_job) {
+                load_scales(op, mine.begin_of(tile), mine.begin_of(tile + 1), leaf, &scale_low, &scale_high);
             }
-            b.chunk += (uint32_t)(jobs * op.n_pieces);
-            meet();
-            finish_tiles(op, mine, first, tiles, n_x, at);
-            at = at == sums ? sums + N_SUMS : sums; /* these may still be read when the next tiles' leave */
+#pragma unroll
+            for (int i = 0; i < (int)(sizeof s.acc / sizeof *s.acc); i++) {
+                s.acc[i] = 0.0F;
+            }
+            const int base = is_pair ? n : DECODE_TILE / 2;
+            const int low = g < n ? g : 0, high = base + g < (is_pair ? 2 * n : n) ? base + g : 0;
+            at.x = first_x;
+            for (int j = 0; j < n_pieces; j++, at.x += piece * X_BYTES) {
+                const int pitch = j == n_pieces - 1 ? op.last_bytes : op.piece_bytes;
+#pragma unroll 1
+                for (int i = 0; i < a_piece; i++) {
+                    const char *chunk = b.r.take(b.p) + in_box + t * 16;
+                    if (i == my_chunk && (b.a.measure & PERSIST_NO_PRODUCTS) == 0) {
+                        at.low = chunk + low * pitch;
+                        at.high = chunk + high * pitch;
+                        const int left = length - j * piece;
+                        add_piece(s, at, n_pieces == 1 ? length : max(0, min(left, piece)));
+                    }
+                    b.r.give_back();
+                }
+            }
+            pass_sums_on(op, mine, first, tiles, n_x, s, has_job, scale_low, scale_high);
         }
+    }
+
+    /* In a ring of two rooms: all warps have left the sums before these, so that those before them were read. */
+    DEVICE_MEMBER void pass_sums_on(const persist_op &op, const share &mine, int first, int tiles, int n_x, tile_t &s,
+                                    bool has_job, float scale_low, float scale_high) {
+        float *const sums = reinterpret_cast<float *>(shared_room() + b.a.at_sums) + b.tile % 2 * N_SUMS;
+        b.p.wait(b.r.sums((b.tile - 1) % 2), (b.tile - 1) / 2 % 2, PERSIST_WAIT_SUMS, b.tile - 1);
+        if (has_job) {
+            leave(s, sums + b.warp * COLUMNS * DECODE_TILE, b.lane / 4, b.lane % 4, scale_low, scale_high);
+        }
+        __syncwarp();
+        if (b.lane == 0) {
+            barrier_arrive(b.r.sums(b.tile % 2));
+        }
+        if (finisher() - b.lane < n_x * mine.most && (b.a.measure & PERSIST_NO_OUTPUTS) == 0) {
+            b.p.wait(b.r.sums(b.tile % 2), b.tile / 2 % 2, PERSIST_WAIT_SUMS, b.tile);
+            finish_tiles(op, mine, first, tiles, n_x, sums);
+        }
+        b.tile++;
+    }
+
+    /* A thread's number among those that add leaves. The last warps, whose leaves come last, are the first: the others go on. */
+    DEVICE_MEMBER int finisher() const {
+        return (PERSIST_WARPS - 1 - b.warp) * 32 + b.lane;
     }
 
     DEVICE_MEMBER float tree_of(const float *at, int m, int r_in_tile, int n_leaves) const {
@@ -136,18 +224,17 @@ template <int ACT, bool INT8, int COLUMNS> struct matmul_part {
         return leaf_tree(leaf, n_leaves);
     }
 
-    /* Adds leaves and passes outputs on. Whole warps come here as often, since pairs are put together by shuffles. */
+    /* Adds leaves and passes outputs on. Whole warps come here, since pairs are put together by shuffles. */
     DEVICE_MEMBER void finish_tiles(const persist_op &op, const share &mine, int first, int tiles, int n_x,
                                     const float *at) {
-        const int tile_rows = mine.most, count = tiles * COLUMNS * tile_rows;
-        for (int i = b.thread; i < count; i += PERSIST_THREADS) {
-            const int in_tile = i % tile_rows, m = i / tile_rows % COLUMNS, tile = i / tile_rows / COLUMNS;
+        const int by_rows = log_of(mine.most), in_tile = finisher() & (mine.most - 1), m = finisher() >> by_rows;
+        for (int tile = 0; tile < tiles; tile++, at += mine.n_leaves * COLUMNS * DECODE_TILE) {
             const int row = mine.begin_of(first + tile) + in_tile;
             const bool there = m < n_x && row < mine.begin_of(first + tile + 1);
-            const float *of_tile = at + tile * mine.n_leaves * COLUMNS * DECODE_TILE;
-            const float value = tree_of(of_tile, m, in_tile, mine.n_leaves);
+            const float value = tree_of(at, min(m, COLUMNS - 1), in_tile, mine.n_leaves);
             if (op.kind == PERSIST_FFN_IN) {
-                put_act(op, m, row, there, value, tree_of(of_tile, m, in_tile + 8, mine.n_leaves));
+                put_act(op, m, row, there, value,
+                        tree_of(at, min(m, COLUMNS - 1), in_tile + DECODE_TILE / 2, mine.n_leaves));
             } else if (there) {
                 put_sum(op, mine, m, row, value);
             }
@@ -188,7 +275,12 @@ template <int ACT, bool INT8, int COLUMNS> struct matmul_part {
 
     DEVICE_MEMBER void run(const persist_op &op, const share &mine) {
         if (mine.count > 0) {
-            matmul(op, mine);
+            const int before = mine.first_column(op) * X_BYTES;
+            if (input.is_in_shared(op)) { /* each with loads of its own kind */
+                matmul(op, mine, shared_room() + b.a.at_x - before);
+            } else {
+                matmul(op, mine, input.scratch() - before);
+            }
         }
     }
 };

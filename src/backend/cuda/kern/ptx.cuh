@@ -222,22 +222,6 @@ DEVICE void prefetch_map(const void *map) {
 #endif
 }
 
-/* True in one lane of a warp whose lanes are all here. */
-DEVICE bool is_elected() {
-#if __CUDA_ARCH__ >= 900
-    uint32_t elected;
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "elect.sync _|p, 0xffffffff;\n"
-                 "selp.u32 %0, 1, 0, p;\n"
-                 "}\n"
-                 : "=r"(elected));
-    return elected != 0;
-#else
-    return threadIdx.x % 32 == 0;
-#endif
-}
-
 /* What this thread wrote to shared memory comes before copies that others start behind a barrier. */
 DEVICE void writes_before_copies() {
 #if __CUDA_ARCH__ >= 900
@@ -276,16 +260,15 @@ DEVICE void store_two_words(uint64_t *to, uint64_t first, uint64_t second) {
     asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(first), "l"(second) : "memory");
 }
 
-/* A word in shared memory that says what this thread did to a barrier there before. Not a release: its fence would wait for all copies that
- * the thread has under way, and shared memory takes a warp's accesses in order. */
-DEVICE void store_place(uint64_t *to, uint64_t word) {
-    asm volatile("st.volatile.shared.u64 [%0], %1;" ::"r"(shared_address(to)), "l"(word) : "memory");
+/* A word in shared memory that another warp may change at any time. */
+DEVICE uint32_t load_flag(const uint32_t *from) {
+    uint32_t word;
+    asm volatile("ld.volatile.shared.u32 %0, [%1];" : "=r"(word) : "r"(shared_address(from)) : "memory");
+    return word;
 }
 
-DEVICE uint64_t load_place(const uint64_t *from) {
-    uint64_t word;
-    asm volatile("ld.volatile.shared.u64 %0, [%1];" : "=l"(word) : "r"(shared_address(from)) : "memory");
-    return word;
+DEVICE void store_flag(uint32_t *to, uint32_t word) {
+    asm volatile("st.volatile.shared.u32 [%0], %1;" ::"r"(shared_address(to)), "r"(word) : "memory");
 }
 
 /* Nanoseconds, the same clock on all SMs; its resolution may be a microsecond. */

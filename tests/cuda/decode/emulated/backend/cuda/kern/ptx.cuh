@@ -134,10 +134,6 @@ static void emulate_some_bulk() {
         emulate_barrier_add(b.barrier, 0, -(int32_t)b.bytes());
     }
 }
-DEVICE bool is_elected() {
-    __syncwarp();
-    return threadIdx.x % 32 == 0;
-}
 DEVICE void writes_before_copies() {}
 DEVICE void first_threads_meet(int n) {
     current->meets = n;
@@ -158,11 +154,11 @@ DEVICE void store_two_words(uint64_t *to, uint64_t first, uint64_t second) {
     store_word(to, first, false);
     store_word(to + 1, second, false);
 }
-DEVICE void store_place(uint64_t *to, uint64_t word) {
-    *to = word;
-}
-DEVICE uint64_t load_place(const uint64_t *from) {
+DEVICE uint32_t load_flag(const uint32_t *from) {
     return *from;
+}
+DEVICE void store_flag(uint32_t *to, uint32_t word) {
+    *to = word;
 }
 DEVICE uint64_t global_time() {
     struct timespec t;
