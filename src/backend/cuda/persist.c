@@ -10,7 +10,7 @@
 enum {
     ALIGN_BYTES = 256,
     ROW_BYTES = 64, /* of a row, that a warp multiplies at a time: a piece is whole ones */
-    WATCH_BYTES = 32 + 16 * (PERSIST_WARPS + 1), /* persist_watch */
+    WATCH_BYTES = 32 + 8 * CUDA_MAX_DECODE + 16 * (PERSIST_WARPS + 1), /* persist_watch */
     LEAST_SLOTS = 2,
     LEAST_RING = 64 << 10,
     MAX_NORM_THREADS = 1024,
@@ -423,8 +423,8 @@ static int longest_chunk(const builder *b) {
     int most = 0;
     for (int i = 0; i < b->n_ops; i++) {
         const persist_op *op = &b->plan->op[i];
-        const int bytes = op->kind == PERSIST_ATTN ? op->group * bytes_of_unit(b, op->d_head)
-                                                   : op->piece_bytes * DECODE_TILE;
+        const int bytes =
+            op->kind == PERSIST_ATTN ? op->group * bytes_of_unit(b, op->d_head) : op->piece_bytes * DECODE_TILE;
         most = bytes > most ? bytes : most;
     }
     return align_to(most, 1024);
@@ -464,7 +464,9 @@ static ls_status cut_shared(builder *b, int d_head, ls_error *err) {
         return refuse(err, "the GPU's shared memory is too small");
     }
     args->slot_bytes = chunk;
-    args->n_slots = ring / chunk < LEAST_SLOTS ? LEAST_SLOTS : ring / chunk < PERSIST_SLOTS ? ring / chunk : PERSIST_SLOTS;
+    args->n_slots = ring / chunk < LEAST_SLOTS     ? LEAST_SLOTS
+                    : ring / chunk < PERSIST_SLOTS ? ring / chunk
+                                                   : PERSIST_SLOTS;
     const int window = (b->how->window_bytes > 0 ? b->how->window_bytes : PERSIST_WINDOW) / chunk;
     args->window = window < 1 ? 1 : window < args->n_slots ? window : args->n_slots;
     args->at_barriers = args->n_slots * chunk;

@@ -326,15 +326,10 @@ bool side_waited(side *s, int what, int op) {
 
 /* What warps were left without, alike ones together. */
 static void print_waits(side *s) {
-    static const char *const names[PERSIST_WAITS] = {"nothing",
-                                                     "a chunk that did not land",
-                                                     "(producer) a landing",
-                                                     "(producer) a slot",
-                                                     "sums of a tile",
-                                                     "words of its input",
-                                                     "words of splits",
-                                                     "words of nodes",
-                                                     "offers"};
+    static const char *const names[PERSIST_WAITS] = {
+        "nothing",        "a chunk that did not land", "(producer) a landing", "(producer) a slot",
+        "sums of a tile", "words of its input",        "words of splits",      "words of nodes",
+        "offers"};
     size_t n;
     persist_wait *wait = read_waits(s, &n);
     qsort(wait, n, sizeof *wait, by_wait);

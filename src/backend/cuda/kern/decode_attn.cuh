@@ -40,19 +40,22 @@ DEVICE int split_tokens(int n) {
     return max((int)DECODE_ATTN_TOKENS, ((n + most - 1) / most + UNIT - 1) / UNIT * UNIT);
 }
 
-/* Of the row of this lane's number, where there is one. */
+/* Of the row of this lane's number, where there is one; else 0. */
 struct lane_row {
     bool has_row;
     int position, page_first;
-
-    DEVICE_MEMBER explicit lane_row(const cuda_step *step) {
-        const int lane = threadIdx.x % 32;
-        has_row = lane < step->n_rows;
-        position = has_row ? step_array<int32_t>(step, step->pos)[lane] : 0;
-        const int i_seq = has_row ? step_array<int32_t>(step, step->seq_of)[lane] : 0;
-        page_first = has_row ? step_array<cuda_seq>(step, step->seq)[i_seq].page_first : 0;
-    }
 };
+
+DEVICE lane_row row_of_lane(const cuda_step *step) {
+    const int lane = threadIdx.x % 32;
+    lane_row row = {lane < step->n_rows, 0, 0};
+    if (row.has_row) {
+        const int i_seq = step_array<int32_t>(step, step->seq_of)[lane];
+        row.position = step_array<int32_t>(step, step->pos)[lane];
+        row.page_first = step_array<cuda_seq>(step, step->seq)[i_seq].page_first;
+    }
+    return row;
+}
 
 /* Item `index` of the step's, by a whole warp; how many there are. */
 DEVICE int find_item(const decode_attn_args &a, const lane_row &row, int index, item *it) {
@@ -88,7 +91,7 @@ DEVICE int find_item(const decode_attn_args &a, const lane_row &row, int index, 
 }
 
 DEVICE int find_item(const decode_attn_args &a, int index, item *it) {
-    return find_item(a, lane_row(a.step), index, it);
+    return find_item(a, row_of_lane(a.step), index, it);
 }
 
 /* ---- Shared memory ---- */

@@ -75,7 +75,7 @@ template <int ACT, bool INT8, int COLUMNS, int KV> struct consumers {
         if (op.kind == PERSIST_EMBED) {
             b.embed(op);
         } else if (op.kind == PERSIST_NORM) {
-            matmul.input.norm(op);
+            matmul.input.norm(op, NULL);
         } else if (op.kind == PERSIST_ATTN) {
             attn.run(op);
         } else {
@@ -156,15 +156,21 @@ template <int ACT, bool INT8, int COLUMNS, int KV> DEVICE void persist(const per
         watch(a)->starved = 0;
         watch(a)->is_over = 0;
         watch(a)->line = -1;
+        watch(a)->n_out = a.step->n_out;
     }
     if (i < PERSIST_WARPS + 1) {
         watch(a)->left[i][0] = PERSIST_WAIT_NONE;
+    }
+    if (warp == PERSIST_WARPS && i % 32 < CUDA_MAX_DECODE) {
+        const lane_row row = row_of_lane(a.step);
+        watch(a)->row[i % 32][0] = row.position;
+        watch(a)->row[i % 32][1] = row.page_first;
     }
     __syncthreads();
     if (warp < PERSIST_WARPS) {
         block_state b(a);
         matmul_part<ACT, INT8, COLUMNS> matmul(b);
-        attn_part<ACT, KV> attn(b);
+        attn_part<ACT, KV> attn{b};
         consumers<ACT, INT8, COLUMNS, KV>{b, matmul, attn}.run(line);
     } else if (warp == PERSIST_WARPS) {
         producer<units<ACT, INT8, COLUMNS, false>::W_BYTES> one(a);

@@ -23,8 +23,10 @@ struct persist_watch {
     uint64_t finished; /* barrier: the consumers have */
     uint64_t starved;  /* measuring: ns that thread 0 waited for chunks */
     uint32_t is_over;
-    int32_t line;                        /* of the table, that the consumers are at; -1 before its first one */
-    uint32_t reserved[2];
+    int32_t line;  /* of the table, that the consumers are at; -1 before its first one */
+    int32_t n_out; /* of the step */
+    uint32_t reserved;
+    int32_t row[CUDA_MAX_DECODE][2];     /* of the step: position, first page; else 0 */
     uint32_t left[PERSIST_WARPS + 1][4]; /* what a warp was left without, where, which chunk */
 };
 

@@ -54,7 +54,7 @@ typedef struct persist_op {
     persist_matrix matrix[3];
     int32_t k, n_leaves;
     int32_t n_parts; /* row: blocks that share a row's leaves, each a node; norm: that share a row's elements; else 1 */
-    int32_t group;                     /* leaves of a chunk, a power of two; attn: 2, K and V of a unit, or 1, either */
+    int32_t group;   /* leaves of a chunk, a power of two; attn: 2, K and V of a unit, or 1, either */
     int32_t n_pieces;                  /* of a group, of one leaf if there are several */
     int32_t piece_bytes, last_bytes;   /* of a row in shared memory, of a piece and of a group's last one */
     int32_t row_bytes;                 /* of a matrix in memory */

@@ -12,9 +12,6 @@ template <int ACT, int KV> struct attn_part {
     using shared_t = shared<KV, WIDTH>;
 
     block_state &b;
-    lane_row row;
-
-    DEVICE_MEMBER explicit attn_part(block_state &block) : b(block), row(block.a.step) {}
 
     DEVICE_MEMBER float *o_of(int w) const {
         return reinterpret_cast<float *>(shared_room() + b.a.at_x + DECODE_ATTN_BYTES + w * b.a.attn_warp_bytes);
@@ -82,14 +79,16 @@ template <int ACT, int KV> struct attn_part {
         if (first > 0 || end < UNIT) {
             const int own_row = it.has_own() ? it.position - token : (int)UNIT;
             const int n = args.d * shared_t::KV_BYTES / 16;
-            for (int i = b.lane; i < UNIT * n; i += 32) {
-                const int row = i / n;
-                if (row < first || row >= end) {
-                    const panel_rows to(at, 0, row, 0);
-                    *reinterpret_cast<uint4 *>(const_cast<char *>(to.at(0, i % n * 16))) =
-                        row == own_row ? reinterpret_cast<const uint4 *>(own)[i % n] : make_uint4(0, 0, 0, 0);
+#pragma unroll 1
+            for (int row = b.lane / 8; row < UNIT; row += 4) {
+                const panel_rows to(at, 0, row, 0);
+#pragma unroll 1
+                for (int i = row < first || row >= end ? b.lane % 8 : n; i < n; i += 8) {
+                    *reinterpret_cast<uint4 *>(const_cast<char *>(to.at(0, i * 16))) =
+                        row == own_row ? reinterpret_cast<const uint4 *>(own)[i] : make_uint4(0, 0, 0, 0);
                 }
             }
+            writes_before_copies();
             __syncwarp();
         }
     }
@@ -105,6 +104,7 @@ template <int ACT, int KV> struct attn_part {
             w.begin(s);
         }
         int next = is_needed ? b.warp : n_units;
+#pragma unroll 1
         for (int u = 0; u < n_units; u++) {
             char *at = b.r.take(b.p);
             if (u == next) {
@@ -112,7 +112,6 @@ template <int ACT, int KV> struct attn_part {
                 mend(args, it, u, at, s.own[0]);
                 w.score(args, at);
                 w.soften(args.scale * LOG2_E, it.lo - token, it.end - token);
-                writes_before_copies();
             }
             if (op.group == 1) {
                 b.r.give_back();
@@ -123,7 +122,6 @@ template <int ACT, int KV> struct attn_part {
             if (u == next) {
                 mend(args, it, u, at, s.own[1]);
                 w.weigh(args, at, o + HEADS * args.d);
-                writes_before_copies();
                 next += b.a.attn_warps;
             }
             b.r.give_back();
@@ -159,6 +157,7 @@ template <int ACT, int KV> struct attn_part {
     DEVICE_MEMBER void add_all_warps(const persist_op &op, const decode_attn_args &args, const item &it,
                                      const shared_t &s) {
         const int n = min(b.a.attn_warps, it.n_units());
+#pragma unroll 1
         for (int i = 2 * b.thread; i < it.n_heads * args.d; i += 2 * PERSIST_THREADS) {
             const int head = i / args.d;
             float max = s.max[0][head];
@@ -198,6 +197,7 @@ template <int ACT, int KV> struct attn_part {
             of_split[b.thread] = make_float2(__uint_as_float(v[0].x), __uint_as_float(v[0].y));
         }
         meet();
+#pragma unroll 1
         for (int i = 2 * b.thread; i < it.n_heads * args.d; i += 2 * PERSIST_THREADS) {
             const int head = i / args.d;
             float max = -INFINITY;
@@ -230,9 +230,11 @@ template <int ACT, int KV> struct attn_part {
     DEVICE_MEMBER void run(const persist_op &op) {
         const decode_attn_args args = attn_args(b.a, op, ACT);
         shared_t &s = *reinterpret_cast<shared_t *>(shared_room() + b.a.at_x);
+        const lane_row row = known_row(b.a);
         bool adds_splits = false;
         item it;
         for (int index = blockIdx.x; index < find_item(args, row, index, &it); index += gridDim.x) {
+#pragma unroll 1
             for (int which = b.warp; which < N_JOBS; which += PERSIST_WARPS) {
                 job(op, args, it, which, &s);
             }

@@ -16,7 +16,7 @@ struct block_state {
     patience p;
     uint32_t base; /* epoch of the table's first op */
     uint32_t tile; /* of matmuls, or as many as warps take at a time: so far */
-    int warp, lane, thread, n_rows, n_out;
+    int warp, lane, thread, n_rows;
 
     DEVICE_MEMBER explicit block_state(const persist_args &args) : a(args), r(args), p(args) {
         thread = threadIdx.x;
@@ -25,7 +25,6 @@ struct block_state {
         base = *a.launches * (uint32_t)a.n_ops + 1;
         tile = 0;
         n_rows = a.step->n_rows;
-        n_out = a.step->n_out;
     }
 
     /* The block's elements of a row of the residual stream: from this one on; and the first that is the next block's. */
@@ -63,7 +62,7 @@ struct block_state {
 
     /* Rows of x as an op multiplies them. */
     DEVICE_MEMBER int rows_of(const persist_op &op) const {
-        return op.kind == PERSIST_HEAD || op.of_outputs ? n_out : n_rows;
+        return op.kind == PERSIST_HEAD || op.of_outputs ? watch(a)->n_out : n_rows;
     }
 
     /* ---- The residual stream ---- */
@@ -94,6 +93,7 @@ struct block_state {
             return;
         }
         const int64_t at = node_at(op, a.rank * op.n_parts + part, m, i);
+#pragma unroll 1
         for (int to = 0; to < a.n_ranks; to++) {
             store_word(a.node[to] + at, word_of_float(value, epoch()), a.n_ranks > 1);
         }
@@ -102,6 +102,7 @@ struct block_state {
     /* The block's own elements, where others made nodes of them. */
     DEVICE_MEMBER void add_nodes(const persist_op &op) {
         const int n = nodes_of(op), first = first_own(), n_own = end_own() - first;
+#pragma unroll 1
         for (int i = thread; i < n_rows * n_own; i += PERSIST_THREADS) {
             const int m = i / n_own, e = first + i % n_own;
             int at[DECODE_LEAVES];
@@ -122,6 +123,7 @@ struct block_state {
 
     DEVICE_MEMBER void embed(const persist_op &op) {
         const int first = first_own(), n_own = end_own() - first;
+#pragma unroll 1
         for (int i = thread; i < n_rows * n_own; i += PERSIST_THREADS) {
             const int m = i / n_own, e = first + i % n_own;
             put_node(op, 0, m, e, embed_row(a.embed, m).value(a.embed, e));

@@ -11,7 +11,10 @@ template <int COLUMNS> struct head_part {
     block_state &b;
     offer best; /* of this thread's output row */
 
-    DEVICE_MEMBER explicit head_part(block_state &block) : b(block) {
+    DEVICE_MEMBER explicit head_part(block_state &block) : b(block) {}
+
+    /* Of every matmul, so that it takes registers in these alone. */
+    DEVICE_MEMBER void begin() {
         best.value = -INFINITY;
         best.id = -1;
     }
@@ -81,6 +84,7 @@ template <int COLUMNS> struct head_part {
             all.value = -INFINITY;
             all.id = -1;
             uint32_t first = UINT32_MAX; /* 0, no fault, becomes the largest */
+#pragma unroll 1
             for (int from = b.lane; from < (int)gridDim.x; from += 32 * BATCH) {
                 int at[2 * BATCH];
                 uint2 v[2 * BATCH];

@@ -157,8 +157,10 @@ template <int ACT> struct input_part {
     DEVICE_MEMBER void norm_in_turns(const persist_op &op, const uint64_t *in, float *squares_of, const PUT &put) {
         float *kept = reinterpret_cast<float *>(shared_room() + b.a.at_kept);
         const int theirs = op.norm_threads / 32;
+#pragma unroll 1
         for (int w = b.warp; w < theirs; w += PERSIST_WARPS) {
             float squares = 0.0F;
+#pragma unroll 1
             for (int i = (w * 32 + b.lane) * 4; i < op.k; i += op.norm_threads * 4) {
                 const float4 four = take_four(op, in, i);
                 *reinterpret_cast<float4 *>(kept + i) = four;
@@ -171,7 +173,9 @@ template <int ACT> struct input_part {
         }
         meet();
         const float scale = norm_scale(op, squares_of);
+#pragma unroll 1
         for (int w = b.warp; w < theirs; w += PERSIST_WARPS) { /* each thread reads what it kept itself */
+#pragma unroll 1
             for (int i = (w * 32 + b.lane) * 4; i < op.k; i += op.norm_threads * 4) {
                 put_normed(put, i, *reinterpret_cast<const float4 *>(kept + i), scale,
                            __ldcg(reinterpret_cast<const float4 *>(op.norm + i)));
@@ -184,30 +188,29 @@ template <int ACT> struct input_part {
         return op.in + (int64_t)(of_outputs ? step_array<int32_t>(b.a.step, b.a.step->out_row)[m] : m) * op.in_stride;
     }
 
-    /* Every block for itself. */
-    DEVICE_MEMBER void stage_norm(const persist_op &op, char *x) {
-        const int n_x = b.rows_of(op);
-        for (int m = 0; m < n_x; m++) {
-            char *row = x + (int64_t)m * op.x_pitch;
-            norm_row(op, row_of_h(op, m), m % 2, [row](int i, const float(&v)[4]) { store_four<ACT>(row, i, v); });
-        }
-        meet();
-    }
-
-    /* Some for all: an op of its own. An item is a part of a row. */
-    DEVICE_MEMBER void norm(const persist_op &op) {
+    /* Of all rows, by every block for itself, to x; or, x = NULL, some for all, an op of its own: an item is a part of a row. */
+    DEVICE_MEMBER void norm(const persist_op &op, char *x) {
+        const bool is_apart = x == NULL;
         const int count = b.rows_of(op) * op.n_parts, fours = op.k / 4;
         int room = 0;
-        for (int index = blockIdx.x; index < count; index += gridDim.x, room ^= 1) {
-            const int m = index / op.n_parts, part = index % op.n_parts;
-            const int first = fours * part / op.n_parts * 4, end = fours * (part + 1) / op.n_parts * 4;
+#pragma unroll 1
+        for (int index = is_apart ? blockIdx.x : 0; index < count; index += is_apart ? gridDim.x : 1, room ^= 1) {
+            const int m = is_apart ? index / op.n_parts : index, part = is_apart ? index % op.n_parts : 0;
+            const int first = is_apart ? fours * part / op.n_parts * 4 : 0;
+            const int end = is_apart ? fours * (part + 1) / op.n_parts * 4 : op.k;
             uint64_t *out = op.out + (int64_t)m * (op.out_stride / PER_WORD);
+            char *row = x + (int64_t)m * op.x_pitch;
             const uint32_t epoch = b.epoch();
             norm_row(op, row_of_h(op, m), room, [=](int i, const float(&v)[4]) {
-                if (i >= first && i < end) {
+                if (!is_apart) {
+                    store_four<ACT>(row, i, v);
+                } else if (i >= first && i < end) {
                     put_four<ACT>(out, i, v, epoch);
                 }
             });
+        }
+        if (!is_apart) {
+            meet();
         }
     }
 
@@ -216,13 +219,15 @@ template <int ACT> struct input_part {
     DEVICE_MEMBER void stage_input(const persist_op &op, const share &mine) {
         char *x = x_of(op, mine);
         if (op.norm != NULL) {
-            stage_norm(op, x);
-        } else if (mine.n_leaves == PERSIST_WARPS) {
-            stage(op, x, op.border[b.warp], op.border[b.warp + 1], b.lane, 32);
+            norm(op, x);
+            return;
+        }
+        const bool alone = mine.n_leaves == PERSIST_WARPS;
+        const int first = alone ? b.warp : mine.first_leaf, end = alone ? first + 1 : first + mine.n_leaves;
+        stage(op, x, op.border[first], op.border[end], alone ? b.lane : b.thread, alone ? 32 : PERSIST_THREADS);
+        if (alone) {
             __syncwarp();
         } else {
-            stage(op, x, op.border[mine.first_leaf], op.border[mine.first_leaf + mine.n_leaves], b.thread,
-                  PERSIST_THREADS);
             meet();
         }
     }

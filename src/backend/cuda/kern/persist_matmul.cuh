@@ -24,7 +24,8 @@ template <int ACT, bool INT8, int COLUMNS> struct matmul_part {
 
     /* Where a lane finds W, in a slot, and x: its units of the first chunk of 64 bytes. */
     struct lane_at {
-        const char *low, *high, *x; /* rows g and g + 8 of W; row g of x, or row 0 (f32) */
+        const char *low, *high; /* rows g and g + 8 of W */
+        int x;                  /* behind where x lies: row g of x, or row 0 (f32) */
         int x_pitch, n_x;
         int g;
 
@@ -37,22 +38,22 @@ template <int ACT, bool INT8, int COLUMNS> struct matmul_part {
     struct chunk_of_units {
         uint4 low, high, x[tile_t::TILES][tile_t::X_LOADS];
 
-        DEVICE_MEMBER void load(const lane_at &at, int i) {
+        DEVICE_MEMBER void load(const lane_at &at, const char *x_room, int i) {
             low = *reinterpret_cast<const uint4 *>(at.low + i * 64);
             high = *reinterpret_cast<const uint4 *>(at.high + i * 64);
 #pragma unroll
             for (int tile = 0; tile < tile_t::TILES; tile++) {
 #pragma unroll
                 for (int j = 0; j < tile_t::X_LOADS; j++) {
-                    const uint4 *from =
-                        reinterpret_cast<const uint4 *>(at.x + tile * 8 * at.x_pitch + i * tile_t::CHUNK * X_BYTES);
+                    const uint4 *from = reinterpret_cast<const uint4 *>(
+                        x_room + (at.x + tile * 8 * at.x_pitch + i * (tile_t::CHUNK * X_BYTES)));
                     x[tile][j] = at.has_x(tile) ? from[j] : make_uint4(0, 0, 0, 0);
                 }
             }
         }
 
         /* Of the leaf's last elements, `rest` of them from the lane's first one on. */
-        DEVICE_MEMBER void load_rest(const lane_at &at, int i, int rest) {
+        DEVICE_MEMBER void load_rest(const lane_at &at, const char *x_room, int i, int rest) {
             low = high = make_uint4(0, 0, 0, 0);
             if (rest > 0) {
                 low = *reinterpret_cast<const uint4 *>(at.low + i * 64);
@@ -62,23 +63,22 @@ template <int ACT, bool INT8, int COLUMNS> struct matmul_part {
             for (int tile = 0; tile < tile_t::TILES; tile++) {
 #pragma unroll
                 for (int j = 0; j < tile_t::X_LOADS; j++) {
-                    const uint4 *from =
-                        reinterpret_cast<const uint4 *>(at.x + tile * 8 * at.x_pitch + i * tile_t::CHUNK * X_BYTES);
-                    x[tile][j] =
-                        at.has_x(tile) && j * (16 / X_BYTES) < rest ? from[j] : make_uint4(0, 0, 0, 0);
+                    const uint4 *from = reinterpret_cast<const uint4 *>(
+                        x_room + (at.x + tile * 8 * at.x_pitch + i * (tile_t::CHUNK * X_BYTES)));
+                    x[tile][j] = at.has_x(tile) && j * (16 / X_BYTES) < rest ? from[j] : make_uint4(0, 0, 0, 0);
                 }
             }
         }
     };
 
     /* f32: a lane's units of a chunk. */
-    DEVICE_MEMBER void add_f32(tile_t &s, const lane_at &at, int i) const {
+    DEVICE_MEMBER void add_f32(tile_t &s, const lane_at &at, const char *x_room, int i) const {
         const float4 low = *reinterpret_cast<const float4 *>(at.low + i * 64),
                      high = *reinterpret_cast<const float4 *>(at.high + i * 64);
 #pragma unroll
         for (int m = 0; m < COLUMNS; m++) {
             if (m < at.n_x) {
-                const float4 x = *reinterpret_cast<const float4 *>(at.x + m * at.x_pitch + i * 64);
+                const float4 x = *reinterpret_cast<const float4 *>(x_room + (at.x + m * at.x_pitch + i * 64));
                 s.acc[m] = fmaf(low.x, x.x, s.acc[m]);
                 s.acc[COLUMNS + m] = fmaf(high.x, x.x, s.acc[COLUMNS + m]);
                 s.acc[m] = fmaf(low.y, x.y, s.acc[m]);
@@ -92,37 +92,48 @@ template <int ACT, bool INT8, int COLUMNS> struct matmul_part {
     }
 
     /* `n` elements of the leaf. The next chunk is loaded while this one is multiplied. */
-    DEVICE_MEMBER void add_piece(tile_t &s, const lane_at &at, int n) const {
+    DEVICE_MEMBER void add_piece(tile_t &s, const lane_at &at, const char *x_room, int n) const {
         constexpr int CHUNK = tile_t::CHUNK;
         const int whole = n / CHUNK, rest = n % CHUNK - b.lane % 4 * tile_t::UNIT;
         if constexpr (tile_t::IS_F32) {
-#pragma unroll 2
+#pragma unroll(COLUMNS > 8 ? 1 : 2)
             for (int i = 0; i < whole; i++) {
-                add_f32(s, at, i);
+                add_f32(s, at, x_room, i);
             }
             if (rest > 0) {
-                add_f32(s, at, whole);
+                add_f32(s, at, x_room, whole);
+            }
+        } else if constexpr (INT8 && tile_t::TILES > 1) { /* no registers left for two chunks */
+            chunk_of_units c;
+#pragma unroll 1
+            for (int i = 0; i < whole; i++) {
+                c.load(at, x_room, i);
+                s.add_mma(c.low, c.high, c.x);
+            }
+            if (n % CHUNK != 0) {
+                c.load_rest(at, x_room, whole, rest);
+                s.add_mma(c.low, c.high, c.x);
             }
         } else {
             chunk_of_units c[2];
             if (whole > 0) {
-                c[0].load(at, 0);
+                c[0].load(at, x_room, 0);
             }
 #pragma unroll 1
             for (int i = 0; i < whole; i += 2) {
                 if (i + 1 < whole) {
-                    c[1].load(at, i + 1);
+                    c[1].load(at, x_room, i + 1);
                 }
                 s.add_mma(c[0].low, c[0].high, c[0].x);
                 if (i + 1 < whole) {
                     if (i + 2 < whole) {
-                        c[0].load(at, i + 2);
+                        c[0].load(at, x_room, i + 2);
                     }
                     s.add_mma(c[1].low, c[1].high, c[1].x);
                 }
             }
             if (n % CHUNK != 0) {
-                c[0].load_rest(at, whole, rest);
+                c[0].load_rest(at, x_room, whole, rest);
                 s.add_mma(c[0].low, c[0].high, c[0].x);
             }
         }
@@ -141,10 +152,10 @@ template <int ACT, bool INT8, int COLUMNS> struct matmul_part {
         *high = op.matrix[of_high].scale[(int64_t)(row_high - from_high) * op.n_leaves + leaf];
     }
 
-    /* X: where rows of x begin, so that elements are found by their number in all of k. */
-    DEVICE_MEMBER void matmul(const persist_op &op, const share &mine, const char *x) {
+    DEVICE_MEMBER void matmul(const persist_op &op, const share &mine) {
         const int at_once = mine.tiles_at_once(), n_x = b.rows_of(op), n_pieces = op.n_pieces;
-        const int by_leaves = log_of(mine.n_leaves), by_group = log_of(op.group), in_part = b.warp & (mine.n_leaves - 1);
+        const int by_leaves = log_of(mine.n_leaves), by_group = log_of(op.group),
+                  in_part = b.warp & (mine.n_leaves - 1);
         const int leaf = mine.first_leaf + in_part, begin = op.border[leaf], length = op.border[leaf + 1] - begin;
         const int in_box = (begin - op.border[mine.first_leaf + (in_part >> by_group << by_group)]) * W_BYTES;
         const int piece = op.piece_bytes / W_BYTES, g = b.lane / 4, t = b.lane % 4;
@@ -154,7 +165,10 @@ template <int ACT, bool INT8, int COLUMNS> struct matmul_part {
         at.n_x = n_x;
         at.g = g;
         at.x_pitch = op.x_pitch;
-        const char *first_x = x + (tile_t::IS_F32 ? 0 : g * at.x_pitch) + (begin + t * tile_t::UNIT) * X_BYTES;
+        const bool in_shared = input.is_in_shared(op);
+        const int first_x =
+            (tile_t::IS_F32 ? 0 : g * at.x_pitch) + (begin - mine.first_column(op) + t * tile_t::UNIT) * X_BYTES;
+#pragma unroll 1
         for (int first = 0; first < mine.n_tiles; first += at_once) {
             const int tiles = min(at_once, mine.n_tiles - first), groups = mine.n_leaves >> by_group;
             const int a_piece = tiles * groups; /* chunks of it */
@@ -173,6 +187,7 @@ template <int ACT, bool INT8, int COLUMNS> struct matmul_part {
             const int base = is_pair ? n : DECODE_TILE / 2;
             const int low = g < n ? g : 0, high = base + g < (is_pair ? 2 * n : n) ? base + g : 0;
             at.x = first_x;
+#pragma unroll 1
             for (int j = 0; j < n_pieces; j++, at.x += piece * X_BYTES) {
                 const int pitch = j == n_pieces - 1 ? op.last_bytes : op.piece_bytes;
 #pragma unroll 1
@@ -182,7 +197,12 @@ template <int ACT, bool INT8, int COLUMNS> struct matmul_part {
                         at.low = chunk + low * pitch;
                         at.high = chunk + high * pitch;
                         const int left = length - j * piece;
-                        add_piece(s, at, n_pieces == 1 ? length : max(0, min(left, piece)));
+                        const int n_here = max(0, min(left, piece));
+                        if (in_shared) { /* loads of two kinds */
+                            add_piece(s, at, shared_room() + b.a.at_x, n_here);
+                        } else {
+                            add_piece(s, at, input.scratch(), n_here);
+                        }
                     }
                     b.r.give_back();
                 }
@@ -228,6 +248,7 @@ template <int ACT, bool INT8, int COLUMNS> struct matmul_part {
     DEVICE_MEMBER void finish_tiles(const persist_op &op, const share &mine, int first, int tiles, int n_x,
                                     const float *at) {
         const int by_rows = log_of(mine.most), in_tile = finisher() & (mine.most - 1), m = finisher() >> by_rows;
+#pragma unroll 1
         for (int tile = 0; tile < tiles; tile++, at += mine.n_leaves * COLUMNS * DECODE_TILE) {
             const int row = mine.begin_of(first + tile) + in_tile;
             const bool there = m < n_x && row < mine.begin_of(first + tile + 1);
@@ -274,13 +295,9 @@ template <int ACT, bool INT8, int COLUMNS> struct matmul_part {
     }
 
     DEVICE_MEMBER void run(const persist_op &op, const share &mine) {
+        head.begin();
         if (mine.count > 0) {
-            const int before = mine.first_column(op) * X_BYTES;
-            if (input.is_in_shared(op)) { /* each with loads of its own kind */
-                matmul(op, mine, shared_room() + b.a.at_x - before);
-            } else {
-                matmul(op, mine, input.scratch() - before);
-            }
+            matmul(op, mine);
         }
     }
 };

@@ -11,6 +11,14 @@
 #include "backend/cuda/kern/decode_attn.cuh"
 #include "backend/cuda/kern/persist.cuh"
 
+/* As row_of_lane of all the step's rows, from shared memory. */
+DEVICE lane_row known_row(const persist_args &a) {
+    const int lane = threadIdx.x % 32;
+    const int2 *row = reinterpret_cast<const int2 *>(watch(a)->row);
+    const int2 mine = row[min(lane, CUDA_MAX_DECODE - 1)];
+    return lane_row{lane < a.step->n_rows, mine.x, mine.y};
+}
+
 /* An op's line on its way to shared memory: 16 bytes a lane are read while the op before it runs. */
 static_assert(sizeof(persist_op) <= 512 && sizeof(persist_op) % 16 == 0, "a lane has 16 bytes of a line");
 
@@ -57,7 +65,7 @@ DEVICE decode_attn_args attn_args(const persist_args &a, const persist_op &op, i
 template <int W_BYTES> struct producer {
     const persist_args &a;
     patience p;
-    ring r, landing; /* the next chunk; the one that must have landed before it is asked for */
+    ring r, landing;  /* the next chunk; the one that must have landed before it is asked for */
     uint32_t n_ahead; /* chunks that may be asked for before the window is full */
     bool is_gone;
 
@@ -68,12 +76,15 @@ template <int W_BYTES> struct producer {
 
     /* Whether the next chunk's slot may be filled, now. */
     DEVICE_MEMBER bool has_slot() {
-        is_gone = is_gone || !p.wait(r.empty(r.slot), r.turn % 2 ^ 1, PERSIST_WAIT_ROOM, r.number());
+        if (is_gone) {
+            return false;
+        }
+        is_gone = !p.wait(r.empty(r.slot), r.turn % 2 ^ 1, PERSIST_WAIT_ROOM, r.number());
         if (n_ahead > 0) {
             n_ahead--;
         } else {
-            is_gone = is_gone || !p.wait(landing.full(landing.slot), landing.turn % 2, PERSIST_WAIT_WINDOW,
-                                         landing.number());
+            is_gone =
+                is_gone || !p.wait(landing.full(landing.slot), landing.turn % 2, PERSIST_WAIT_WINDOW, landing.number());
             landing.go_on();
         }
         return !is_gone;
@@ -81,91 +92,100 @@ template <int W_BYTES> struct producer {
 
     /* ---- Matmuls ---- */
 
-    /* Rows of each of up to three matrices that are in a tile, and which row of a chunk is the first of them. Most tiles have a box's
-     * height of one matrix, or half of it of gate and of up. */
-    struct run_of_rows {
-        int first, count, in_chunk;
+    /* A tile, as it is copied. Most have a box's height of one matrix, or half of it of gate and of up. */
+    struct tile_of_rows {
+        int begin, end; /* of the op's rows; a pair's: of either matrix */
+        int boxes;      /* 0: another number of them */
+        int matrix, row;
+
+        /* Rows of matrix i that are in it: the first one's number there, how many. */
+        DEVICE_MEMBER int2 rows_of(const persist_op &op, int i) const {
+            if (op.kind == PERSIST_FFN_IN) {
+                return make_int2(begin, end - begin);
+            }
+            const int base = op.first_row[i], behind = i == 2 ? INT32_MAX : op.first_row[i + 1];
+            return make_int2(max(begin, base) - base, max(0, min(end, behind) - max(begin, base)));
+        }
+
+        DEVICE_MEMBER void point(const persist_op &op, const share &mine, int tile) {
+            begin = mine.begin_of(tile);
+            end = mine.begin_of(tile + 1);
+            matrix = op.kind == PERSIST_FFN_IN ? 0 : matrix_of_row(op, begin);
+            const int2 rows = rows_of(op, matrix);
+            row = rows.x;
+            boxes = rows.y != mine.most ? 0 : op.kind == PERSIST_FFN_IN ? 2 : 1;
+        }
+
+        DEVICE_MEMBER int n_rows(const persist_op &op) const {
+            return op.kind == PERSIST_FFN_IN ? 2 * (end - begin) : end - begin;
+        }
     };
-    run_of_rows rows[3];
-    int n_rows;
 
-    DEVICE_MEMBER void point_at_tile(const persist_op &op, const share &mine, int tile) {
-        const bool is_pair = op.kind == PERSIST_FFN_IN;
-        const int begin = mine.begin_of(tile), end = mine.begin_of(tile + 1);
-        n_rows = 0;
-#pragma unroll
-        for (int i = 0; i < 3; i++) {
-            const int base = is_pair || op.first_row[i] == INT32_MAX ? 0 : op.first_row[i];
-            const int behind = is_pair || i == 2 ? INT32_MAX : op.first_row[i + 1];
-            const int first = max(begin, base), count = i < op.n_matrices ? max(0, min(end, behind) - first) : 0;
-            rows[i].first = first - base;
-            rows[i].count = count;
-            rows[i].in_chunk = n_rows;
-            n_rows += count;
-        }
-    }
-
-    /* Boxes begin at multiples of 128 bytes: `width` is one of 64, and where it is none of 128 there is an even number of rows
-     * before any of them (persist.c). */
-    DEVICE_MEMBER void copy_rows(const persist_op &op, bool last, int column, int width) const {
-        const int families = op.n_pieces > 1 ? 2 : 1;
-        const persist_map *map = a.map + op.map + (last ? families - 1 : 0);
+    /* A box for each bit of the number of a matrix's rows. They begin at multiples of 128 bytes: `width` is one of 64, and where it is
+     * none of 128 there is an even number of rows before any of them (persist.c). */
+    DEVICE_MEMBER void copy_odd_tile(const persist_op &op, const tile_of_rows &t, const persist_map *map, int families,
+                                     int column, int width) const {
         char *to = r.at(r.slot);
-        uint64_t *full = r.full(r.slot);
-        if (rows[0].count == DECODE_TILE) {
-            copy_box(to, map, column, rows[0].first, full);
-            return;
-        }
-        if (rows[0].count == DECODE_TILE / 2 && rows[1].count == DECODE_TILE / 2) { /* gate and up */
-            map += op.n_matrices * families;
-            copy_box(to, map, column, rows[0].first, full);
-            copy_box(to + DECODE_TILE / 2 * width, map + families, column, rows[1].first, full);
-            return;
-        }
 #pragma unroll 1
-        for (int i = 0; i < 3; i++) {
-            const run_of_rows &mine = i == 0 ? rows[0] : i == 1 ? rows[1] : rows[2];
-            int row = mine.first, in_chunk = mine.in_chunk;
+        for (int i = 0; i < op.n_matrices; i++) {
+            const int2 rows = t.rows_of(op, i);
+            int row = rows.x;
 #pragma unroll 1
             for (int h = 0; h < PERSIST_HEIGHTS; h++) {
                 const int height = DECODE_TILE >> h;
-                if ((mine.count & height) != 0) {
-                    copy_box(to + in_chunk * width, map + (h * op.n_matrices + i) * families, column, row, full);
+                if ((rows.y & height) != 0) {
+                    copy_box(to, map + (h * op.n_matrices + i) * families, column, row, r.full(r.slot));
                     row += height;
-                    in_chunk += height;
+                    to += height * width;
                 }
             }
         }
     }
 
-    /* Piece j of a group of leaves of them, from leaf `leaf` on. */
-    DEVICE_MEMBER void copy_piece(const persist_op &op, int leaf, int j) {
-        if (!has_slot()) {
-            return;
+    /* Piece j of all groups of a tile's leaves. */
+    DEVICE_MEMBER void copy_pieces(const persist_op &op, const share &mine, const tile_of_rows &t, int j) {
+        const bool last = j == op.n_pieces - 1, copies = (a.measure & PERSIST_NO_WEIGHTS) == 0;
+        const int width = last ? op.last_bytes : op.piece_bytes, families = op.n_pieces > 1 ? 2 : 1;
+        const int group = op.group, end = mine.first_leaf + mine.n_leaves;
+        const uint32_t bytes = (uint32_t)(t.n_rows(op) * width), half = bytes / 2;
+        const persist_map *map = a.map + op.map + (last ? families - 1 : 0), *first = map + t.matrix * families,
+                          *second = map + (op.n_matrices + 1) * families;
+        first += t.boxes == 2 ? op.n_matrices * families : 0;
+        int next = op.border[mine.first_leaf];
+#pragma unroll 1
+        for (int leaf = mine.first_leaf; leaf < end; leaf += group) {
+            const int at = next * W_BYTES + j * op.piece_bytes, column = at / PERSIST_ELEMENT;
+            next = op.border[leaf + group];
+            if (!has_slot()) {
+                return;
+            }
+            const bool there = at < next * W_BYTES && copies;
+            barrier_expect(r.full(r.slot), there ? bytes : 0);
+            if (there && t.boxes != 0) {
+                copy_box(r.at(r.slot), first, column, t.row, r.full(r.slot));
+                if (t.boxes == 2) {
+                    copy_box(r.at(r.slot) + half, second, column, t.row, r.full(r.slot));
+                }
+            } else if (there) {
+                copy_odd_tile(op, t, map, families, column, width);
+            }
+            r.go_on();
         }
-        const bool last = j == op.n_pieces - 1;
-        const int first = op.border[leaf] * W_BYTES + j * op.piece_bytes;
-        const int width = last ? op.last_bytes : op.piece_bytes;
-        const bool there =
-            first < op.border[leaf + op.group] * W_BYTES && (a.measure & PERSIST_NO_WEIGHTS) == 0;
-        barrier_expect(r.full(r.slot), there ? (uint32_t)(n_rows * width) : 0);
-        if (there) {
-            copy_rows(op, last, first / PERSIST_ELEMENT, width);
-        }
-        r.go_on();
     }
 
     DEVICE_MEMBER void matmul(const persist_op &op) {
         const share mine(op);
-        const int at_once = mine.tiles_at_once(), end = mine.first_leaf + mine.n_leaves;
+        const int at_once = mine.tiles_at_once(), n_pieces = op.n_pieces;
+        tile_of_rows t;
+#pragma unroll 1
         for (int first = 0; first < mine.n_tiles; first += at_once) {
             const int tiles = min(at_once, mine.n_tiles - first);
-            for (int j = 0; j < op.n_pieces; j++) {
+#pragma unroll 1
+            for (int j = 0; j < n_pieces; j++) {
+#pragma unroll 1
                 for (int tile = 0; tile < tiles; tile++) {
-                    point_at_tile(op, mine, first + tile);
-                    for (int leaf = mine.first_leaf; leaf < end && !is_gone; leaf += op.group) {
-                        copy_piece(op, leaf, j);
-                    }
+                    t.point(op, mine, first + tile);
+                    copy_pieces(op, mine, t, j);
                 }
             }
         }
@@ -175,6 +195,7 @@ template <int W_BYTES> struct producer {
 
     /* All rows of K, or V, of a unit, panel by panel. */
     DEVICE_MEMBER void copy_unit(const persist_op &op, char *to, int64_t row, int is_v, int panels) const {
+#pragma unroll 1
         for (int i = 0; i < panels; i++) {
             copy_box(to + i * (UNIT * PERSIST_PANEL), a.map + op.map + is_v, i * (PERSIST_PANEL / PERSIST_ELEMENT),
                      (int)row, r.full(r.slot));
@@ -185,11 +206,13 @@ template <int W_BYTES> struct producer {
     DEVICE_MEMBER void copy_units(const persist_op &op, const unit &which, int panels) {
         const uint32_t bytes = (uint32_t)(panels * UNIT * PERSIST_PANEL);
         const bool there = which.end > max(which.first, 0) && (a.measure & PERSIST_NO_KV) == 0;
+#pragma unroll 1
         for (int i = 0; i < 2; i += op.group) {
             if (!has_slot()) {
                 return;
             }
             barrier_expect(r.full(r.slot), there ? (uint32_t)op.group * bytes : 0);
+#pragma unroll 1
             for (int j = 0; j < op.group && there; j++) {
                 copy_unit(op, r.at(r.slot) + (uint32_t)j * bytes, which.row, i + j, panels);
             }
@@ -203,6 +226,7 @@ template <int W_BYTES> struct producer {
         item it;
         for (int index = blockIdx.x; index < find_item(args, row, index, &it); index += gridDim.x) {
             if (threadIdx.x % 32 == 0) {
+#pragma unroll 1
                 for (int u = 0; u < it.n_units() && !is_gone; u++) {
                     unit which;
                     which.find(args, it, u);
@@ -239,7 +263,7 @@ template <int W_BYTES> struct producer {
 
     /* line: room for one. */
     DEVICE_MEMBER void run(persist_op *line, int kv_bytes) {
-        const lane_row row(a.step);
+        const lane_row row = known_row(a);
         line_reader ahead;
         ahead.ask(a, 0);
         for (int i = 0; i < a.n_ops; i++) {
