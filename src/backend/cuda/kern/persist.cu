@@ -1,25 +1,27 @@
 /*
  * A whole decode step as one cooperative kernel, M = 1 .. 16, sm_90 on: one block on each SM, and weights that never stop coming.
  *
- * Shape. Per-op kernels stop and start the stream of weights at every border. Here a PRODUCER warp walks the op table once a step
- * and copies this block's part of every op, in order, into a ring in shared memory (tensor copies; a chunk's barrier counts its bytes).
- * It waits for room and for its window (bytes in flight: more would only make exchanges wait in the memory's queues), never for
- * activations: what an op will need is there when its input is. Eight other warps COMPUTE. All that is particular to a model is in
- * the table (persist.c, from the program).
+ * Shape. Per-op kernels stop and start the stream of weights at every border. Here a PRODUCER, one thread, walks the op table once a
+ * step and copies this block's part of every op, in order, into a ring in shared memory (tensor copies; a chunk's barrier counts its
+ * bytes). It waits for a slot and for its window (chunks in flight: more would only make exchanges wait in the memory's queues), never
+ * for activations: what an op will need is there when its input is. Eight other warps COMPUTE, and one thread looks at the clock. All
+ * that is particular to a model is in the table (persist.c, from the program).
  *
  * Matmuls. A block has a contiguous range of rows of every op, to the row, so that all blocks have as many bytes; it works through them in
  * tiles of 16 rows (ffn_in: 8 of gate and the same 8 of up), and what is left over. A warp takes one LEAF of a tile, as in
- * decode_matmul.cu, with fewer leaves (more ranks) several tiles at a time. A CHUNK of the ring is a PIECE of one leaf of a tile's rows:
- * piece after piece of all leaves in turn, so that all warps work while a tile comes in and little is left to do behind
- * its last byte.
+ * decode_matmul.cu, with fewer leaves (more ranks) several tiles at a time. A CHUNK of the ring is some neighbouring leaves of a
+ * tile's rows, or a PIECE of one that is too long. Sums have two rooms, so that warps go on with the next tile while the last ones add
+ * this one's leaves.
  *
- * Copies. An SM starts a copy about every 36 ns, however short (H100), in which its share of the memory brings 840 bytes: row by row that
- * is what limits pieces below 1 KB. Hence boxes of all of a chunk's rows, 10 to 32 KB in one copy. Their rows lie as far apart as
- * the box is wide, a multiple of 64 bytes. A quarter of a warp reads 64 bytes of each of two rows, so that conflicts are two-way
- * at worst, whatever the width: 8 instead of 4 clocks for 512 bytes, of which the stream needs 40. Padding or swizzles would gain nothing.
- * Rows of K and V are read one a lane or eight at a time, which would be eight-way: they have the swizzle of 128 bytes.
+ * Copies. A copy takes an SM's copy engine 57 ns, however short, and a chunk costs the producer some hundred instructions, in which an
+ * SM's share of the memory (23 bytes a ns) brings several KB: hence few copies, boxes of all of a chunk's rows, and chunks of 16 to 32 KB.
+ * Their rows lie as far apart as the box is wide, a multiple of 64 bytes. A quarter of a warp reads 64 bytes of each of two rows, so
+ * that conflicts are two-way at worst, whatever the width: 8 instead of 4 clocks for 512 bytes, of which the stream needs 40. Padding
+ * or swizzles would gain nothing. Rows of K and V are read one a lane or eight at a time, which would be eight-way: they have the
+ * swizzle of 128 bytes. A slot holds the longest chunk of all: what shorter ones leave free is what it costs that nobody has to be
+ * told where a chunk lies.
  *
- * Attention is the same stream: a chunk is K or V of one unit (32 tokens), asked for ahead as weights are; the row's own k and v
+ * Attention is the same stream: a chunk is K and V of one unit (32 tokens), or either, asked for ahead as weights are; the row's own k and v
  * are put in by hand, since this step makes them. Items go to blocks in turn. An item of split 0 adds the splits' parts when its
  * block has done all its items, so that no block waits for itself.
  *
@@ -39,14 +41,15 @@
  * Memory order. Words carry their own readiness, hence relaxed. Shared memory goes between warps by barriers of the eight.
  * Where warps write into a chunk (attention), a fence stands before it is given back, since the next copy is another proxy's.
  *
- * Every wait has a deadline (patience). After an abort nobody waits; the producer asks for nothing more but lets what is under way land.
+ * Every wait has a deadline (persist_watch). After an abort nobody waits; the producer asks for nothing more but lets what is under
+ * way land.
  *
  * What it costs, counted for Qwen3-4B in bf16: a layer is 1.53 MB of weights an SM, 65 us at 3.1 TB/s. Words that an SM reads of L2 for
  * a layer: M = 1: 96 KB (h 20 twice, att 16, act 39). M = 8: 325 KB, M = 16: 610 KB with norms apart and out and ffn_out in four parts;
  * 770 and 1540 KB without. Five exchanges a layer: qkv (to the blocks of attention), att, h, act, h; a norm apart, and parts, are one hop
- * more each. From an op's last byte to the next one's first mma, in clocks: the last piece (640 bytes of a row: 10 chunks of two
+ * more each. From an op's last byte to the next one's first mma, in clocks: the last leaf (320 elements: 10 times two
  * dependent mmas) 700, sums and tree 200, the word to L2 and back to who polls 1300, norm 600: some 1.6 us, while which
- * the ring fills further (150 KB are 6.5 us). 157 to 168 registers, of the 168 that nine warps can have as twelve can.
+ * the ring fills further (180 KB are 8 us).
  */
 #include "backend/cuda/kern/persist_attn.cuh"
 #include "backend/cuda/kern/persist_matmul.cuh"
