@@ -6,7 +6,7 @@
 ## make check                      fuzz-short, then all tests (ONLY=word: just the programs with that word in their name)
 ## make check SAN=address          the same under a sanitizer: address (with undefined), undefined, thread
 ## make kcheck K=op                the tests of one op's kernels: K=attn (all without K)
-## make kbench K=op                the same with timings
+## make kbench K=op                the same with timings; K=tape: of whole decode steps as one kernel, on a GPU (MODELS=Qwen3-4B)
 ## make check-aarch64             the kernels' tests built for ARM and run by qemu, without our libraries
 ## make gpu-check                  the tests that need a GPU, with each set of kernels that is built in
 ## make gpu-sanitize               the kernels under compute-sanitizer: memcheck, racecheck, synccheck (some minutes)
@@ -124,9 +124,10 @@ HTTP_TESTS := $(wildcard tests/http/test_*.py)
 # What a GPU runs: its own tests, and those against transformers; before them, programs that check it op by op.
 GPU_TESTS := $(if $(NVCC),$(wildcard tests/cuda/test_*.c) tests/e2e/test_golden.c tests/e2e/test_demo.c)
 GPU_BIN := $(GPU_TESTS:%.c=$(BUILD)/%)
-GPU_CHECKS := $(if $(NVCC),$(addprefix $(BUILD)/tests/cuda/,decode/decode_check prefill_check load_check))
-# ... and programs that time what the check before them checks.
-GPU_BENCHES := $(if $(NVCC),$(BUILD)/tests/cuda/prefill_bench)
+GPU_CHECKS := $(if $(NVCC),$(addprefix $(BUILD)/tests/cuda/,decode/decode_check persist/persist_check prefill_check load_check))
+# ... and programs that time what the checks before them check: prompts, and decode steps as one kernel (`make kbench K=tape`).
+PERSIST_BENCH := $(BUILD)/tests/cuda/persist/persist_bench
+GPU_BENCHES := $(if $(NVCC),$(BUILD)/tests/cuda/prefill_bench $(PERSIST_BENCH))
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 
 # ---- build ----
@@ -213,13 +214,18 @@ CUDA_HELPERS := $(call obj,$(filter tests/e2e/%,$(TEST_HELPERS)))
 $(filter $(BUILD)/tests/cuda/%,$(GPU_BIN)): %: %.o $(CUDA_HELPERS) $(LIB)
 	$(call say,LINK,$@)
 	$(Q)$(LINK) $^ $(LIBS) -lcmocka -o $@
-$(BUILD)/tests/cuda/decode/decode_check: $(BUILD)/tests/cuda/decode/decode_device.o
-$(GPU_CHECKS) $(GPU_BENCHES): %: %.o $(LIB)
-	$(call say,LINK,$@)
-	$(Q)$(LINK) $(filter %.o,$^) $(LIB) $(LIBS) -o $@
+CHECK_PARTS_decode_check := $(BUILD)/tests/cuda/decode/decode_device.o
+CHECK_PARTS_persist_check := $(CHECK_PARTS_decode_check) $(BUILD)/tests/cuda/persist/persist_model.o
+CHECK_PARTS_persist_bench := $(CHECK_PARTS_persist_check)
+define link_check
+$(1): $(1).o $(CHECK_PARTS_$(notdir $(1))) $(LIB)
+	$$(call say,LINK,$$@)
+	$(Q)$(LINK) $$(filter %.o,$$^) $(LIB) $(LIBS) -o $$@
+endef
+$(foreach t,$(GPU_CHECKS) $(GPU_BENCHES),$(eval $(call link_check,$t)))
 
 -include $(patsubst %.o,%.d,$(LIB_OBJ) $(CLI_OBJ) $(call obj,$(TESTS) $(TEST_HELPERS) tools/make_docs.c $(FUZZERS:%=tests/fuzz/fuzz_%.c))) \
-	$(EXAMPLE_BIN:=.d) $(GPU_BIN:=.d) $(GPU_CHECKS:=.d) $(GPU_BENCHES:=.d) $(BUILD)/tests/cuda/decode/decode_device.d
+	$(EXAMPLE_BIN:=.d) $(GPU_BIN:=.d) $(GPU_CHECKS:=.d) $(GPU_BENCHES:=.d) $(CHECK_PARTS_persist_check:.o=.d)
 
 # ---- tests ----
 
@@ -240,8 +246,16 @@ build/python/made: tests/http/requirements.txt
 		then touch $@; else echo 'check: no packages from PyPI$(comma) so tests of the openai package are skipped'; fi
 kcheck: $(CANARY) $(KERN_BIN)
 	@LS_KERN=$(K) $(RUN_TESTS) $(KERN_BIN)
+ifeq ($(K),tape)
+# On a GPU; elsewhere carry build/gpu/persist_bench to one (make gpu-bundle). MODELS: names or folders.
+MODELS ?= Qwen3-4B
+kbench: $(if $(NVCC),$(PERSIST_BENCH))
+	@$(if $(NVCC),:,echo 'kbench K=tape: built without CUDA$(comma) because nvcc was not found'; exit 1)
+	@$(foreach m,$(MODELS),$(PERSIST_BENCH) $m --ops --table &&) :
+else
 kbench: $(CANARY) $(KERN_BIN)
 	@LS_KERN=$(K) LS_KBENCH=1 $(RUN_TESTS) --jobs 1 --timeout 3600 --show $(KERN_BIN)
+endif
 gpu-check gpu-sanitize: $(APP) $(CANARY) $(GPU_BIN) $(GPU_CHECKS)
 	@$(if $(NVCC),:,echo '$@: built without CUDA$(comma) because nvcc was not found'; exit 1)
 	@tests/gpu $(@:gpu-%=%) $(APP) $(CANARY) $(GPU_CHECKS) $(GPU_BIN)
@@ -388,7 +402,7 @@ gpu-bundle: $(APP) $(CANARY) $(GPU_BIN) $(GPU_CHECKS) $(GPU_BENCHES)
 	@$(bundled_link) -shared -Wl,-Bsymbolic $(LIB_OBJ) $(LIBS) -o $(GPU_BUNDLE)/liblockstep.so
 	@$(bundled_link) $(CANARY).o $(call obj,$(filter tests/unit/%,$(TEST_HELPERS))) $(LIB) $(LIBS) -lcmocka -o $(GPU_BUNDLE)/test_canary
 	@$(foreach t,$(GPU_BIN),$(bundled_link) $t.o $(CUDA_HELPERS) $(LIB) $(LIBS) -lcmocka -o $(GPU_BUNDLE)/$(notdir $t) &&) :
-	@$(foreach t,$(GPU_CHECKS) $(GPU_BENCHES),$(bundled_link) $t.o $(wildcard $(dir $t)decode_device.o) $(LIB) $(LIBS) -o $(GPU_BUNDLE)/$(notdir $t) &&) :
+	@$(foreach t,$(GPU_CHECKS) $(GPU_BENCHES),$(bundled_link) $t.o $(CHECK_PARTS_$(notdir $t)) $(LIB) $(LIBS) -o $(GPU_BUNDLE)/$(notdir $t) &&) :
 	@cp -L $$($(call outside,$(addprefix $(GPU_BUNDLE)/,lockstep $(notdir $(CANARY) $(GPU_BIN))))) $(GPU_BUNDLE)/lib/
 	@for what in check sanitize; do { echo '#!/bin/sh'; echo '# In the root of the tree.'; echo 'here=$$(dirname "$$0")'; \
 		echo "exec tests/gpu $$what" '"$$here/lockstep" "$$here/test_canary"' \

@@ -55,6 +55,7 @@ class ls_engine_params(ctypes.Structure):
         ("hosts", c_void_p),
         ("prefix_cache", c_bool),
         ("exchange", c_char_p),
+        ("plan", c_char_p),
     ]
 
 

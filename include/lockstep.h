@@ -191,9 +191,12 @@ typedef struct ls_engine_params {
     /* Pages of 64 computed tokens serve every request that begins with the same ones, until their memory is needed (some 300
      * bytes more a page). It shows in the bits no more than the size of chunks does: on the CPU not at all. */
     bool prefix_cache;
-    const char
-        *exchange; /* of ranks on GPUs: "fused" (stores to one another's memory), "host" (through the host's memory),
-                           * "auto" (default: fused where all GPUs can, else host) */
+    /* Of ranks on GPUs: "fused" (stores to one another's memory), "host" (through the host's memory), "auto" (default: fused
+     * where all GPUs can, else host). */
+    const char *exchange;
+    /* Of one rank on a GPU, how decode steps of up to 16 rows run: "graph", a launch an op; "persistent", one launch a step,
+     * for chips from Hopper on; "auto" (default): graph, so far. */
+    const char *plan;
 } ls_engine_params;
 #define LS_ENGINE_PARAMS_INIT LS_SIZED(ls_engine_params)
 
@@ -529,6 +532,7 @@ typedef struct ls_timeline {
     int64_t first_token_us;        /* from the beginning of ls_model_open to the first token of all; -1 before it */
     int64_t age_us;                /* from there to this call */
     const char *no_gpu;            /* where --device auto chose the CPU: why; else "". Lives as long as the engine */
+    const char *plan;              /* of a GPU: "persistent" or "graph", as ls_engine_params.plan; else "" */
 } ls_timeline;
 #define LS_TIMELINE_INIT LS_SIZED(ls_timeline)
 

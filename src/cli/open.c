@@ -149,6 +149,7 @@ ls_engine_params cli_engine_params(const ls_options *options, ls_hosts *hosts) {
     params.device = v[OPT_DEVICE].text;
     params.kernels = v[OPT_KERNELS].text;
     params.graph_sizes = v[OPT_GRAPH_SIZES].text;
+    params.plan = v[OPT_PLAN].text;
     params.async_scheduling = v[OPT_ASYNC_SCHEDULING].text;
     params.gpu_memory_utilization = v[OPT_GPU_MEMORY_UTILIZATION].real;
     params.profile = v[OPT_PROFILE].integer != 0;

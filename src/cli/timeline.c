@@ -60,6 +60,9 @@ void timeline_print(FILE *out, const ls_timeline *t) {
     if (t->n_graphs > 0) {
         fprintf(out, "graphs   %9.1f ms  %d of decode steps, captured\n", (double)t->graphs_us / 1000, t->n_graphs);
     }
+    if (t->plan[0] != '\0') {
+        fprintf(out, "plan                  %s, of decode steps of up to 16 sequences\n", t->plan);
+    }
     if (t->first_token_us >= 0) {
         fprintf(out, "start    %9.1f ms  from the program's start to the first token\n",
                 (double)(process_age_us() - t->age_us + t->first_token_us) / 1000);
@@ -110,6 +113,9 @@ json_t *timeline_json(const ls_timeline *t) {
         (json_int_t)(t->first_token_us < 0 ? -1 : process_age_us() - t->age_us + t->first_token_us));
     if (object != NULL && t->no_gpu[0] != '\0') {
         json_object_set_new(object, "no_gpu", json_string(t->no_gpu));
+    }
+    if (object != NULL && t->plan[0] != '\0') {
+        json_object_set_new(object, "plan", json_string(t->plan));
     }
     return object;
 }

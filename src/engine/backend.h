@@ -65,11 +65,12 @@ ls_status device_choice_read(device_choice *out, const char *text, ls_error *err
 /* As many ranks as devices are named, where their number is not given. */
 ls_status device_choice_ranks(ls_engine_params *params, ls_error *err);
 
-/* A GPU's memory before an engine takes any: of `used`, the driver's own share is measured with others', or assumed. */
+/* A GPU before an engine takes any of its memory: of `used`, the driver's own share is measured with others', or assumed. */
 typedef struct gpu_memory {
     int64_t total_bytes, used_bytes;
     bool measured;
-    int n_ranks; /* that share it */
+    int n_ranks;                                    /* that share it */
+    int sm_count, cc_major, shared_bytes_per_block; /* as cuda_facts; 0: of a GPU that is not here */
 } gpu_memory;
 
 #endif

@@ -162,7 +162,8 @@ static ls_status prepare(cuda_engine *leader, ls_error *err) {
     range_begin("capture");
     ls_status st = cuda_graphs_capture(leader, err);
     range_end();
-    return st;
+    TRY(st);
+    return engine->config.persist_bytes > 0 ? cuda_persist_prepare(leader, err) : LS_OK;
 }
 
 static void *prepare_thread(void *arg) {
@@ -171,6 +172,27 @@ static void *prepare_thread(void *arg) {
     leader->unprepared.status = prepare(leader, &leader->unprepared);
     range_end();
     return NULL;
+}
+
+/* A persistent kernel that does not run to its end here is no reason to run nothing. */
+static ls_status choose_plan(ls_engine *engine, ls_error *err) {
+    cuda_engine *cuda = engine_cuda(engine);
+    ls_error why = {0};
+    engine->decode_plan = "graph";
+    if (cuda->persist == NULL) {
+        return LS_OK;
+    }
+    ls_status st = cuda_try_step(engine, &why);
+    if (st == LS_OK) {
+        engine->decode_plan = "persistent";
+        return LS_OK;
+    }
+    if (engine->config.must_persist) {
+        return error_set(err, st, "--plan persistent: %s", why.text);
+    }
+    log_line(&engine->model->log, LS_LOG_WARN, "decode steps run as graphs: %s", why.text);
+    cuda_persist_close(cuda);
+    return cuda_rank_wait(&cuda->rank, "a step that failed", CUDA_STEP_TIMEOUT_S, err);
 }
 
 /* Ranks must do the same: with cuBLASLt on all GPUs, or on none. */
@@ -219,6 +241,7 @@ static ls_status bind_rank(ls_engine *engine, int r, ls_error *err) {
     rank->drawn = (CUdeviceptr)(uintptr_t)placed->result;
     rank->workspace = (CUdeviceptr)(uintptr_t)placed->workspace;
     rank->workspace_bytes = config->workspace_bytes;
+    rank->attn_warps = config->persist_bytes > 0 ? PERSIST_WARPS : 0; /* the same bits by graphs, with a profile */
     TRY(cuda_rank_enter(rank, err));
     TRY(cuda_check(rank,
                    cuda->driver->cuMemcpyHtoDAsync((CUdeviceptr)(uintptr_t)rank->bind.rope, engine->host.rope,
@@ -272,7 +295,7 @@ static ls_status cuda_load(ls_engine *engine, ls_error *err) {
         TRY(cuda_rank_enter(&first->of[r]->rank, err));
         TRY(cuda_rank_wait(&first->of[r]->rank, "loading", CUDA_STEP_TIMEOUT_S, err));
     }
-    return LS_OK;
+    return choose_plan(engine, err);
 }
 
 /* ---- The limit ---- */
@@ -319,6 +342,7 @@ static void free_rank(cuda_engine *cuda) {
         }
     }
     cuda_profile_close(cuda);
+    cuda_persist_close(cuda);
     cublaslt_close(&cuda->lt);
     if (cuda->memory != 0) {
         api->cuMemFree(cuda->memory);

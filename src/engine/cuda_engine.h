@@ -6,7 +6,8 @@
  *   cuda_plan.c      what the configuration is on a device: the KV cache that fits, scratch; for engines and plans
  *   cuda_start.c     opens the driver and a context before the engine does, while files are read
  *   cuda_load.c      weights: files -> pinned ring -> kernels that convert and quantise; dummy ones are made there
- *   cuda_step.c      packs a step, runs it (a graph for decode, plain launches for the rest), reads its results
+ *   cuda_step.c      packs a step, runs it, reads its results: a graph for decode, or one launch of the persistent kernel
+ *                    (cuda_persist.c); plain launches for the rest
  *   cuda_profile.c   times every launch, for --profile and --trace
  *
  * The host's arena is pinned: steps are packed in it and results arrive in it. Rows whose logits somebody wants to see, or
@@ -19,6 +20,7 @@
 #include "backend/cuda/cublaslt.h"
 #include "backend/cuda/cuda.h"
 #include "backend/cuda/exchange.h"
+#include "backend/cuda/persist.h"
 #include "engine/engine.h"
 #include "engine/profile.h"
 
@@ -32,6 +34,8 @@ typedef struct cuda_profile {
     int64_t begin_ns; /* when the step's first launch was made */
     profile_lines lines;
 } cuda_profile;
+
+typedef struct cuda_persist cuda_persist;
 
 /* A rank's. engine->device is rank 0's, which has what all of them share: the driver, `of`, pinned memory, the group, the
  * profile. Streams, graphs, events and cuBLASLt are the leaders', a GPU's first rank each: cuda_ranks.c. */
@@ -55,7 +59,8 @@ typedef struct cuda_engine {
     int n_graphs;
     int graph_rows[CUDA_GRAPHS]; /* rising: most rows of graph i */
     CUgraphExec graph[CUDA_GRAPHS];
-    CUevent done[2]; /* the step of engine->batch[i] is over and its results are there */
+    cuda_persist *persist; /* rank 0's, alone; NULL: graphs run all decode steps */
+    CUevent done[2];       /* the step of engine->batch[i] is over and its results are there */
     /* While weights are loaded: a thread opens cuBLASLt, another prepares kernels and captures graphs (rank 0's: once all
      * cuBLASLts are open, and beside the others'). */
     pthread_t opens_lt, prepares;
@@ -91,10 +96,13 @@ ls_status cuda_ranks_check(const ls_engine *engine, ls_error *err);
 ls_status cuda_config_check(const engine_config *config, const ls_engine_params *params, ls_error *err);
 ls_status cuda_config_complete(engine_config *config, const ls_program *program, const ls_engine_params *params,
                                const gpu_memory *memory, ls_error *err);
-/* What params.device has and what of it is in use once kernels are loaded, or what is assumed of a device of
- * params.device_memory_bytes. */
 /* --gpu-memory-utilization. */
 double memory_share(const ls_engine_params *params);
+/* Of an open rank's GPU, which n_ranks share; what that share of it leaves for each of them, in bytes. */
+ls_status cuda_memory_of(const cuda_rank *rank, int n_ranks, gpu_memory *out, ls_error *err);
+double memory_left(const gpu_memory *memory, double share);
+/* What params.device has and what of it is in use once kernels are loaded, or what is assumed of a device of
+ * params.device_memory_bytes. */
 ls_status cuda_find_memory(const ls_engine_params *params, const device_choice *choice, int n_ranks, gpu_memory *out,
                            ls_error *err);
 
@@ -106,10 +114,25 @@ ls_status cuda_graphs_read(cuda_engine *cuda, const char *sizes, int max_seqs, l
 ls_status cuda_graphs_capture(cuda_engine *leader, ls_error *err);
 ls_status cuda_submit(ls_engine *engine, step_batch *batch, ls_error *err);
 ls_status cuda_collect(ls_engine *engine, step_batch *batch, ls_error *err);
+/* Runs a step of one token, which nobody wants, by the persistent kernel. */
+ls_status cuda_try_step(ls_engine *engine, ls_error *err);
 /* One op by the kernels for any step, which leave what ops.h says at every border. */
 ls_status cuda_run_op(ls_engine *engine, const ls_step *step, int index, ls_error *err);
 ls_status cuda_run_decode(ls_engine *engine, const ls_step *step, int first, int *n_taken, ls_error *err);
 const char *cuda_kernels(ls_engine *engine);
+
+/* cuda_persist.c, for one rank. check: params->plan, before anything is opened. size: what its plans take of the device's
+ * memory, on a device of these facts: config->persist_bytes, 0 where they are not wanted, or cannot be and params->plan does
+ * not insist; counted: addresses of the rank's memory, or offsets. prepare: once its memory is placed. */
+ls_status cuda_persist_params_check(const ls_engine_params *params, int n_ranks, ls_error *err);
+ls_status cuda_persist_size(engine_config *config, const cuda_facts *facts, const ls_bind *counted,
+                            const ls_program *program, const ls_engine_params *params, ls_error *err);
+ls_status cuda_persist_prepare(cuda_engine *cuda, ls_error *err);
+/* Whether it runs a decode step of so many rows; enqueues it; after it: LS_EABORTED if it ended in vain. */
+bool cuda_persist_takes(const cuda_engine *cuda, int n_rows);
+ls_status cuda_persist_launch(cuda_engine *cuda, int n_rows, ls_error *err);
+ls_status cuda_persist_check(const ls_engine *engine, ls_error *err);
+void cuda_persist_close(cuda_engine *cuda);
 
 /* cuda_profile.c: begin, a mark before each launch, end when the stream is idle again. No-ops where it is off. */
 ls_status cuda_profile_open(cuda_engine *cuda, int n_ops, ls_error *err);

@@ -18,6 +18,7 @@ ls_status cuda_config_check(const engine_config *config, const ls_engine_params 
     if (params->kernels != NULL && strcmp(params->kernels, "auto") != 0 && strcmp(params->kernels, "generic") != 0) {
         return error_set(err, LS_EINVAL, "--kernels %s: must be auto or generic", params->kernels);
     }
+    TRY(cuda_persist_params_check(params, config->n_ranks, err));
     if (!(params->gpu_memory_utilization >= 0 && params->gpu_memory_utilization <= 1)) {
         return error_set(err, LS_EINVAL, "--gpu-memory-utilization %g: must be above 0 and at most 1",
                          params->gpu_memory_utilization);
@@ -25,8 +26,19 @@ ls_status cuda_config_check(const engine_config *config, const ls_engine_params 
     return LS_OK;
 }
 
+/* What persistent kernels are planned for. A GPU that is not here is taken for an H100. */
+static cuda_facts facts_of(const gpu_memory *memory) {
+    if (memory->sm_count == 0) {
+        return (cuda_facts){.sm_count = 132, .cc_major = 9, .shared_bytes_per_block = 227 << 10};
+    }
+    return (cuda_facts){.sm_count = memory->sm_count,
+                        .cc_major = memory->cc_major,
+                        .shared_bytes_per_block = memory->shared_bytes_per_block};
+}
+
 /* Scratch that the kernels need for this configuration: the same memory serves all ops in turn. */
-static ls_status size_workspace(engine_config *config, const ls_program *program, ls_error *err) {
+static ls_status size_workspace(engine_config *config, const ls_program *program, const ls_engine_params *params,
+                                const gpu_memory *memory, ls_error *err) {
     const int decode_rows = config->m_max < config->max_seqs ? config->m_max : config->max_seqs;
     rank_memory counted = {.weight = calloc((size_t)program->n_weights, sizeof(ls_weight))};
     ls_arena arena;
@@ -45,6 +57,8 @@ static ls_status size_workspace(engine_config *config, const ls_program *program
     if (st == LS_OK) {
         size_t bytes = prefill_workspace(program->op, program->n_ops, &counted.bind, config->max_len);
         config->workspace_bytes = bytes > most ? bytes : most;
+        const cuda_facts facts = facts_of(memory);
+        st = cuda_persist_size(config, &facts, &counted.bind, program, params, err);
     }
     free(counted.weight);
     return st;
@@ -66,7 +80,7 @@ static ls_status fit_pages(engine_config *config, const ls_program *program, con
     }
     whole.max_len = params->max_model_len_tokens > 0 ? params->max_model_len_tokens : spec->max_position_tokens;
     whole.n_pages = INT32_MAX; /* for scratch: as many as may turn out to be there */
-    TRY(size_workspace(&whole, program, err));
+    TRY(size_workspace(&whole, program, params, memory, err));
     whole.n_pages = 0;
     whole.rank_count = 1; /* the first, which has no less than the others */
     TRY(memory_plan_make(&plan, &whole, &program, err));
@@ -112,23 +126,38 @@ ls_status cuda_config_complete(engine_config *config, const ls_program *program,
     set_for_device(config, &sized, staged);
     TRY(fit_pages(config, program, &sized, memory, err));
     set_for_device(config, &sized, staged);
-    return size_workspace(config, program, err);
+    return size_workspace(config, program, params, memory, err);
+}
+
+ls_status cuda_memory_of(const cuda_rank *rank, int n_ranks, gpu_memory *out, ls_error *err) {
+    size_t free_bytes, total_bytes;
+    TRY(cuda_rank_memory(rank, &free_bytes, &total_bytes, err));
+    *out = (gpu_memory){.total_bytes = (int64_t)total_bytes,
+                        .used_bytes = (int64_t)(total_bytes - free_bytes),
+                        .measured = true,
+                        .n_ranks = n_ranks,
+                        .sm_count = rank->facts.sm_count,
+                        .cc_major = rank->facts.cc_major,
+                        .shared_bytes_per_block = rank->facts.shared_bytes_per_block};
+    return LS_OK;
+}
+
+double memory_left(const gpu_memory *memory, double share) {
+    return (share * (double)memory->total_bytes - (double)memory->used_bytes) / memory->n_ranks;
 }
 
 /* What a GPU has for each of the ranks on it, in `out` if that is the least so far. */
 static ls_status find_memory_of(const cuda_driver *driver, int ordinal, int n_here, const ls_engine_params *params,
                                 gpu_memory *out, ls_error *err) {
     cuda_rank rank = {0};
-    size_t free_bytes = 0, total_bytes = 0;
+    gpu_memory found = {0};
     const bool generic = params->kernels != NULL && strcmp(params->kernels, "generic") == 0;
     ls_status st = cuda_rank_open(&rank, driver, ordinal, generic, err);
-    st = st == LS_OK ? cuda_rank_memory(&rank, &free_bytes, &total_bytes, err) : st;
+    st = st == LS_OK ? cuda_memory_of(&rank, n_here, &found, err) : st;
     cuda_rank_close(&rank);
     TRY(st);
-    const gpu_memory found = {(int64_t)total_bytes, (int64_t)(total_bytes - free_bytes), true, n_here};
     const double share = memory_share(params);
-    const double have = (share * (double)found.total_bytes - (double)found.used_bytes) / n_here;
-    if (out->n_ranks == 0 || have < (share * (double)out->total_bytes - (double)out->used_bytes) / out->n_ranks) {
+    if (out->n_ranks == 0 || memory_left(&found, share) < memory_left(out, share)) {
         *out = found;
     }
     return LS_OK;
@@ -149,7 +178,7 @@ ls_status cuda_find_memory(const ls_engine_params *params, const device_choice *
         most = ++n_here[first] > most ? n_here[first] : most;
     }
     if (params->device_memory_bytes > 0) {
-        *out = (gpu_memory){params->device_memory_bytes, driver_bytes, false, most};
+        *out = (gpu_memory){.total_bytes = params->device_memory_bytes, .used_bytes = driver_bytes, .n_ranks = most};
         return LS_OK;
     }
     st = cuda_driver_open(&driver, err);

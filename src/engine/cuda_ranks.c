@@ -212,19 +212,16 @@ ls_status cuda_ranks_open(ls_engine *engine, const ls_engine_params *params, boo
 
 /* What the fullest GPU has for each of its ranks decides for all. */
 ls_status cuda_ranks_memory(const cuda_engine *first, double share, gpu_memory *out, ls_error *err) {
-    double least = 0;
     for (int r = 0; r < first->n_ranks; r++) {
         const cuda_engine *cuda = first->of[r];
-        size_t free_bytes, total_bytes;
+        gpu_memory found;
         if (cuda->leader != cuda) {
             continue;
         }
         TRY(cuda_rank_enter(&cuda->rank, err));
-        TRY(cuda_rank_memory(&cuda->rank, &free_bytes, &total_bytes, err));
-        const double have = (share * (double)total_bytes - (double)(total_bytes - free_bytes)) / cuda->n_here;
-        if (r == 0 || have < least) {
-            least = have;
-            *out = (gpu_memory){(int64_t)total_bytes, (int64_t)(total_bytes - free_bytes), true, cuda->n_here};
+        TRY(cuda_memory_of(&cuda->rank, cuda->n_here, &found, err));
+        if (r == 0 || memory_left(&found, share) < memory_left(out, share)) {
+            *out = found;
         }
     }
     return cuda_rank_enter(&first->rank, err);

@@ -249,12 +249,15 @@ static ls_status launch_graphs(const cuda_engine *first, int i, ls_error *err) {
     return LS_OK;
 }
 
-/* Decode-only steps by their graph, or launch by launch where there is none; others by the general kernels. Up to
- * CUDA_MAX_DECODE rows have kernels, and bits, of their own: no larger graph serves them. */
+/* Decode-only steps by the persistent kernel, by their graph, or launch by launch where there is neither; others by the general
+ * kernels. Up to CUDA_MAX_DECODE rows have kernels, and bits, of their own: no larger graph serves them. */
 static ls_status launch_step(ls_engine *engine, const ls_step *step, ls_error *err) {
     cuda_engine *cuda = engine_cuda(engine);
     if (!is_decode_only(step)) {
         return launch_ops(engine, NULL, step, 0, err);
+    }
+    if (cuda_persist_takes(cuda, step->n_rows)) {
+        return cuda_persist_launch(cuda, step->n_rows, err);
     }
     const bool is_wide = step->n_rows > CUDA_MAX_DECODE;
     for (int i = 0; i < cuda->n_graphs && cuda->profile == NULL; i++) {
@@ -372,7 +375,7 @@ static void read_results(ls_engine *engine, const step_batch *batch) {
 
 /* ---- A step ---- */
 
-/* On every GPU. A rank that waited in vain for another is told rather than what came of it; that is known before the step
+/* On every GPU. Who waited in vain for another is told rather than what came of it; that is known before the step
  * ends where a GPU does not come to its end. */
 static ls_status wait_for_step(ls_engine *engine, const step_batch *batch, ls_error *err) {
     const cuda_engine *first = engine_cuda(engine);
@@ -385,7 +388,8 @@ static ls_status wait_for_step(ls_engine *engine, const step_batch *batch, ls_er
                                       err);
         }
     }
-    const ls_status waited = cuda_ranks_check(engine, err);
+    ls_status waited = cuda_ranks_check(engine, err);
+    waited = waited == LS_OK ? cuda_persist_check(engine, err) : waited;
     return waited != LS_OK ? waited : st;
 }
 
@@ -417,6 +421,27 @@ ls_status cuda_collect(ls_engine *engine, step_batch *batch, ls_error *err) {
     TRY(cuda_profile_end(engine, batch, err));
     read_results(engine, batch);
     return LS_OK;
+}
+
+ls_status cuda_try_step(ls_engine *engine, ls_error *err) {
+    cuda_engine *cuda = engine_cuda(engine);
+    int32_t zero = 0;
+    ls_step_seq seq = {.n_rows = 1, .page = &zero};
+    ls_sample_params greedy = {0};
+    const ls_step step = {.n_rows = 1,
+                          .n_dec = 1,
+                          .n_seqs = 1,
+                          .n_out = 1,
+                          .token = &zero,
+                          .pos = &zero,
+                          .seq_of = &zero,
+                          .seq = &seq,
+                          .out_row = &zero,
+                          .sample = &greedy};
+    TRY(copy_in_step(engine, &engine->batch[0], &step, NULL, err));
+    TRY(cuda_persist_launch(cuda, 1, err));
+    TRY(cuda_rank_wait(&cuda->rank, "a first step", CUDA_STEP_TIMEOUT_S, err));
+    return cuda_persist_check(engine, err);
 }
 
 /* ---- For verify ---- */

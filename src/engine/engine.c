@@ -370,6 +370,7 @@ ls_status engine_open_on(const ls_backend *backend, ls_model *model, const ls_en
     }
     engine->model = model;
     engine->backend = backend;
+    engine->decode_plan = "";
     engine->hosts = params->hosts;
     if (driver_init(engine, err) != LS_OK) {
         free(engine);

@@ -166,6 +166,7 @@ struct ls_engine {
     int64_t first_token_ns;        /* when the first token of all was given; 0: not yet */
     int64_t collected_ns;          /* when the last step's results were there */
     int n_graphs;                  /* of a GPU's decode steps */
+    const char *decode_plan;       /* of a GPU: "persistent" or "graph"; else "" */
     double read_bytes_per_s;       /* 0: not measured yet */
     ls_error death;                /* status LS_OK while the engine lives; see engine_check_alive */
     pthread_mutex_t lock;

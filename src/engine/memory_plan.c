@@ -2,6 +2,7 @@
 #include "engine/memory_plan.h"
 
 #include "backend/cuda/kern/exchange_args.h"
+#include "backend/cuda/kern/persist_args.h"
 #include "engine/engine.h"
 
 const char *memory_tag_name(memory_tag tag) {
@@ -53,6 +54,7 @@ static ls_status place_on_device(rank_memory *out, const engine_config *config, 
         TRY(arena_take(arena, MEM_EXCHANGE, n_epochs * sizeof(uint32_t), &out->epochs, err));
         TRY(config->staged ? LS_OK : arena_take(arena, MEM_EXCHANGE, box_bytes, &out->box, err));
     }
+    TRY(arena_take(arena, MEM_ACTIVATIONS, config->persist_bytes, &out->persist, err));
     return arena_take(arena, MEM_ACTIVATIONS, config->workspace_bytes, &out->workspace, err);
 }
 
@@ -145,6 +147,9 @@ static ls_status place_beside_device(host_memory *out, const engine_config *conf
     TRY(arena_take(arena, MEM_LOGITS, n_ranks * n_out * sizeof *out->offers, &out->offers, err));
     TRY(place_stage(out, config, program->spec, arena, err));
     TRY(arena_take(arena, MEM_LOGITS, n_threads * v * sizeof(float), &out->edited, err));
+    if (config->persist_bytes > 0) {
+        TRY(arena_take(arena, MEM_STEP, sizeof *out->persist_stuck, &out->persist_stuck, err));
+    }
     if (config->trace_events > 0) {
         TRY(trace_place(&out->device_trace, 1, config->trace_events, arena, MEM_TRACE, err));
     }

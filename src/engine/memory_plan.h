@@ -52,6 +52,8 @@ typedef struct engine_config {
     bool staged;            /* ranks on devices exchange through the host's memory */
     bool runs_ahead;        /* steps may be submitted while the one before them runs: two batches */
     size_t workspace_bytes; /* scratch of the kernels of a device */
+    size_t persist_bytes;   /* tables and words of its persistent kernel; 0: it does not run */
+    bool must_persist;      /* nothing else may run decode steps */
     int trace_events;       /* kept for each thread; 0: no trace */
 } engine_config;
 
@@ -63,7 +65,7 @@ typedef struct rank_memory {
     const float *logits;          /* [n_out_max][V_loc] */
     const ls_sample_part *offers; /* [n_out_max] */
     /* Ranks on devices, addresses there: */
-    void *step, *counters, *workspace;
+    void *step, *counters, *workspace, *persist;
     void *box, *epochs; /* of several: backend/cuda/kern/exchange_args.h */
     int32_t *result;    /* [result_words]: tokens drawn on the device, then faults */
     trace_row *trace;   /* [n_threads], one of a device, or NULL */
@@ -86,9 +88,10 @@ typedef struct host_memory {
     float *logits; /* [n_out_max][V_loc] rows that were asked for */
     uint8_t *ring; /* [load_ring_bytes] the same place, until the first step */
     ls_sample_part *offers;
-    void *edited, *slices;    /* BUF_EDITED, BUF_SLICE of the host's sampler */
-    volatile uint64_t *stuck; /* [n_ranks] exchange_args.h */
-    void *box[LS_MAX_RANKS];  /* with config.staged: theirs, and copies of their BUF_PART */
+    void *edited, *slices;               /* BUF_EDITED, BUF_SLICE of the host's sampler */
+    volatile uint64_t *stuck;            /* [n_ranks] exchange_args.h */
+    struct persist_stuck *persist_stuck; /* with config.persist_bytes: persist_args.h */
+    void *box[LS_MAX_RANKS];             /* with config.staged: theirs, and copies of their BUF_PART */
     float *staged[LS_MAX_RANKS];
     trace_row *device_trace;
     trace_row *trace; /* the engine's own row, or NULL */

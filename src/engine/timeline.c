@@ -95,6 +95,7 @@ static void get_timeline(ls_engine *engine, ls_timeline *out) {
         .isa = engine->isa->name,
         .device = engine->device_name[0] != '\0' ? engine->device_name : "CPU",
         .no_gpu = engine->no_gpu,
+        .plan = engine->decode_plan,
         .load_us = engine->model->load_us,
         .plan_us = engine->plan_us,
         .shard_us = engine->shard_us,

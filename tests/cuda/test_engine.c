@@ -3,7 +3,9 @@
  *
  *   decode against prefill   the logits of a greedy text, step by step, and of the same text as one prompt: other kernels,
  *                            the same model
- *   the same bits            of decode steps from run to run, for any number of rows, with graphs and without
+ *   the same bits            of decode steps from run to run, for any number of rows, in one launch a step, with graphs and
+ *                            without
+ *   a step in vain           ends the engine and its requests, with the reason
  *   steps ahead              change no bit of what waiting for every step gives, and faults stay with their rows
  *   ... of short prompts     in one step or each in its own: their matmuls are decode's
  *   against the CPU          dummy weights and drawn tokens are the CPU engine's
@@ -12,9 +14,7 @@
 #include <math.h>
 
 #include "../e2e/edit.h"
-#include "engine/engine.h"
-
-#include "engine/engine.h"
+#include "engine/cuda_engine.h"
 
 static const struct {
     ls_dtype dtype;
@@ -24,6 +24,19 @@ static const struct {
 enum { NEW = 40, ROWS = 16 };
 
 static const char STORY[] = "Once upon a time, there was a little dog named";
+
+/* Of those that this GPU and LS_KERNELS let run, the one that has most of its own. */
+static const char *boldest_plan(ls_model *model) {
+    ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+    const char *kernels = getenv("LS_KERNELS");
+    ls_engine *engine = engine_open(model, &params);
+    const cuda_rank *rank = &engine_cuda(engine)->rank;
+    const bool can =
+        rank->facts.cc_major >= 9 && rank->jit_us == 0 && (kernels == NULL || strcmp(kernels, "auto") == 0);
+    assert_string_equal(engine->decode_plan, "graph"); /* auto */
+    ls_engine_close(&engine);
+    return can ? "persistent" : "graph";
+}
 
 static float *new_rows(int n_rows, int n_vocab) {
     float *rows = calloc((size_t)n_rows * (size_t)n_vocab, sizeof *rows);
@@ -100,12 +113,12 @@ static void fill(job jobs[ROWS], const int32_t id[ROWS], bool sampled) {
     }
 }
 
-static void run_with(ls_model *model, ls_dtype dtype, const char *graph_sizes, const char *kernels, job *jobs,
+static void run_with(ls_model *model, ls_dtype dtype, const char *plan, const char *graph_sizes, job *jobs,
                      bool alone) {
     ls_engine_params params = LS_ENGINE_PARAMS_INIT;
     params.dtype = dtype;
+    params.plan = plan;
     params.graph_sizes = graph_sizes;
-    params.kernels = kernels;
     ls_engine *engine = engine_open(model, &params);
     for (size_t i = 0; alone && i < ROWS; i++) {
         jobs_run(engine, &jobs[i], 1);
@@ -116,14 +129,20 @@ static void run_with(ls_model *model, ls_dtype dtype, const char *graph_sizes, c
     ls_engine_close(&engine);
 }
 
+/* Of both plans: texts are short enough for that (kern/decode_attn.cu: eight units). */
 static void decode_bits_do_not_depend_on_rows(void **state) {
     (void)state;
-    static const struct {
-        const char *what, *graph_sizes;
-        bool alone;
-    } runs[] = {{"batch", NULL, false}, {"again", NULL, true}, {"no graphs", "none", false}, {"one graph", "16", true}};
-    int32_t id[ROWS];
     ls_model *model = demo_model();
+    const char *boldest = boldest_plan(model);
+    const struct {
+        const char *what, *plan, *graph_sizes;
+        bool alone;
+    } runs[] = {{"batch", boldest, NULL, false},
+                {"again", boldest, NULL, true},
+                {"graphs", NULL, NULL, false},
+                {"no graphs", NULL, "none", false},
+                {"one graph", NULL, "16", true}};
+    int32_t id[ROWS];
     for (int i = 0; i < ROWS; i++) {
         id[i] = 300 + 17 * i;
     }
@@ -134,7 +153,7 @@ static void decode_bits_do_not_depend_on_rows(void **state) {
         run_with(model, dtype, NULL, NULL, alone, true);
         for (size_t v = 0; v < COUNT(runs); v++) {
             fill(jobs, id, k % 2 == 1);
-            run_with(model, dtype, runs[v].graph_sizes, NULL, jobs, runs[v].alone);
+            run_with(model, dtype, runs[v].plan, runs[v].graph_sizes, jobs, runs[v].alone);
             for (int i = 0; i < ROWS; i++) {
                 char what[96];
                 snprintf(what, sizeof what, "%s, %s, %s, prompt %d", ls_dtype_name(dtype), runs[v].what,
@@ -152,9 +171,10 @@ static void decode_bits_do_not_depend_on_rows(void **state) {
  * run everything whoever is in a step. */
 static void steps_ahead_change_nothing(void **state) {
     (void)state;
-    static const char *const graph_sizes[] = {NULL, "none", "1,2"};
+    static const char *const graph_sizes[] = {NULL, NULL, "none", "1,2"};
     int32_t id[ROWS];
     ls_model *model = demo_model();
+    const char *boldest = boldest_plan(model);
     for (int i = 0; i < ROWS; i++) {
         id[i] = 300 + 17 * i;
     }
@@ -163,6 +183,7 @@ static void steps_ahead_change_nothing(void **state) {
         for (int ahead = 0; ahead < 2; ahead++) {
             ls_engine_params params = LS_ENGINE_PARAMS_INIT;
             params.dtype = LS_BF16;
+            params.plan = k / 2 == 0 ? boldest : NULL;
             params.graph_sizes = graph_sizes[k / 2];
             params.async_scheduling = ahead ? "auto" : "off";
             ls_engine *engine = engine_open(model, &params);
@@ -182,7 +203,7 @@ static void steps_ahead_change_nothing(void **state) {
         }
         for (int i = 0; i < ROWS; i++) {
             char what[64];
-            snprintf(what, sizeof what, "graphs %s, %s, prompt %d",
+            snprintf(what, sizeof what, "plan %d, graphs %s, %s, prompt %d", (int)(k / 2),
                      graph_sizes[k / 2] != NULL ? graph_sizes[k / 2] : "", k % 2 == 1 ? "sampled" : "greedy", i);
             if (jobs[0][i].leave_step == 0) {
                 assert_same_answer(&jobs[0][i], &jobs[1][i], what);
@@ -297,6 +318,36 @@ static void drawn_tokens_are_the_cpus(void **state) {
         assert_true(n_same >= ROWS - 1); /* one may stand on a knife's edge */
         jobs_clear(jobs[0], ROWS);
         jobs_clear(jobs[1], ROWS);
+    }
+    ls_model_close(&model);
+}
+
+/* What a wait in vain leaves behind, left behind by the test: who runs on finds it and stops at once. */
+static void a_step_in_vain_is_told(void **state) {
+    (void)state;
+    ls_model *model = demo_model();
+    ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+    ls_engine *engine = NULL;
+    params.plan = boldest_plan(model);
+    print_message("plan: %s\n", params.plan);
+    if (strcmp(params.plan, "persistent") == 0) {
+        engine = engine_open(model, &params);
+        assert_string_equal(engine->decode_plan, "persistent");
+        job jobs[] = {{.text = STORY, .max_tokens = 20}, {.text = STORY, .max_tokens = 20, .temperature = 1}};
+        *engine->host.persist_stuck = (persist_stuck){.is_set = 1, .op = 1, .layer = 0, .block = 7};
+        jobs_run(engine, jobs, 2);
+        for (size_t i = 0; i < COUNT(jobs); i++) {
+            assert_int_equal(jobs[i].status, LS_EABORTED);
+            assert_non_null(strstr(jobs[i].error, "block 7"));
+            assert_non_null(strstr(jobs[i].error, "layer 0"));
+        }
+        jobs_clear(jobs, COUNT(jobs));
+        ls_engine_close(&engine);
+    } else { /* chips before Hopper, --kernels generic */
+        params.plan = "persistent";
+        params.device = "cuda";
+        params.kernels = getenv("LS_KERNELS");
+        assert_int_not_equal(ls_engine_open(model, &params, &engine, NULL), LS_OK);
     }
     ls_model_close(&model);
 }
@@ -423,6 +474,7 @@ int main(void) {
         cmocka_unit_test(overflow_fails_only_its_request),
         cmocka_unit_test(short_prompts_have_their_own_bits),
         cmocka_unit_test(drawn_tokens_are_the_cpus),
+        cmocka_unit_test(a_step_in_vain_is_told),
         cmocka_unit_test(generic_kernels_agree),
         cmocka_unit_test(plans_equal_engines),
         cmocka_unit_test(what_doctor_measures),

@@ -137,6 +137,20 @@ static void no_gpu_is_told(void **state) {
     assert_int_equal(ls_engine_open(model, &on_gpu, &engine, &err), expected);
     assert_non_null(strstr(err.text, why));
     assert_null(engine);
+#ifdef LS_CUDA
+    on_gpu.plan = "tape";
+    assert_int_equal(ls_engine_open(model, &on_gpu, &engine, &err), LS_EINVAL);
+    assert_non_null(strstr(err.text, "--plan tape"));
+    on_gpu.plan = "persistent";
+    on_gpu.tensor_parallel_size = 2;
+    assert_int_equal(ls_engine_open(model, &on_gpu, &engine, &err), LS_EUNSUPPORTED);
+    assert_non_null(strstr(err.text, "--plan persistent"));
+    on_gpu.tensor_parallel_size = 1;
+    on_gpu.kernels = "generic";
+    assert_int_equal(ls_engine_open(model, &on_gpu, &engine, &err), LS_EINVAL);
+    assert_non_null(strstr(err.text, "--kernels generic"));
+    on_gpu.plan = on_gpu.kernels = NULL;
+#endif
     on_gpu.device = "auto";
     assert_int_equal(ls_engine_open(model, &on_gpu, &engine, &err), LS_OK);
     ls_timeline timeline = LS_TIMELINE_INIT;
@@ -195,11 +209,18 @@ static void plans_for_gpus(void **state) {
     const int64_t workspace = (int64_t)294 * 128 * 256 * 4 + 2 * m * f * 4;
     assert_int_equal(plan.rank_bytes[0][LS_MEMORY_KV_CACHE], (int64_t)SEQS * LEN * 36 * 2 * 8 * 128 * 2);
     assert_int_equal(plan.rank_bytes[0][LS_MEMORY_EXCHANGE], 2 * 8 * m * d * 4);
-    assert_int_equal(plan.rank_bytes[0][LS_MEMORY_ACTIVATIONS],
-                     m * (4 * d + 2 * d + 4 * wide + 2 * 32 * 128 + 2 * f) + workspace);
+    const int64_t activations = m * (4 * d + 2 * d + 4 * wide + 2 * 32 * 128 + 2 * f) + workspace;
+    assert_int_equal(plan.rank_bytes[0][LS_MEMORY_ACTIVATIONS], activations);
     assert_int_equal(plan.rank_bytes[0][LS_MEMORY_ROPE], (int64_t)LEN * 128 * 4);
     assert_int_equal(plan.shared_bytes[LS_MEMORY_ROPE], (int64_t)LEN * 128 * 4);
     assert_true(plan.shared_bytes[LS_MEMORY_LOGITS] > plan.rank_bytes[0][LS_MEMORY_LOGITS]);
+
+    /* The persistent kernel's tables and words, for steps of 1, 2, 4 and 8 rows: at least two of h, qkv and what crosses
+     * between FFN's halves, 8 bytes for two elements, one of h */
+    params.plan = "persistent";
+    assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_OK);
+    const int64_t more = plan.rank_bytes[0][LS_MEMORY_ACTIVATIONS] - activations;
+    assert_in_range(more, 8 * (1 + 2 + 4 + 8) * (2 * d + wide / 2 + f / 2), 64 << 20);
 
     /* 256 seats are more than fit: pages fill the budget, less what the driver takes later, to within one */
     params.max_num_seqs = 256;
@@ -220,6 +241,7 @@ static void plans_for_gpus(void **state) {
     /* Ranks: each has about its part of the weights, and all fit on their GPU, or on the one that they share. */
     const int64_t weights = plan.rank_bytes[0][LS_MEMORY_WEIGHTS];
     params.max_num_seqs = 256;
+    params.plan = NULL;
     for (int shared = 0; shared < 2; shared++) {
         params.device = shared ? "0,0,0,0" : "cuda";
         params.tensor_parallel_size = shared ? 0 : 4;

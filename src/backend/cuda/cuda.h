@@ -5,6 +5,7 @@
  *   driver.[ch]     libcuda.so.1 by dlopen: a struct of function pointers                    knows nothing of models
  *   cuda_rank.c     context, stream, module, functions, pinned step buffers of one rank
  *   decode.c        launches the ops of a decode step, M <= 16 rows; kern/decode_*.cu
+ *   persist.[ch]    the same step as one kernel, on chips that can; kern/persist*.cu[h]
  *   prefill.c       launches the ops of any other step, decode-only steps of more rows among them; kern/prefill_*.cu, matmuls by decode's kernels (few rows) or
  *                   cuBLASLt (cublaslt.c), attention on Hopper by flash.c
  *   wide.c          launches matmuls of 17 rows and more on Hopper; kern/wide.cu
@@ -72,6 +73,7 @@ typedef struct cuda_rank {
     CUfunction *wide_fn;
     bool flash; /* flash.c serves: its maps of the K and of the V cache (CUtensorMap) */
     uint64_t flash_map[2][16];
+    int attn_warps; /* of a block of decode's attention, at most, so that its bits are persist.cu's: PERSIST_WARPS; or 0 */
     bool
         overlap; /* kernels that know how begin while the one before them ends (programmatic dependent launch); only with the
                      chip's own code for sm_90 and later: PTX for older chips does not wait */
@@ -114,6 +116,8 @@ ls_status decode_launch_rows(cuda_rank *rank, const ls_op *op, int n_ops, int fi
 ls_status decode_launch_attn(cuda_rank *rank, const ls_op *op, int first, bool with_bias, int n_rows, ls_error *err);
 /* The norm alone of an op that begins with one. */
 ls_status decode_launch_norm(cuda_rank *rank, const ls_op *op, int first, int n_rows, ls_error *err);
+/* Warps of a block of attention, which decide bits; bytes of shared memory for a row of K or V, and for a warp. */
+int decode_attn_warps(const cuda_rank *rank, int d_head, int *row_bytes, int *warp_bytes);
 /* How many nodes of the leaf tree decode's out and ffn_out leave. */
 int decode_row_nodes(const cuda_rank *rank, const ls_op *op);
 /* How many offers `sample` leaves for each output row in the workspace (decode_sample_part, ids within the rank's
@@ -183,6 +187,9 @@ ls_status cuda_launch(cuda_rank *rank, CUfunction fn, const char *name, unsigned
 /* The same for a kernel that waits for those before it (ptx.cuh), so that it may begin while they end: rank->overlap. */
 ls_status cuda_launch_overlapping(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
                                   unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err);
+/* ... all of whose blocks run at the same time: a cooperative launch, of one dimension. */
+ls_status cuda_launch_together(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid, unsigned block,
+                               unsigned shared_bytes, void **args, ls_error *err);
 /* LS_OK, or an error with what, the rank and CUDA's name and text for rc. */
 ls_status cuda_check(const cuda_rank *rank, CUresult rc, const char *what, ls_error *err);
 

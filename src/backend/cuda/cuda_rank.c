@@ -50,6 +50,24 @@ ls_status cuda_launch_overlapping(cuda_rank *rank, CUfunction fn, const char *na
     return rc == CUDA_SUCCESS ? LS_OK : cuda_check(rank, rc, name, err);
 }
 
+ls_status cuda_launch_together(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid, unsigned block,
+                               unsigned shared_bytes, void **args, ls_error *err) {
+    cuda_note_launch(rank, name);
+    CUlaunchAttribute together = {.id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE, .value.cooperative = 1};
+    const CUlaunchConfig config = {.gridDimX = grid,
+                                   .gridDimY = 1,
+                                   .gridDimZ = 1,
+                                   .blockDimX = block,
+                                   .blockDimY = 1,
+                                   .blockDimZ = 1,
+                                   .sharedMemBytes = shared_bytes,
+                                   .hStream = rank->stream,
+                                   .attrs = &together,
+                                   .numAttrs = 1};
+    CUresult rc = rank->driver->cuLaunchKernelEx(&config, fn, args, NULL);
+    return rc == CUDA_SUCCESS ? LS_OK : cuda_check(rank, rc, name, err);
+}
+
 /* ---- The device ---- */
 
 ls_status cuda_rank_facts(cuda_rank *rank, const cuda_driver *driver, int ordinal, ls_error *err) {

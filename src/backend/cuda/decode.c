@@ -369,6 +369,16 @@ size_t decode_workspace(const ls_op *attn, int m_max, int max_len, int n_pages) 
     return attention > sample ? attention : sample;
 }
 
+int decode_attn_warps(const cuda_rank *rank, int d_head, int *row_bytes, int *warp_bytes) {
+    const int element = (int)ls_dtype_bytes(rank->bind.kv_dtype);
+    const int room = at_most(rank->facts.shared_bytes_per_block, MAX_ATTN_BYTES) - DECODE_ATTN_BYTES;
+    const int most = d_head > 128 ? DECODE_ATTN_WIDE : DECODE_ATTN_WARPS;
+    *row_bytes = ceil_div(d_head, 16) * 16 * element + 16;
+    *warp_bytes =
+        2 * DECODE_ATTN_UNIT * *row_bytes + DECODE_ATTN_HEADS * (d_head + DECODE_ATTN_UNIT) * (int)sizeof(float);
+    return at_most(room / *warp_bytes, rank->attn_warps > 0 ? at_most(rank->attn_warps, most) : most);
+}
+
 /* before: the op before it, which is qkv or NULL. with_bias: its matmul left the bias to this. */
 static ls_status launch_attn(cuda_rank *rank, const ls_op *op, const ls_op *before, bool with_bias, int m_bucket,
                              ls_error *err) {
@@ -404,13 +414,8 @@ static ls_status launch_attn(cuda_rank *rank, const ls_op *op, const ls_op *befo
         args.k_bias = with_bias ? vector(rank, before->qkv.k_bias) : NULL;
         args.v_bias = with_bias ? vector(rank, before->qkv.v_bias) : NULL;
     }
-    /* As many warps as there is room for; as many blocks as the chip holds at a time, or as there may be items. */
-    const int element = (int)ls_dtype_bytes(bind->kv_dtype);
-    const int room = at_most(rank->facts.shared_bytes_per_block, MAX_ATTN_BYTES) - DECODE_ATTN_BYTES;
-    args.row_bytes = ceil_div(a->d_head, 16) * 16 * element + 16;
-    args.warp_bytes =
-        2 * DECODE_ATTN_UNIT * args.row_bytes + DECODE_ATTN_HEADS * (a->d_head + DECODE_ATTN_UNIT) * (int)sizeof(float);
-    const int warps = at_most(room / args.warp_bytes, a->d_head > 128 ? DECODE_ATTN_WIDE : DECODE_ATTN_WARPS);
+    const int warps = decode_attn_warps(rank, a->d_head, &args.row_bytes, &args.warp_bytes);
+    /* As many blocks as the chip holds at a time, or as there may be items. */
     const int bytes = DECODE_ATTN_BYTES + warps * args.warp_bytes;
     const int grid = at_most(m_bucket * blocks * DECODE_ATTN_SPLITS,
                              rank->facts.sm_count * (rank->facts.shared_bytes_per_block / bytes));

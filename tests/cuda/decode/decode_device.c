@@ -110,6 +110,16 @@ cuda_rank *device_rank(device *dev, const ls_bind *bind, size_t workspace_bytes)
     return rank;
 }
 
+int device_blocks(device *dev, int emulated) {
+    (void)emulated;
+    return dev->rank.facts.cc_major >= 9 && dev->rank.jit_us == 0 ? dev->rank.facts.sm_count : 0;
+}
+
+bool device_is_slow(device *dev) {
+    (void)dev;
+    return false;
+}
+
 bool device_overlap(device *dev, bool on) {
     const bool can = dev->rank.facts.cc_major >= 9 && getenv("LS_KERNELS") == NULL;
     dev->rank.overlap = on && can;
@@ -152,6 +162,40 @@ double device_time(device *dev, void (*enqueue)(void *context), void *context) {
     api->cuGraphDestroy(graph);
     qsort(us, REPLAYS, sizeof *us, by_value);
     return us[REPLAYS / 2];
+}
+
+void device_repeat(device *dev, void *to, size_t n_from, size_t n) {
+    for (size_t at = n_from; at < n; at += n_from) {
+        must(dev,
+             dev->driver->cuMemcpyDtoDAsync((uintptr_t)to + at, (uintptr_t)to, n - at < n_from ? n - at : n_from,
+                                            dev->rank.stream),
+             "copying");
+    }
+}
+
+double device_time_many(device *dev, void (*enqueue)(void *context), void *context, int n) {
+    enum { RUNS = 5 };
+    const cuda_driver *api = dev->driver;
+    CUstream stream = dev->rank.stream;
+    CUevent start, end;
+    double us[RUNS];
+    must(dev, api->cuEventCreate(&start, CU_EVENT_DEFAULT), "an event");
+    must(dev, api->cuEventCreate(&end, CU_EVENT_DEFAULT), "an event");
+    for (int run = -1; run < RUNS; run++) {
+        float ms = 0;
+        must(dev, api->cuEventRecord(start, stream), "an event");
+        for (int i = 0; i < n; i++) {
+            enqueue(context);
+        }
+        must(dev, api->cuEventRecord(end, stream), "an event");
+        must(dev, api->cuEventSynchronize(end), "running kernels");
+        must(dev, api->cuEventElapsedTime(&ms, start, end), "an event");
+        us[run < 0 ? 0 : run] = 1000.0 * (double)ms / n;
+    }
+    api->cuEventDestroy(start);
+    api->cuEventDestroy(end);
+    qsort(us, RUNS, sizeof *us, by_value);
+    return us[RUNS / 2];
 }
 
 /* ---- Timings: whole models of random weights ---- */

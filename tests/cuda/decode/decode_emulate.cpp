@@ -1,80 +1,23 @@
 /*
  * The decode kernels on the CPU: a device for decode_check where there is no GPU. Slow, for small models.
  *
- * The .cu files are compiled as C++. A block's threads are fibers that run in turn until each waits at a barrier or in a
- * warp's exchange; a warp whose lanes wait for different things is an error. With LS_EMULATE_BACKWARDS set lanes and warps
+ * The .cu files are compiled as C++, with a block's threads as fibers (fibers.h); a warp whose lanes wait for different things
+ * is an error. With LS_EMULATE_BACKWARDS set lanes and warps
  * run in the opposite order, which must give the same bits. Built with -fsanitize=address it finds accesses outside of
  * buffers, since each is an allocation of its own.
  */
-#include <math.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include <deque>
+#include <memory>
+#include <thread>
+#include <vector>
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include "../fibers.h"
 
-/* ---- Fibers ---- */
+enum { STACK_BYTES = 256 << 10, MAX_THREADS = 1024 };
 
-struct index3 {
-    unsigned x, y, z;
-};
-static index3 threadIdx, blockIdx, blockDim, gridDim;
-
-static void emulate_check(bool good, const char *what) {
-    if (!good) {
-        fprintf(stderr, "emulated kernel: %s (block %u %u %u, thread %u)\n", what, blockIdx.x, blockIdx.y, blockIdx.z,
-                threadIdx.x);
-        abort();
-    }
-}
-
-enum state { RUNS, AT_BARRIER, IN_WARP, DONE };
-enum { STACK_BYTES = 256 << 10, MAX_THREADS = 1024, SLOT_BYTES = 32 };
-
-struct fiber {
-    void *sp;
-    char *stack;
-    state is;
-    unsigned turn; /* of the warp's exchanges */
-};
-static fiber fibers[MAX_THREADS];
-static void *scheduler_sp;
-static fiber *current;
-static char slots[MAX_THREADS / 32][2][32][SLOT_BYTES];
-static void (*kernel_entry)(const void *);
-static const void *kernel_args;
-
-extern "C" void decode_emulate_switch(void **save, void *to);
-__asm__(".text\n.globl decode_emulate_switch\ndecode_emulate_switch:\n"
-        "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
-        "mov %rsp, (%rdi)\nmov %rsi, %rsp\n"
-        "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
-
-static void pause_as(state why) {
-    current->is = why;
-    decode_emulate_switch(&current->sp, scheduler_sp);
-}
-
-extern "C" void decode_emulate_start(void) {
-    kernel_entry(kernel_args);
-    pause_as(DONE);
-    abort();
-}
-
-static void emulate_all_gather(const void *mine, size_t bytes, void *all) {
-    fiber *self = current;
-    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, buffer = self->turn++ % 2;
-    emulate_check(bytes <= SLOT_BYTES, "an exchange is too large");
-    memcpy(slots[warp][buffer][lane], mine, bytes);
-    pause_as(IN_WARP);
-    for (int i = 0; i < 32; i++) {
-        memcpy((char *)all + i * bytes, slots[warp][buffer][i], bytes);
-    }
-}
+static thread_local fiber fibers[MAX_THREADS];
+static thread_local char *stacks[MAX_THREADS];
+static thread_local warp_slots slots_of_warps[MAX_THREADS / 32];
 
 /* Asynchronous copies of a thread, in order; to = NULL ends a group. What they bring is there when it is waited for, and
  * rubbish until then. */
@@ -82,7 +25,7 @@ struct pending_copy {
     char *to;
     char data[16];
 };
-static std::deque<pending_copy> copies[MAX_THREADS];
+static thread_local std::deque<pending_copy> copies[MAX_THREADS];
 
 static void emulate_copy(void *to, const void *from, bool wanted) {
     pending_copy copy = {static_cast<char *>(to), {0}};
@@ -110,163 +53,92 @@ static void emulate_copies_until(int n_pending) {
     }
 }
 
-/* ---- What kernels call ---- */
+/* What decode_emulate_device.c leaves in a CUtensorMap. */
+struct emulated_map {
+    const char *base;
+    uint64_t columns, rows, row_bytes; /* columns of `element` bytes */
+    uint32_t box_columns, box_rows, element, swizzled;
+};
 
-static void __syncthreads() {
-    pause_as(AT_BARRIER);
-}
-static void __syncwarp() {
-    char all[32], none = 0;
-    emulate_all_gather(&none, 1, all);
-}
-static void __threadfence() {}
-template <typename T> static T __shfl_xor_sync(unsigned, T value, int lanes) {
-    T all[32];
-    emulate_all_gather(&value, sizeof value, all);
-    return all[(threadIdx.x % 32) ^ lanes];
-}
-template <typename T> static T __shfl_sync(unsigned, T value, int lane) {
-    T all[32];
-    emulate_all_gather(&value, sizeof value, all);
-    return all[lane];
-}
-template <typename T> static T __shfl_up_sync(unsigned, T value, int lanes) {
-    T all[32];
-    emulate_all_gather(&value, sizeof value, all);
-    const int lane = threadIdx.x % 32;
-    return all[lane >= lanes ? lane - lanes : lane];
-}
-static uint32_t __ballot_sync(unsigned, bool value) {
-    bool all[32];
-    uint32_t bits = 0;
-    emulate_all_gather(&value, sizeof value, all);
-    for (int i = 0; i < 32; i++) {
-        bits |= (uint32_t)all[i] << i;
-    }
-    return bits;
-}
-static int __popc(uint32_t bits) {
-    return __builtin_popcount(bits);
-}
-static uint32_t atomicAdd(uint32_t *p, uint32_t n) {
-    uint32_t old = *p;
-    *p += n;
-    return old;
-}
-static int32_t atomicCAS(int32_t *p, int32_t expected, int32_t value) {
-    int32_t old = *p;
-    *p = old == expected ? value : old;
-    return old;
-}
-template <typename T> static T __ldcg(const T *p) {
-    return *p;
-}
-static float __uint_as_float(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-static uint32_t __umulhi(uint32_t a, uint32_t b) {
-    return (uint32_t)((uint64_t)a * b >> 32);
-}
-static int __clz(int x) {
-    return x == 0 ? 32 : __builtin_clz((unsigned)x);
-}
-static uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
-    const uint64_t all = (uint64_t)b << 32 | a;
-    uint32_t out = 0;
-    for (int i = 0; i < 4; i++) {
-        out |= (uint32_t)(all >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
-    }
-    return out;
-}
-static int min(int a, int b) {
-    return a < b ? a : b;
-}
-static int max(int a, int b) {
-    return a > b ? a : b;
-}
-template <int DTYPE> static float emulate_half(uint32_t bits) {
-    uint16_t low = (uint16_t)bits;
-    if (DTYPE == 2) {
-        return __uint_as_float((uint32_t)low << 16);
-    }
-    __half half;
-    memcpy(&half, &low, sizeof half);
-    return __half2float(half);
-}
+/* Copies of a block that have not come in. */
+struct bulk {
+    char *to;
+    emulated_map map;
+    int column, row;
+    uint64_t *barrier;
 
-#undef __shared__
-#undef __global__
-#undef __device__
-#undef __forceinline__
-#undef __launch_bounds__
-#undef __grid_constant__
-#define __shared__ thread_local
-#define __global__
-#define __device__
-#define __forceinline__ inline
-#define __launch_bounds__(...)
-#define __grid_constant__
+    uint32_t width() const {
+        return map.box_columns * map.element;
+    }
+    uint32_t bytes() const {
+        return width() * map.box_rows;
+    }
+    void land() const {
+        const uint64_t n = map.columns * map.element, first = (uint64_t)column * map.element;
+        for (uint32_t r = 0; r < map.box_rows; r++) {
+            for (uint32_t i = 0; i < width(); i += map.element) {
+                const bool inside = row >= 0 && column >= 0 && (uint64_t)row + r < map.rows && first + i < n;
+                const uint32_t at = r * width() + i;
+                char *cell = to + (map.swizzled ? at ^ (at >> 7 & 7) << 4 : at);
+                memset(cell, 0, map.element);
+                if (inside) {
+                    memcpy(cell, map.base + (row + r) * map.row_bytes + first + i, map.element);
+                }
+            }
+        }
+    }
+};
+static thread_local std::deque<bulk> bulks;
+static void emulate_some_bulk();
+extern thread_local uint4 persist_room[(228 << 10) / sizeof(uint4)];
 
 alignas(16) thread_local float matmul_room[(228 << 10) / sizeof(float)];
 alignas(16) thread_local float kept[1 << 14];
 thread_local uint4 attn_room[(228 << 10) / sizeof(uint4)];
+alignas(1024) thread_local uint4 persist_room[(228 << 10) / sizeof(uint4)];
 
 #include "backend/cuda/kern/decode_attn.cu"
 #include "backend/cuda/kern/decode_matmul.cu"
 #include "backend/cuda/kern/decode_matmul_wide.cu"
 #include "backend/cuda/kern/decode_sample.cu"
 #include "backend/cuda/kern/decode_stream.cu"
+#include "backend/cuda/kern/persist.cu"
 
 /* ---- Launching ---- */
 
 static void run_block(unsigned n_threads, bool backwards) {
     const unsigned n_warps = n_threads / 32;
+    slots = slots_of_warps;
     for (unsigned i = 0; i < n_threads; i++) {
-        fiber *f = &fibers[i];
-        if (f->stack == NULL) {
-            f->stack = static_cast<char *>(aligned_alloc(64, STACK_BYTES));
+        if (stacks[i] == NULL) {
+            stacks[i] = static_cast<char *>(aligned_alloc(64, STACK_BYTES));
         }
-        void **top = reinterpret_cast<void **>(f->stack + STACK_BYTES - 64);
-        *--top = NULL; /* so that decode_emulate_start finds its stack aligned as a call leaves it */
-        *--top = reinterpret_cast<void *>(decode_emulate_start);
-        for (int r = 0; r < 6; r++) {
-            *--top = NULL;
-        }
-        f->sp = top;
-        f->is = RUNS;
-        f->turn = 0;
+        fiber_begin(&fibers[i], stacks[i] + STACK_BYTES);
         copies[i].clear();
     }
     for (unsigned n_done = 0; n_done < n_threads;) {
         for (unsigned w = 0; w < n_warps; w++) {
-            const unsigned warp = backwards ? n_warps - 1 - w : w;
-            for (bool again = true; again;) {
-                int waiting[4] = {0, 0, 0, 0};
-                for (unsigned l = 0; l < 32; l++) {
-                    const unsigned i = warp * 32 + (backwards ? 31 - l : l);
-                    if (fibers[i].is == RUNS) {
-                        current = &fibers[i];
-                        threadIdx = {i, 0, 0};
-                        decode_emulate_switch(&scheduler_sp, current->sp);
-                    }
-                    waiting[fibers[i].is]++;
-                }
-                again = waiting[IN_WARP] == 32;
-                emulate_check(again || waiting[IN_WARP] == 0, "lanes of a warp wait for different things");
-                for (unsigned l = 0; l < 32 && again; l++) {
-                    fibers[warp * 32 + l].is = RUNS;
-                }
-            }
+            run_warp(fibers, backwards ? n_warps - 1 - w : w, backwards);
         }
         n_done = 0;
+        unsigned n_meeting = 0, n_first = 0;
         for (unsigned i = 0; i < n_threads; i++) {
             n_done += fibers[i].is == DONE;
-            fibers[i].is = fibers[i].is == AT_BARRIER ? RUNS : fibers[i].is;
+            n_meeting += fibers[i].is == AT_BARRIER && fibers[i].meets == n_threads;
+            n_first += fibers[i].is == AT_BARRIER && fibers[i].meets < n_threads;
         }
-        emulate_check(n_done == 0 || n_done == n_threads, "threads end while others wait at a barrier");
+        emulate_check(n_meeting == 0 || n_done == 0, "threads end while others wait at a barrier");
+        for (unsigned i = 0; i < n_threads; i++) {
+            fiber &f = fibers[i];
+            if (f.is == AT_BARRIER && f.meets == (f.meets == n_threads ? n_meeting : n_first)) {
+                f.is = RUNS;
+            }
+        }
+        if (n_meeting + n_first + n_done < n_threads) {
+            std::this_thread::yield();
+        }
     }
+    emulate_check(bulks.empty(), "copies have not come in at the end");
 }
 
 struct kernel {
@@ -279,6 +151,7 @@ struct kernel {
          memcpy(&copy, args, sizeof copy);                                                                             \
          name(copy);                                                                                                   \
      }},
+#define PERSISTS(name) KERNEL(persist_##name##_8, persist_args) KERNEL(persist_##name##_16, persist_args)
 #define MATMULS(name)                                                                                                  \
     KERNEL(decode_matmul_##name##_odd, decode_matmul_args)                                                             \
     KERNEL(decode_matmul_##name##_8, decode_matmul_args) KERNEL(decode_matmul_##name##_16, decode_matmul_args)
@@ -292,7 +165,7 @@ static const kernel kernels[] = {KERNEL(decode_embed, decode_embed_args) KERNEL(
                                      KERNEL(decode_sample, decode_sample_args) MATMULS(f32) WIDE_MATMULS(bf16) WIDE_MATMULS(f16)
                                          MATMULS(int8_f32) WIDE_MATMULS(int8_bf16) WIDE_MATMULS(int8_f16) KERNEL(decode_matmul_bf16_8_long, decode_matmul_args)
                                              KERNEL(decode_matmul_f16_8_long, decode_matmul_args) ATTNS(f32) ATTNS(bf16)
-                                                 ATTNS(f16)};
+                                                 ATTNS(f16) PERSISTS(f32) PERSISTS(bf16) PERSISTS(f16) PERSISTS(int8_bf16)};
 
 extern "C" const void *decode_emulate_kernel(const char *name) {
     for (const kernel &k : kernels) {
@@ -319,4 +192,36 @@ extern "C" void decode_emulate_launch(const void *kernel_, const unsigned grid[3
         memset(attn_room, 0xff, shared_bytes);
         run_block(block, backwards);
     }
+}
+
+/* All blocks at once, each a thread of the host, until persist_emulate_wait. Several grids may run. */
+static std::vector<std::thread> running;
+
+extern "C" void persist_emulate_launch(const void *kernel_, unsigned grid, unsigned block, unsigned shared_bytes,
+                                       const void *args, bool backwards) {
+    const auto copy = std::make_shared<persist_args>();
+    memcpy(copy.get(), args, sizeof *copy);
+    emulate_check(block % 32 == 0 && block <= MAX_THREADS && shared_bytes <= sizeof persist_room, "a block of this shape");
+    for (unsigned i = 0; i < grid; i++) {
+        running.emplace_back([=] {
+            kernel_entry = static_cast<const kernel *>(kernel_)->entry;
+            kernel_args = copy.get();
+            gridDim = {grid, 1, 1};
+            blockDim = {block, 1, 1};
+            blockIdx = {i, 0, 0};
+            memset(persist_room, 0xff, shared_bytes);
+            run_block(block, backwards);
+            for (unsigned f = 0; f < block; f++) {
+                free(stacks[f]);
+                stacks[f] = NULL;
+            }
+        });
+    }
+}
+
+extern "C" void persist_emulate_wait(void) {
+    for (std::thread &one : running) {
+        one.join();
+    }
+    running.clear();
 }

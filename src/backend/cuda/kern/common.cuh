@@ -111,6 +111,45 @@ template <int DTYPE> DEVICE void pairs_of_int8(uint32_t word, uint32_t *first, u
     }
 }
 
+/* ---- embed ---- */
+
+/* Row m of embed, an element at a time. */
+struct embed_row {
+    const float *input; /* in place of the table's */
+    int64_t row;        /* of the table */
+    bool here;
+
+    DEVICE_MEMBER embed_row(const decode_embed_args &a, int m) {
+        const int32_t token = step_token(a.step, m);
+        row = (int64_t)token - a.vocab_first;
+        input = NULL;
+        if (token < 0 && a.takes_input_rows && a.step->input_rows != 0) {
+            input = step_array<float>(a.step, a.step->input_rows) + (-1 - (int64_t)token) * a.d;
+        }
+        here = token >= 0 && row >= 0 && row < a.vocab_count;
+    }
+
+    DEVICE_MEMBER float value(const decode_embed_args &a, int i) const {
+        if (input != NULL) {
+            return input[i];
+        }
+        if (!here) {
+            return 0.0F;
+        }
+        if (a.format == KERN_INT8) {
+            int leaf = 0;
+#pragma unroll
+            for (int j = 1; j < DECODE_LEAVES; j++) {
+                leaf += i >= a.border[j];
+            }
+            return (float)static_cast<const int8_t *>(a.table)[row * a.d + i] * a.scale[row * DECODE_LEAVES + leaf];
+        }
+        return a.format == KERN_F32    ? load_as<KERN_F32>(a.table, row * a.d + i)
+               : a.format == KERN_BF16 ? load_as<KERN_BF16>(a.table, row * a.d + i)
+                                       : load_as<KERN_F16>(a.table, row * a.d + i);
+    }
+};
+
 /* ---- Reductions: every lane gets the same bits ---- */
 
 DEVICE float warp_sum(float value) {

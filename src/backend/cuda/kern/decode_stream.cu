@@ -17,30 +17,9 @@ extern "C" __global__ void decode_embed(const __grid_constant__ decode_embed_arg
     if (threadIdx.x == 0) {
         a.fault[m] = 0;
     }
-    const int32_t token = step_token(a.step, m);
-    const int64_t row = (int64_t)token - a.vocab_first;
-    const float *input = NULL;
-    if (token < 0 && a.takes_input_rows && a.step->input_rows != 0) {
-        input = step_array<float>(a.step, a.step->input_rows) + (-1 - (int64_t)token) * a.d;
-    }
-    const bool here = token >= 0 && row >= 0 && row < a.vocab_count;
+    const embed_row row(a, m);
     for (int i = threadIdx.x; i < a.d; i += blockDim.x) {
-        float value = 0.0F;
-        if (input != NULL) {
-            value = input[i];
-        } else if (here && a.format == KERN_INT8) {
-            int leaf = 0;
-#pragma unroll
-            for (int j = 1; j < DECODE_LEAVES; j++) {
-                leaf += i >= a.border[j];
-            }
-            value = (float)static_cast<const int8_t *>(a.table)[row * a.d + i] * a.scale[row * DECODE_LEAVES + leaf];
-        } else if (here) {
-            value = a.format == KERN_F32    ? load_as<KERN_F32>(a.table, row * a.d + i)
-                    : a.format == KERN_BF16 ? load_as<KERN_BF16>(a.table, row * a.d + i)
-                                            : load_as<KERN_F16>(a.table, row * a.d + i);
-        }
-        a.y[(int64_t)m * a.d + i] = value;
+        a.y[(int64_t)m * a.d + i] = row.value(a, i);
     }
 }
 

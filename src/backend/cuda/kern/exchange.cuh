@@ -51,7 +51,7 @@ struct patience {
         if (load_flag(box_abort(group, self.rank)) != 0) {
             return false;
         }
-        const uint64_t now = exchange_time();
+        const uint64_t now = global_time();
         since = since == 0 ? now : since;
         if (now - since < group.patience_ns) {
             return true;

@@ -54,7 +54,7 @@ DEVICE uint32_t load_flag_before_all(const uint32_t *from) {
 }
 
 /* Nanoseconds; how fine it counts is the chip's business, a microsecond or so. */
-DEVICE uint64_t exchange_time() {
+DEVICE uint64_t global_time() {
     uint64_t ns;
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
     return ns;

@@ -30,14 +30,14 @@ extern "C" __global__ void pair_check(const __grid_constant__ pair_pattern_args 
 
 /* One thread: there and back, n times. Gives up, with *lost = 1, when nothing has come for as long as it is patient. */
 extern "C" __global__ void pair_ping(const __grid_constant__ pair_ping_args a) {
-    const uint64_t begin = exchange_time();
+    const uint64_t begin = global_time();
     uint32_t looks = 0;
     for (uint32_t i = 1; i <= a.n; i++) {
         if (a.begins) {
             store_flag(a.there, i);
         }
         while (load_flag(a.here) != i) {
-            if (++looks % 256 == 0 && exchange_time() - begin > a.patience_ns) {
+            if (++looks % 256 == 0 && global_time() - begin > a.patience_ns) {
                 *a.lost = 1;
                 return;
             }

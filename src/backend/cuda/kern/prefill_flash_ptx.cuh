@@ -1,7 +1,9 @@
-// What Hopper's attention and wide.cu need PTX for: wgmma, mbarriers, tensor copies, named barriers; sm_90a alone has all of it.
+// What Hopper's attention and wide.cu need PTX for: wgmma, named barriers and, by barrier_ptx.cuh, tensor copies; sm_90a alone
+// has all of it.
 // tests/cuda/prefill has plain C++ in its place, which reads the same descriptors and swizzle.
 #pragma once
 
+#include "backend/cuda/kern/barrier_ptx.cuh"
 #include "backend/cuda/kern/prefill_ptx.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -13,66 +15,12 @@
 #if PREFILL_HAS_WGMMA
 namespace prefill {
 
-__device__ inline uint32_t shared_address(const void *p) {
-    return (uint32_t)__cvta_generic_to_shared(p);
-}
-
-// ---- Barriers in shared memory: a phase ends when all have arrived and all bytes that were announced are there ----
-
-__device__ inline void barrier_init(uint64_t *barrier, int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
-}
-// After all of them, by the thread that did it; __syncthreads follows.
-__device__ inline void barriers_are_set() {
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-__device__ inline void barrier_arrive(uint64_t *barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
-// Arrives, and announces bytes.
-__device__ inline void barrier_expect(uint64_t *barrier, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-                 : "memory");
-}
-// Until the phase of this parity has ended; the one before the first has.
-__device__ inline void barrier_wait(uint64_t *barrier, int parity) {
-    asm volatile("{\n"
-                 ".reg .pred done;\n"
-                 "again:\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                 "@!done bra again;\n"
-                 "}\n" ::"r"(shared_address(barrier)),
-                 "r"(parity)
-                 : "memory");
-}
-
 // `threads` meet at one of 16 places, of which __syncthreads is 0; or are expected there and do not wait.
 __device__ inline void meet_at(int place, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(place), "r"(threads) : "memory");
 }
 __device__ inline void expected_at(int place, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(place), "r"(threads) : "memory");
-}
-
-// What this thread wrote to shared memory becomes visible to wgmma and tensor copies, after a barrier to those of others.
-__device__ inline void show_to_async() {
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-// ---- Copies ----
-
-// A box of the map from (column, row) on, swizzled; its bytes count for the barrier.
-__device__ inline void copy_box(void *to, const prefill_map *map, int column, int row, uint64_t *barrier) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
-        "[%4];" ::"r"(shared_address(to)),
-        "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier))
-        : "memory");
-}
-
-// The map itself comes to where copies look for it.
-__device__ inline void prefetch_map(const prefill_map *map) {
-    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
 // The same value in all lanes, and the compiler knows it.

@@ -1,4 +1,4 @@
-/* In place of kern/ptx.cuh where kernels run on the CPU: see tests/cuda/decode_emulate.cpp. */
+/* In place of kern/ptx.cuh where kernels run on the CPU: see tests/cuda/decode/decode_emulate.cpp. */
 #ifndef LS_BACKEND_CUDA_PTX_CUH
 #define LS_BACKEND_CUDA_PTX_CUH
 
