@@ -394,7 +394,7 @@ const option_def option_table[OPTION_COUNT] = {
     [OPT_RESULTS] = {OPT_RESULTS, COMMAND_REPORT, GROUP_MEASURE, OPTION_LIST, "results", NULL, 0, "FILE", NULL, 0, 0,
                      NULL, "Results to read; the flag may be left out"},
     [OPT_OUTPUT] = {OPT_OUTPUT, COMMAND_BENCH, GROUP_OUTPUT, OPTION_CHOICE, "output", NULL, 'o', "FORM", "md", 0, 0,
-                    "md|csv|json", "Form of the results on standard output (serve: md or json)"},
+                    "md|csv|json", "Form of the results on standard output"},
     [OPT_OUTPUT_JSON] = {OPT_OUTPUT_JSON, COMMAND_BENCH, GROUP_OUTPUT, OPTION_TEXT, "output-json", NULL, 0, "FILE",
                          NULL, 0, 0, NULL, "Also write the results to a file, as JSON"},
     [OPT_HTML] = {OPT_HTML, COMMAND_REPORT, GROUP_OUTPUT, OPTION_TEXT, "html", NULL, 0, "FILE", NULL, 0, 0, NULL,
