@@ -899,51 +899,33 @@ static void check_wide(gpu *g, tally *t) {
     }
 }
 
-static void check_rows(gpu *g, tally *t) {
+/* way: by wide.c or by gemm.c. Some of it where kernels are emulated. */
+static void check_rows(gpu *g, tally *t, how way) {
     static const shape layer = {"qwen3-4b", 2560, 32, 8, 128, 0, 9728, 1000, false, true, 1, 0};
     static const seqs some[] = {{.name = "200+31", .seq = {{200, 31}}}, {.name = "0+250", .seq = {{0, 250}}}};
-    const bool emulated = g->rank.facts.sm_count < 16; /* slow: some of them */
-    int turn = 0;
-    for (ls_dtype dtype = LS_BF16; dtype <= LS_F16; dtype++) {
-        for (size_t l = 0; l < sizeof wide_lengths / sizeof *wide_lengths; l++) {
-            for (size_t s = 0; s < sizeof shapes / sizeof *shapes && !emulated; s++) {
-                check_case(g, t, &shapes[s], &wide_lengths[l], dtype, dtype, (how){.wide = true});
-            }
-            for (size_t s = 0; s < sizeof wide_shapes / sizeof *wide_shapes; s++, turn++) {
-                if (!emulated || turn % 4 == 0) {
-                    check_case(g, t, &wide_shapes[s], &wide_lengths[l], dtype, dtype, (how){.wide = true});
-                }
-            }
-        }
-        for (size_t s = 0; s < sizeof wide_shapes / sizeof *wide_shapes && !(emulated && dtype == LS_F16); s++) {
-            check_case(g, t, &wide_shapes[s], &single_rows, dtype, dtype, (how){.wide = true});
-        }
-        for (size_t i = 0; i < sizeof some / sizeof *some && !emulated; i++) {
-            check_case(g, t, &layer, &some[i], dtype, dtype, (how){.wide = true});
-        }
-    }
-}
-
-/* Some of them where kernels are emulated. */
-static void check_gemm(gpu *g, tally *t) {
-    static const shape layer = {"qwen3-4b", 2560, 32, 8, 128, 0, 9728, 1000, false, true, 1, 0};
-    static const seqs some[] = {{.name = "200+31", .seq = {{200, 31}}}, {.name = "0+1300", .seq = {{0, 1300}}}};
     const bool emulated = g->rank.facts.sm_count < 16;
-    const how way = {.gemm = true};
+    const seqs *lengths_of = way.gemm ? gemm_lengths : wide_lengths;
+    const shape *shapes_of = way.gemm ? gemm_shapes : wide_shapes;
+    const size_t n_lengths =
+        way.gemm ? sizeof gemm_lengths / sizeof *gemm_lengths - emulated : sizeof wide_lengths / sizeof *wide_lengths;
+    const size_t n_shapes =
+        way.gemm ? sizeof gemm_shapes / sizeof *gemm_shapes : sizeof wide_shapes / sizeof *wide_shapes;
     int turn = 0;
     for (ls_dtype dtype = LS_BF16; dtype <= LS_F16; dtype++) {
-        for (size_t l = 0; l < sizeof gemm_lengths / sizeof *gemm_lengths; l++) {
-            for (size_t s = 0; s < sizeof shapes / sizeof *shapes && !emulated; s++) {
-                check_case(g, t, &shapes[s], &gemm_lengths[l], dtype, dtype, way);
+        for (size_t l = 0; l < n_lengths; l++) {
+            const bool is_long = lengths_of[l].seq[0].n_rows > 1000; /* slow on the CPU: one shape */
+            for (size_t s = 0; s < sizeof shapes / sizeof *shapes && !emulated && !is_long; s++) {
+                check_case(g, t, &shapes[s], &lengths_of[l], dtype, dtype, way);
             }
-            for (size_t s = 0; s < sizeof gemm_shapes / sizeof *gemm_shapes; s++, turn++) {
-                if (!emulated || turn % 3 == 0) {
-                    check_case(g, t, &gemm_shapes[s], &gemm_lengths[l], dtype, turn % 7 == 5 ? LS_F32 : dtype, way);
+            for (size_t s = 0; s < n_shapes; s++, turn++) {
+                if (is_long ? s == 0 : !emulated || turn % 4 == 0) {
+                    check_case(g, t, &shapes_of[s], &lengths_of[l], dtype, way.gemm && turn % 7 == 5 ? LS_F32 : dtype,
+                               way);
                 }
             }
         }
-        for (size_t s = 0; s < sizeof gemm_shapes / sizeof *gemm_shapes && !(emulated && dtype == LS_F16); s++) {
-            check_case(g, t, &gemm_shapes[s], &single_rows, dtype, dtype, way);
+        for (size_t s = 0; s < n_shapes && !(emulated && dtype == LS_F16); s++) {
+            check_case(g, t, &shapes_of[s], &single_rows, dtype, dtype, way);
         }
         for (size_t i = 0; i < sizeof some / sizeof *some && !emulated; i++) {
             check_case(g, t, &layer, &some[i], dtype, dtype, way);
@@ -987,16 +969,16 @@ int main(int argc, char **argv) {
         check_wide(g, &t);
     }
     if (rows) {
-        check_rows(g, &t);
+        check_rows(g, &t, (how){.wide = true});
     }
     if (gemm) {
-        check_gemm(g, &t);
+        check_rows(g, &t, (how){.gemm = true});
     }
     if (!attn && !wide && !rows && !gemm) {
         check_all(g, &t, quick);
         check_wide(g, &t);
-        check_rows(g, &t);
-        check_gemm(g, &t);
+        check_rows(g, &t, (how){.wide = true});
+        check_rows(g, &t, (how){.gemm = true});
     }
     printf("prefill_check: %s: %d cases, %d ops, %d failures; worst error f32 %.1e, bf16 %.1e, f16 %.1e; %.1f s\n",
            g->rank.facts.name, t.cases, t.ops, t.bad, t.worst[LS_F32], t.worst[LS_BF16], t.worst[LS_F16],

@@ -71,8 +71,9 @@ typedef struct cuda_rank {
     bool wide;           /* wide.c serves, with its kernels */
     bool wide_always;    /* wherever it can, not where it is faster: for tests and benches */
     CUfunction *wide_fn;
-    bool gemm;        /* gemm.c serves, with its kernels */
-    bool gemm_always; /* as wide_always */
+    bool gemm;            /* gemm.c serves, with its kernels */
+    bool gemm_always;     /* as wide_always */
+    int gemm_passed_over; /* cheaper choices of tiles and nodes, for benches: 0 */
     CUfunction *gemm_fn;
     bool flash; /* flash.c serves: its maps of the K and of the V cache (CUtensorMap) */
     uint64_t flash_map[2][16];

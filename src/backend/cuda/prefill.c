@@ -21,6 +21,10 @@ enum {
 
 /* ---- Kernels ---- */
 
+#define HEADS(X, kernel) X(kernel##_64) X(kernel##_80) X(kernel##_96) X(kernel##_128) X(kernel##_256)
+#define GEMMS(X, kernel)                                                                                               \
+    X(kernel##_qkv_256)                                                                                                \
+    X(kernel##_silu_256) X(kernel##_silu_160) X(kernel##_rows_256) X(kernel##_rows_160) X(kernel##_rows_96)
 #define PREFILL_KERNELS(X)                                                                                             \
     X(prefill_qkv)                                                                                                     \
     X(prefill_silu)                                                                                                    \
@@ -36,27 +40,11 @@ enum {
     X(prefill_mm_f16_int8_64)                                                                                          \
     X(prefill_mm_f32)                                                                                                  \
     X(prefill_mm_f32_int8)                                                                                             \
-    X(prefill_attn_bf16_64)                                                                                            \
-    X(prefill_attn_bf16_80)                                                                                            \
-    X(prefill_attn_bf16_96)                                                                                            \
-    X(prefill_attn_bf16_128)                                                                                           \
-    X(prefill_attn_bf16_256)                                                                                           \
-    X(prefill_attn_f16_64)                                                                                             \
-    X(prefill_attn_f16_80)                                                                                             \
-    X(prefill_attn_f16_96)                                                                                             \
-    X(prefill_attn_f16_128)                                                                                            \
-    X(prefill_attn_f16_256)                                                                                            \
+    HEADS(X, prefill_attn_bf16)                                                                                        \
+    HEADS(X, prefill_attn_f16)                                                                                         \
     X(prefill_attn_any)                                                                                                \
-    X(prefill_flash_bf16_64)                                                                                           \
-    X(prefill_flash_bf16_80)                                                                                           \
-    X(prefill_flash_bf16_96)                                                                                           \
-    X(prefill_flash_bf16_128)                                                                                          \
-    X(prefill_flash_bf16_256)                                                                                          \
-    X(prefill_flash_f16_64)                                                                                            \
-    X(prefill_flash_f16_80)                                                                                            \
-    X(prefill_flash_f16_96)                                                                                            \
-    X(prefill_flash_f16_128)                                                                                           \
-    X(prefill_flash_f16_256)                                                                                           \
+    HEADS(X, prefill_flash_bf16)                                                                                       \
+    HEADS(X, prefill_flash_f16)                                                                                        \
     X(wide_bf16_32)                                                                                                    \
     X(wide_bf16_64)                                                                                                    \
     X(wide_bf16_128)                                                                                                   \
@@ -66,18 +54,8 @@ enum {
     X(wide_f16_128)                                                                                                    \
     X(wide_f16_256)                                                                                                    \
     X(wide_finish)                                                                                                     \
-    X(gemm_bf16_qkv_256)                                                                                               \
-    X(gemm_bf16_silu_256)                                                                                              \
-    X(gemm_bf16_silu_160)                                                                                              \
-    X(gemm_bf16_rows_256)                                                                                              \
-    X(gemm_bf16_rows_160)                                                                                              \
-    X(gemm_bf16_rows_96)                                                                                               \
-    X(gemm_f16_qkv_256)                                                                                                \
-    X(gemm_f16_silu_256)                                                                                               \
-    X(gemm_f16_silu_160)                                                                                               \
-    X(gemm_f16_rows_256)                                                                                               \
-    X(gemm_f16_rows_160)                                                                                               \
-    X(gemm_f16_rows_96)
+    GEMMS(X, gemm_bf16)                                                                                                \
+    GEMMS(X, gemm_f16)
 
 enum {
 #define X(name) FN_##name,

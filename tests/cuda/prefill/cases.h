@@ -82,7 +82,7 @@ static const shape wide_shapes[] = {
 };
 
 /* Tiles that gemm.c's clusters fill and that they do not, in rows and in columns; halves of several matrices; k that ends
- * within a block, and that leaves cut; no 16-byte rows of act. */
+ * within a block, and that leaves cut; no 16-byte rows of act. The last has too many rows to be emulated. */
 static const seqs gemm_lengths[] = {
     {.name = "129", .seq = {{0, 129}}},
     {.name = "5, 9 (fault), 3, 130+1", .seq = {{0, 5}, {7, 9}, {64, 3}, {130, 1}}, .fault = true},

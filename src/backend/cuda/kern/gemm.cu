@@ -13,8 +13,12 @@
 //
 // Bits: a sum is one chain of wgmmas over k (of its node), whatever the tile: rows, other rows and N do not matter.
 //
+// Reckoned for Qwen3-4B on an H100 (660 TFLOP/s, 7 TB/s of L2), cuBLASLt and a kernel behind it before: 2048 rows qkv 100 us
+// (162), ffn_in 315 (383: ten turns of 66 clusters where 9.2 would do); 256 rows qkv 25 (54), ffn_in 50 (81).
+//
 // Shared memory: for each stage x [128][64] and W [N][64], swizzled (prefill_flash.cu), then barriers, then a warp's results
-// on their way out, swizzled in the same way. N = 256: 4 stages, 197 KB + 16; 160: 5, 184 + 16; 96: 8, 229. 224 registers.
+// on their way out, swizzled in the same way. N = 256: 4 stages, 197 KB + 16; 160: 5, 184 + 16; 96: 8, 229. No spills in
+// 232 registers.
 #include "backend/cuda/kern/gemm_args.h"
 #include "backend/cuda/kern/gemm_ptx.cuh"
 #include "backend/cuda/kern/prefill.cuh"

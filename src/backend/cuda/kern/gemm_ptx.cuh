@@ -19,8 +19,9 @@ __device__ inline uint8_t *shared_memory() {
 
 // All threads of all its blocks.
 __device__ inline void meet_cluster() {
-    asm volatile("barrier.cluster.arrive.release;\n"
-                 "barrier.cluster.wait.acquire;\n" ::
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.release.aligned;\n"
+                 "barrier.cluster.wait.acquire.aligned;\n" ::
                      : "memory");
 }
 
