@@ -2,10 +2,12 @@
  * Times of prefill's kernels on random data, ops alone, one sequence; at most 30 lines a part.
  *
  *   prefill_bench attn     attention by both kernels, causal, bf16, 32 query heads: TFLOP/s, and memory besides q, k, v, out
- *   prefill_bench rows     a layer's matmuls by decode's kernels, by cuBLASLt (int8: or our own) and by wide.c, 17 to 256
- *                          rows: what prefill.c's few_rows states; of the best layer, % of reading its weights
- *   prefill_bench step     a layer's ops on 512 and 2048 rows, one sequence, matmuls by cuBLASLt and by wide.c; and
- *                          cuBLASLt's 8192^3, to compare with
+ *   prefill_bench rows     a layer's matmuls in decode-only steps of 17 to 256 rows by decode's kernels, by cuBLASLt (int8: or
+ *                          our own), by wide.c and by gemm.c: what prefill.c's few_rows and *_is_faster state; of the best
+ *                          layer, % of reading its weights
+ *   prefill_bench step     a layer's ops on 192 to 2048 rows, one sequence, matmuls by cuBLASLt, as an engine has it, and by
+ *                          gemm.c; then gemm.c's choices of tiles and nodes for each matmul, in the order of cost_of;
+ *                          and cuBLASLt's 8192^3, to compare with
  *   prefill_bench gemm     cuBLASLt's choices for the shapes of two models, and 8192^3 for comparison: TFLOP/s of each
  *
  * Whole layers are timed, weights larger than L2, so that no matmul finds its weights there.
@@ -125,6 +127,13 @@ static void launch(bench *b, const ls_op *op, int n_ops, int first, const ls_ste
     must(b, prefill_launch(&b->rank, op, n_ops, first, step, false, &taken, &err), &err);
 }
 
+/* As decode-only steps run it. */
+static void launch_decode(bench *b, const ls_op *op, int n_ops, int first, const ls_step *step) {
+    ls_error err = {0};
+    int taken;
+    must(b, prefill_launch_decode(&b->rank, op, n_ops, first, step->n_rows, step->n_out, &taken, &err), &err);
+}
+
 static double stop_ms(bench *b, const char *what) {
     float ms;
     cuda(b, b->driver->cuEventRecord(b->stop, b->rank.stream), "event");
@@ -133,14 +142,14 @@ static double stop_ms(bench *b, const char *what) {
     return ms;
 }
 
-/* Of one launch, the least of five runs of some 10 ms each. */
+/* Of one launch, the least of five runs of some 5 ms each. */
 static double time_ms(bench *b, const ls_op *op, int n_ops, int first, const ls_step *step) {
     double least = 1e30, once;
     launch(b, op, n_ops, first, step);
     cuda(b, b->driver->cuEventRecord(b->start, b->rank.stream), "event");
     launch(b, op, n_ops, first, step);
     once = stop_ms(b, "a kernel");
-    const int times = once < 10 ? (int)(10 / once) + 1 : 1;
+    const int times = once < 5 ? (int)(5 / once) + 1 : 1;
     for (int run = 0; run < 5; run++) {
         cuda(b, b->driver->cuEventRecord(b->start, b->rank.stream), "event");
         for (int i = 0; i < times; i++) {
@@ -264,46 +273,73 @@ static void matmuls(bench *b, const model *m, ls_dtype format) {
     ls_rate read;
     must(b, cuda_measure_read(&b->rank, b->base + b->used, (int64_t)1 << 30, b->base + b->bytes - 256, &read, &err),
          &err);
-    const bool has_wide = b->rank.wide && format != LS_INT8;
+    const bool has_wide = b->rank.wide && format != LS_INT8, has_gemm = b->rank.gemm && has_wide;
     const double layer_us =
         (double)((2 * q + 2 * kv) + 3 * (int64_t)m->d_ffn) * m->d * (double)ls_dtype_bytes(format) / read.best * 1e6;
-    printf("%s %s, us by decode's kernels / otherwise / wide (an engine leaves decode's behind %d rows); a layer's "
-           "%.0f us "
-           "of reading at %.0f GB/s\n",
-           m->name, ls_dtype_name(format), b->rank.few_rows, layer_us, read.best / 1e9);
+    printf(
+        "%s %s, us by decode's kernels / otherwise / wide / gemm (an engine leaves decode's behind %d rows); a layer's "
+        "%.0f us "
+        "of reading at %.0f GB/s\n",
+        m->name, ls_dtype_name(format), b->rank.few_rows, layer_us, read.best / 1e9);
     for (size_t r = 0; r < sizeof row_counts / sizeof *row_counts; r++) {
         const ls_step step = put_step(b, NULL, 0, row_counts[r]);
-        double us[3][N_OPS] = {{0}}, sum[3] = {0}, best = 1e30;
-        for (int side = 0; side < 2 + has_wide; side++) {
+        double us[4][N_OPS] = {{0}}, sum[4] = {0}, best = 1e30;
+        for (int side = 0; side < 2 + has_wide + has_gemm; side++) {
             enum { TIMES = 20 };
             b->rank.few_rows = b->rank.few_out = side == 0 ? m_max : 0;
             b->rank.wide = b->rank.wide_always = side == 2;
+            b->rank.gemm = b->rank.gemm_always = side == 3;
             for (int i = 0; i < N_OPS; i++) {
                 us[side][i] = 0;
             }
             for (int t = 0; t < TIMES + 2; t++) { /* two to warm up */
                 for (int i = 0; i < N_OPS; i++) {
                     cuda(b, b->driver->cuEventRecord(b->start, b->rank.stream), "event");
-                    launch(b, op, N_OPS, i, &step);
+                    launch_decode(b, op, N_OPS, i, &step);
                     const double ms = stop_ms(b, "a matmul");
                     us[side][i] += t < 2 ? 0 : ms * 1e3 / TIMES;
                 }
             }
             cuda(b, b->driver->cuEventRecord(b->start, b->rank.stream), "event");
             for (int i = 0; i < TIMES * (N_OPS - 1); i++) { /* one behind the other, as in a step */
-                launch(b, op, N_OPS, i % (N_OPS - 1), &step);
+                launch_decode(b, op, N_OPS, i % (N_OPS - 1), &step);
             }
             sum[side] = stop_ms(b, "layers") * 1e3 / TIMES;
             best = sum[side] < best ? sum[side] : best;
         }
-        b->rank.wide = has_wide;
-        printf(
-            "  %3d rows: qkv %3.0f/%3.0f/%3.0f, out %3.0f/%3.0f/%3.0f, in %3.0f/%3.0f/%3.0f, down %3.0f/%3.0f/%3.0f, "
-            "layer %4.0f/%4.0f/%4.0f %2.0f %%; head %4.0f/%4.0f/%4.0f\n",
-            row_counts[r], us[0][0], us[1][0], us[2][0], us[0][1], us[1][1], us[2][1], us[0][2], us[1][2], us[2][2],
-            us[0][3], us[1][3], us[2][3], sum[0], sum[1], sum[2], layer_us / best * 100, us[0][4], us[1][4], us[2][4]);
+        printf("  %3d rows:", row_counts[r]);
+        static const char *const name[] = {"qkv", "out", "in", "down", "head"};
+        for (int i = 0; i < N_OPS; i++) {
+            printf(" %s %.0f/%.0f/%.0f/%.0f,", name[i], us[0][i], us[1][i], us[2][i], us[3][i]);
+        }
+        printf(" layer %.0f/%.0f/%.0f/%.0f %.0f %%\n", sum[0], sum[1], sum[2], sum[3], layer_us / best * 100);
         fflush(stdout);
     }
+}
+
+/* A matmul by gemm.c's first choices. */
+static void choices(bench *b, const ls_op *op, int n_ops, int first, const ls_step *step, double flop) {
+    enum { CHOICES = 5 };
+    const char *last = "";
+    int last_nodes = 0;
+    printf("  %s:", op_kind_name(op[first].kind));
+    for (int i = 0; i < CHOICES; i++) {
+        b->rank.gemm_passed_over = i;
+        b->rank.n_launched = 0;
+        launch(b, op, n_ops, first, step);
+        const bool is_row = op[first].kind == OP_OUT || op[first].kind == OP_FFN_OUT;
+        const int nodes = is_row ? prefill_row_nodes(&b->rank, &op[first], step) : 1;
+        const char *name = b->rank.launched[0] + strlen("gemm_bf16_");
+        if (nodes == last_nodes && strcmp(name, last) == 0) {
+            break;
+        }
+        const double ms = time_ms(b, op, n_ops, first, step);
+        printf(" %s x %d %.1f (%.0f)", name, nodes, ms * 1e3, flop / ms / 1e9);
+        last = name;
+        last_nodes = nodes;
+    }
+    b->rank.gemm_passed_over = 0;
+    printf("\n");
 }
 
 /* A layer as a chunk of a prompt passes it, ops alone and then ten layers one behind the other. */
@@ -356,10 +392,12 @@ static void step_of(bench *b, const model *m, int n_rows) {
     must(b, decode_prepare(&b->rank, &err), &err);
     must(b, prefill_prepare(&b->rank, op, N_OPS, &err), &err);
     const ls_step step = put_step(b, &op[2].attn, 0, n_rows);
-    const bool has_tall = b->rank.wide;
-    for (int side = 0; side < 1 + has_tall; side++, flop = 0) {
-        b->rank.wide = b->rank.wide_always = side == 1;
-        printf("step of %4d rows, a layer of %s%s, us (TFLOP/s):", n_rows, m->name, side == 1 ? " by wide.c" : "");
+    const bool has_gemm = b->rank.gemm;
+    static const char *const by[] = {"the library", "an engine", "gemm.c"};
+    for (int side = has_gemm ? 0 : 1; side < (has_gemm ? 3 : 2); side++, flop = 0) {
+        b->rank.gemm = has_gemm && side > 0;
+        b->rank.gemm_always = side == 2;
+        printf("step of %4d rows, a layer of %s by %s, us (TFLOP/s):", n_rows, m->name, by[side]);
         for (int i = 0; i < N_OPS; i++) {
             const double ms = time_ms(b, op, N_OPS, i, &step);
             printf(" %s %.0f (%.0f)", op_kind_name(op[i].kind), ms * 1e3, per_row[i] * n_rows / ms / 1e9);
@@ -373,7 +411,12 @@ static void step_of(bench *b, const model *m, int n_rows) {
         printf(", layer %.0f (%.0f)\n", ms * 1e3, flop / ms / 1e9);
         fflush(stdout);
     }
-    b->rank.wide = has_tall;
+    for (int i = 0; i < N_OPS && has_gemm; i++) {
+        if (op[i].kind != OP_EXCHANGE && op[i].kind != OP_ATTN) {
+            choices(b, op, N_OPS, i, &step, per_row[i] * n_rows);
+        }
+    }
+    b->rank.gemm_always = false;
 }
 
 static const model models[] = {{"qwen3-4b", 2560, 32, 8, 128, 9728, 151936},
@@ -459,11 +502,13 @@ static void all_gemms(bench *b) {
 
 static void all_steps(bench *b) {
     ls_error err = {0};
-    for (size_t i = 0; i < 2 * sizeof models / sizeof *models; i++) {
+    static const int rows[] = {192, 256, 512, 2048};
+    enum { COUNTS = sizeof rows / sizeof *rows };
+    for (size_t i = 0; i < COUNTS * sizeof models / sizeof *models; i++) {
         if (cublaslt_open(&b->rank.cublaslt, &err) != LS_OK) {
             printf("NOTE no cuBLASLt: %s\n", err.text);
         }
-        step_of(b, &models[i / 2], i % 2 == 0 ? 512 : 2048);
+        step_of(b, &models[i / COUNTS], rows[i % COUNTS]);
         cublaslt_close(&b->rank.cublaslt);
     }
     cublaslt *lts[CHOICES];

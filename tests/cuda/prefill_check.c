@@ -6,6 +6,7 @@
  *   prefill_check attn              attention in 16 bits alone, by both kernels
  *   prefill_check wide              steps whose sequences have one row each
  *   prefill_check rows              17 to 256 rows, by wide.c's kernels
+ *   prefill_check gemm              any number of rows, by gemm.c's kernels
  *
  * Device memory is all 0xFF bytes (NaN, -1) where nothing was written, with zones between buffers that must stay so. Each
  * op runs twice and must give the same bits. One line for each failure; exits 1 if there was one.
@@ -65,6 +66,7 @@ typedef struct world {
     ls_dtype dtype, kv_dtype;
     bool int8, use_lt, few; /* few: all steps by decode's matmuls, else none */
     bool wide;              /* and where not, by wide.c's, if they serve */
+    bool gemm;              /* ... by gemm.c's */
     int engines_few;        /* how many rows an engine would run by them */
     char text[200];
     gpu *gpu;
@@ -451,6 +453,7 @@ static void make_gpu(world *w) {
     w->engines_few = rank->few_rows;
     rank->few_rows = rank->few_out = w->few ? MAX_ROWS : 0;
     rank->wide = rank->wide_always = rank->wide && w->wide;
+    rank->gemm = rank->gemm_always = rank->gemm && w->gemm;
 }
 
 static void make_world(world *w) {
@@ -462,6 +465,7 @@ static void make_world(world *w) {
              ls_dtype_name(w->kv_dtype),
              w->few    ? "few "
              : w->wide ? "wide "
+             : w->gemm ? "gemm "
                        : "",
              w->use_lt ? "cublaslt" : "own", w->seqs->name);
     make_step(w);
@@ -747,7 +751,8 @@ static void check_running(tally *t, world *w, bool decode_only) {
     from_device(w->gpu, &word, second, sizeof word);
     const bool by_lt = w->use_lt && !w->few && !w->int8, is_long = w->gpu_weight[W_OUT].cols >= 4096;
     const bool wanted = w->few || (by_lt && is_long);
-    const bool unsure = w->few ? !small : w->gpu->rank.wide || (by_lt && !is_long); /* wide.c: by the shape */
+    const bool unsure =
+        w->few ? !small : w->gpu->rank.wide || w->gpu->rank.gemm || (by_lt && !is_long); /* wide.c: by the shape */
     if (!unsure && (word != UINT32_MAX) != wanted) {
         bad_line(t, w, 4, "part", wanted ? "there is one node where there should be more" : "a second node is written");
     }
@@ -801,6 +806,7 @@ static void check_case(gpu *g, tally *t, const shape *s, const seqs *q, ls_dtype
     w->use_lt = way.lt;
     w->few = way.few;
     w->wide = way.wide;
+    w->gemm = way.gemm;
     make_world(w);
     check_library(t, w);
     check_limits(t, w);
@@ -893,27 +899,36 @@ static void check_wide(gpu *g, tally *t) {
     }
 }
 
-static void check_rows(gpu *g, tally *t) {
+/* way: by wide.c or by gemm.c. Some of it where kernels are emulated. */
+static void check_rows(gpu *g, tally *t, how way) {
     static const shape layer = {"qwen3-4b", 2560, 32, 8, 128, 0, 9728, 1000, false, true, 1, 0};
     static const seqs some[] = {{.name = "200+31", .seq = {{200, 31}}}, {.name = "0+250", .seq = {{0, 250}}}};
-    const bool emulated = g->rank.facts.sm_count < 16; /* slow: some of them */
+    const bool emulated = g->rank.facts.sm_count < 16;
+    const seqs *lengths_of = way.gemm ? gemm_lengths : wide_lengths;
+    const shape *shapes_of = way.gemm ? gemm_shapes : wide_shapes;
+    const size_t n_lengths =
+        way.gemm ? sizeof gemm_lengths / sizeof *gemm_lengths - emulated : sizeof wide_lengths / sizeof *wide_lengths;
+    const size_t n_shapes =
+        way.gemm ? sizeof gemm_shapes / sizeof *gemm_shapes : sizeof wide_shapes / sizeof *wide_shapes;
     int turn = 0;
     for (ls_dtype dtype = LS_BF16; dtype <= LS_F16; dtype++) {
-        for (size_t l = 0; l < sizeof wide_lengths / sizeof *wide_lengths; l++) {
-            for (size_t s = 0; s < sizeof shapes / sizeof *shapes && !emulated; s++) {
-                check_case(g, t, &shapes[s], &wide_lengths[l], dtype, dtype, (how){.wide = true});
+        for (size_t l = 0; l < n_lengths; l++) {
+            const bool is_long = lengths_of[l].seq[0].n_rows > 1000; /* slow on the CPU: one shape */
+            for (size_t s = 0; s < sizeof shapes / sizeof *shapes && !emulated && !is_long; s++) {
+                check_case(g, t, &shapes[s], &lengths_of[l], dtype, dtype, way);
             }
-            for (size_t s = 0; s < sizeof wide_shapes / sizeof *wide_shapes; s++, turn++) {
-                if (!emulated || turn % 4 == 0) {
-                    check_case(g, t, &wide_shapes[s], &wide_lengths[l], dtype, dtype, (how){.wide = true});
+            for (size_t s = 0; s < n_shapes; s++, turn++) {
+                if (is_long ? s == 0 : !emulated || turn % 4 == 0) {
+                    check_case(g, t, &shapes_of[s], &lengths_of[l], dtype, way.gemm && turn % 7 == 5 ? LS_F32 : dtype,
+                               way);
                 }
             }
         }
-        for (size_t s = 0; s < sizeof wide_shapes / sizeof *wide_shapes && !(emulated && dtype == LS_F16); s++) {
-            check_case(g, t, &wide_shapes[s], &single_rows, dtype, dtype, (how){.wide = true});
+        for (size_t s = 0; s < n_shapes && !(emulated && dtype == LS_F16); s++) {
+            check_case(g, t, &shapes_of[s], &single_rows, dtype, dtype, way);
         }
         for (size_t i = 0; i < sizeof some / sizeof *some && !emulated; i++) {
-            check_case(g, t, &layer, &some[i], dtype, dtype, (how){.wide = true});
+            check_case(g, t, &layer, &some[i], dtype, dtype, way);
         }
     }
 }
@@ -932,11 +947,12 @@ static void open_gpu(gpu *g) {
 }
 
 int main(int argc, char **argv) {
-    bool quick = false, attn = false, wide = false, rows = false;
+    bool quick = false, attn = false, wide = false, rows = false, gemm = false;
     for (int i = 1; i < argc; i++) {
         attn = attn || strcmp(argv[i], "attn") == 0;
         wide = wide || strcmp(argv[i], "wide") == 0;
         rows = rows || strcmp(argv[i], "rows") == 0;
+        gemm = gemm || strcmp(argv[i], "gemm") == 0;
         quick = quick || strcmp(argv[i], "quick") == 0;
     }
     gpu *g = calloc(1, sizeof *g);
@@ -953,12 +969,16 @@ int main(int argc, char **argv) {
         check_wide(g, &t);
     }
     if (rows) {
-        check_rows(g, &t);
+        check_rows(g, &t, (how){.wide = true});
     }
-    if (!attn && !wide && !rows) {
+    if (gemm) {
+        check_rows(g, &t, (how){.gemm = true});
+    }
+    if (!attn && !wide && !rows && !gemm) {
         check_all(g, &t, quick);
         check_wide(g, &t);
-        check_rows(g, &t);
+        check_rows(g, &t, (how){.wide = true});
+        check_rows(g, &t, (how){.gemm = true});
     }
     printf("prefill_check: %s: %d cases, %d ops, %d failures; worst error f32 %.1e, bf16 %.1e, f16 %.1e; %.1f s\n",
            g->rank.facts.name, t.cases, t.ops, t.bad, t.worst[LS_F32], t.worst[LS_BF16], t.worst[LS_F16],

@@ -9,6 +9,7 @@
  *   prefill.c       launches the ops of any other step, decode-only steps of more rows among them; kern/prefill_*.cu, matmuls by decode's kernels (few rows) or
  *                   cuBLASLt (cublaslt.c), attention on Hopper by flash.c
  *   wide.c          launches matmuls of 17 rows and more on Hopper; kern/wide.cu
+ *   gemm.c          launches matmuls of more than 128 rows on Hopper; kern/gemm.cu
  *   exchange.[ch]   launches what joins ranks; kern/exchange.cu
  *   load.c          launches what converts weights, or makes them up; kern/load.cu
  *   measure.[ch]    what the device can do: reads, copies, launches, matmuls; nvml.[ch] its clocks and health
@@ -71,6 +72,10 @@ typedef struct cuda_rank {
     bool wide;           /* wide.c serves, with its kernels */
     bool wide_always;    /* wherever it can, not where it is faster: for tests and benches */
     CUfunction *wide_fn;
+    bool gemm;            /* gemm.c serves, with its kernels */
+    bool gemm_always;     /* as wide_always */
+    int gemm_passed_over; /* cheaper choices of tiles and nodes, for benches: 0 */
+    CUfunction *gemm_fn;
     bool flash; /* flash.c serves: its maps of the K and of the V cache (CUtensorMap) */
     uint64_t flash_map[2][16];
     int attn_warps; /* of a block of decode's attention, at most, so that its bits are persist.cu's: PERSIST_WARPS; or 0 */

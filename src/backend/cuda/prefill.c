@@ -4,6 +4,7 @@
 #include "backend/cuda/cublaslt.h"
 #include "backend/cuda/cuda.h"
 #include "backend/cuda/flash.h"
+#include "backend/cuda/gemm.h"
 #include "backend/cuda/kern/prefill_args.h"
 #include "backend/cuda/wide.h"
 
@@ -20,6 +21,10 @@ enum {
 
 /* ---- Kernels ---- */
 
+#define HEADS(X, kernel) X(kernel##_64) X(kernel##_80) X(kernel##_96) X(kernel##_128) X(kernel##_256)
+#define GEMMS(X, kernel)                                                                                               \
+    X(kernel##_qkv_256)                                                                                                \
+    X(kernel##_silu_256) X(kernel##_silu_160) X(kernel##_rows_256) X(kernel##_rows_160) X(kernel##_rows_96)
 #define PREFILL_KERNELS(X)                                                                                             \
     X(prefill_qkv)                                                                                                     \
     X(prefill_silu)                                                                                                    \
@@ -35,27 +40,11 @@ enum {
     X(prefill_mm_f16_int8_64)                                                                                          \
     X(prefill_mm_f32)                                                                                                  \
     X(prefill_mm_f32_int8)                                                                                             \
-    X(prefill_attn_bf16_64)                                                                                            \
-    X(prefill_attn_bf16_80)                                                                                            \
-    X(prefill_attn_bf16_96)                                                                                            \
-    X(prefill_attn_bf16_128)                                                                                           \
-    X(prefill_attn_bf16_256)                                                                                           \
-    X(prefill_attn_f16_64)                                                                                             \
-    X(prefill_attn_f16_80)                                                                                             \
-    X(prefill_attn_f16_96)                                                                                             \
-    X(prefill_attn_f16_128)                                                                                            \
-    X(prefill_attn_f16_256)                                                                                            \
+    HEADS(X, prefill_attn_bf16)                                                                                        \
+    HEADS(X, prefill_attn_f16)                                                                                         \
     X(prefill_attn_any)                                                                                                \
-    X(prefill_flash_bf16_64)                                                                                           \
-    X(prefill_flash_bf16_80)                                                                                           \
-    X(prefill_flash_bf16_96)                                                                                           \
-    X(prefill_flash_bf16_128)                                                                                          \
-    X(prefill_flash_bf16_256)                                                                                          \
-    X(prefill_flash_f16_64)                                                                                            \
-    X(prefill_flash_f16_80)                                                                                            \
-    X(prefill_flash_f16_96)                                                                                            \
-    X(prefill_flash_f16_128)                                                                                           \
-    X(prefill_flash_f16_256)                                                                                           \
+    HEADS(X, prefill_flash_bf16)                                                                                       \
+    HEADS(X, prefill_flash_f16)                                                                                        \
     X(wide_bf16_32)                                                                                                    \
     X(wide_bf16_64)                                                                                                    \
     X(wide_bf16_128)                                                                                                   \
@@ -64,7 +53,9 @@ enum {
     X(wide_f16_64)                                                                                                     \
     X(wide_f16_128)                                                                                                    \
     X(wide_f16_256)                                                                                                    \
-    X(wide_finish)
+    X(wide_finish)                                                                                                     \
+    GEMMS(X, gemm_bf16)                                                                                                \
+    GEMMS(X, gemm_f16)
 
 enum {
 #define X(name) FN_##name,
@@ -350,6 +341,7 @@ ls_status prefill_prepare(cuda_rank *rank, const ls_op *op, int n_ops, ls_error 
     TRY(allow_shared(rank, FN_prefill_attn_any, attn_any_shared_bytes(LS_MAX_HEAD), err));
     TRY(flash_prepare(rank, op, n_ops, rank->prefill_fn + FN_prefill_flash_bf16_64, err));
     TRY(wide_prepare(rank, rank->prefill_fn + FN_wide_bf16_32, err));
+    TRY(gemm_prepare(rank, rank->prefill_fn + FN_gemm_bf16_qkv_256, err));
     rank->sums = rank->workspace + scratch_of_matmuls(op, n_ops, &rank->bind);
     bool int8 = false;
     const bool is_widened = rank->cublaslt != NULL && most_widened_bytes(op, n_ops, &rank->bind) > 0;
@@ -595,14 +587,26 @@ static bool wide_is_faster(const cuda_rank *rank, ls_op_kind kind, int n_rows) {
     return n_rows <= (kind == OP_QKV || kind == OP_HEAD ? 128 : 64);
 }
 
-/* Who runs a matmul: decode.c, wide.c, or matmul() above. */
-typedef enum engine { BY_DECODE, BY_WIDE, BY_LIBRARY } engine;
+/* ... Half of its tile's rows would be empty in steps of fewer than 129. */
+static bool gemm_is_faster(const cuda_rank *rank, ls_op_kind kind, int n_rows) {
+    if (rank->gemm_always) {
+        return true;
+    }
+    return n_rows > 128 && (rank->cublaslt == NULL || kind == OP_QKV || kind == OP_FFN_IN);
+}
+
+/* Who runs a matmul: decode.c, wide.c, gemm.c, or matmul() above. */
+typedef enum engine { BY_DECODE, BY_WIDE, BY_GEMM, BY_LIBRARY } engine;
 
 static engine engine_of(const cuda_rank *rank, const ls_op *op, const ls_step *step) {
     const bool is_head = op->kind == OP_HEAD;
     const int n_rows = is_head ? step->n_out : step->n_rows;
     if (n_rows <= (is_head ? rank->few_out : rank->few_rows)) {
         return BY_DECODE;
+    }
+    const bool has_room = op->kind != OP_QKV || n_rows <= CHUNK_ROWS || gemm_finishes(rank, &op->qkv); /* for sums */
+    if (has_room && gemm_is_faster(rank, op->kind, n_rows) && gemm_serves(rank, op)) {
+        return BY_GEMM;
     }
     return wide_is_faster(rank, op->kind, n_rows) && wide_serves(rank, op) ? BY_WIDE : BY_LIBRARY;
 }
@@ -622,7 +626,10 @@ static int nodes_of(const cuda_rank *rank, const ls_op *op, const ls_step *step,
     const ls_weight *w = &bind->weight[op->row.weight];
     const engine by = engine_of(rank, op, step);
     if (alone || by != BY_LIBRARY) {
-        return alone ? 1 : by == BY_DECODE ? decode_row_nodes(rank, op) : wide_row_nodes(rank, op, step->n_rows, alone);
+        return alone             ? 1
+               : by == BY_DECODE ? decode_row_nodes(rank, op)
+               : by == BY_WIDE   ? wide_row_nodes(rank, op, step->n_rows, alone)
+                                 : gemm_row_nodes(rank, op, step->n_rows, alone);
     }
     /* Many rows are enough for 16-bit tiles; in f32 parts are faster for any number. */
     const parts cut = row_parts(bind, &op->row);
@@ -671,10 +678,9 @@ static ls_status ffn_in(cuda_rank *rank, const op_ffn_in *a, const ls_step *step
     return LS_OK;
 }
 
-static ls_status head(cuda_rank *rank, const op_head *a, int index, const ls_step *step, ls_error *err) {
+/* Of logits that are no finite numbers. */
+static ls_status note_faults(cuda_rank *rank, const op_head *a, int index, const ls_step *step, ls_error *err) {
     const ls_bind *bind = &rank->bind;
-    TRY(matmul(rank, a->weight, all_leaves(bind), whole, bind->buf[BUF_X], step->n_out, bind->buf[BUF_LOGITS],
-               a->vocab_count, err));
     prefill_faults_args args = {.step = step_of(rank),
                                 .logits = bind->buf[BUF_LOGITS],
                                 .fault = (int32_t *)bind->fault,
@@ -699,6 +705,28 @@ static ls_status by_wide(cuda_rank *rank, const ls_op *op, int first, const ls_s
     return wide_matmul(rank, o, first, o->kind == OP_HEAD ? step->n_out : step->n_rows, alone, y, rank->workspace, err);
 }
 
+/* qkv's sums at y, biases added, become q and what the cache has. */
+static ls_status finish_sums(cuda_rank *rank, const ls_op *op, const float *y, int n_rows, ls_error *err) {
+    op_qkv rest = op->qkv;
+    rest.q_bias = rest.k_bias = rest.v_bias = -1;
+    return finish_qkv(rank, &rest, op->layer, y, whole, 0, n_rows, err);
+}
+
+static ls_status by_gemm(cuda_rank *rank, const ls_op *op, int first, const ls_step *step, bool alone, bool decode_only,
+                         ls_error *err) {
+    const ls_op *o = &op[first];
+    const bool is_qkv = o->kind == OP_QKV, leaves_sums = is_qkv && (decode_only || !gemm_finishes(rank, &o->qkv));
+    float *sums = !leaves_sums ? NULL : decode_only ? rank->bind.buf[BUF_QKV] : (float *)(uintptr_t)scratch_of(rank);
+    if (!is_row(o)) {
+        TRY(norm(rank, op, first, step, alone, err));
+    }
+    TRY(gemm_matmul(rank, o, o->kind == OP_HEAD ? step->n_out : step->n_rows, alone, sums, err));
+    if (o->kind == OP_HEAD) {
+        return note_faults(rank, &o->head, first, step, err);
+    }
+    return leaves_sums && !decode_only ? finish_sums(rank, o, sums, step->n_rows, err) : LS_OK;
+}
+
 /* decode_only: every row is the last of its sequence, and of `step` there is no more than how many. */
 static ls_status launch_op(cuda_rank *rank, const ls_op *op, int n_ops, int first, const ls_step *step, bool alone,
                            bool decode_only, int *n_taken, ls_error *err) {
@@ -709,18 +737,16 @@ static ls_status launch_op(cuda_rank *rank, const ls_op *op, int n_ops, int firs
         (o->kind == OP_FFN_IN && o->ffn_in.d_ffn_loc == 0)) {
         return LS_OK;
     }
-    const bool is_wide = is_matmul(o) && engine_of(rank, o, step) == BY_WIDE;
-    if (is_wide || is_of_decode(rank, o, step)) {
+    const engine by = is_matmul(o) ? engine_of(rank, o, step) : BY_LIBRARY;
+    if (by == BY_GEMM) {
+        return by_gemm(rank, op, first, step, alone, decode_only, err);
+    }
+    if (by == BY_WIDE || is_of_decode(rank, o, step)) {
         float *y = decode_only ? rank->bind.buf[BUF_QKV] : (float *)(uintptr_t)scratch_of(rank);
         const decode_how how = {step->n_rows, step->n_out, n_nodes, alone, y};
-        TRY(is_wide ? by_wide(rank, op, first, step, alone, y, err)
-                    : decode_launch_rows(rank, op, n_ops, first, &how, err));
-        if (o->kind != OP_QKV || decode_only) {
-            return LS_OK;
-        }
-        op_qkv rest = o->qkv;
-        rest.q_bias = rest.k_bias = rest.v_bias = -1; /* in the sums already */
-        return finish_qkv(rank, &rest, o->layer, y, whole, 0, step->n_rows, err);
+        TRY(by == BY_WIDE ? by_wide(rank, op, first, step, alone, y, err)
+                          : decode_launch_rows(rank, op, n_ops, first, &how, err));
+        return o->kind == OP_QKV && !decode_only ? finish_sums(rank, o, y, step->n_rows, err) : LS_OK;
     }
     switch (o->kind) {
     case OP_QKV:
@@ -740,7 +766,9 @@ static ls_status launch_op(cuda_rank *rank, const ls_op *op, int n_ops, int firs
         return ffn_in(rank, &o->ffn_in, step, err);
     case OP_HEAD:
         TRY(norm(rank, op, first, step, alone, err));
-        return head(rank, &o->head, first, step, err);
+        TRY(matmul(rank, o->head.weight, all_leaves(&rank->bind), whole, rank->bind.buf[BUF_X], step->n_out,
+                   rank->bind.buf[BUF_LOGITS], o->head.vocab_count, err));
+        return note_faults(rank, &o->head, first, step, err);
     case OP_SAMPLE: /* decode's kernel takes any number of rows: a line of blocks for each */
         if (step->n_out > CUDA_SAMPLE_ROWS) {
             return error_set(err, LS_EUNSUPPORTED, "sampling on the GPU: %d rows, more than %d", step->n_out,

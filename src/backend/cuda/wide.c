@@ -180,8 +180,8 @@ int wide_row_nodes(const cuda_rank *rank, const ls_op *op, int n_rows, bool alon
     return alone || nodes == 0 ? 1 : nodes;
 }
 
-static ls_status map_rows(cuda_rank *rank, const void *data, int rows, int cols, int box_rows, prefill_map *out,
-                          ls_error *err) {
+ls_status wide_map(cuda_rank *rank, const void *data, int rows, int cols, int box_rows, prefill_map *out,
+                   ls_error *err) {
     const cuuint64_t size[] = {(cuuint64_t)cols, (cuuint64_t)rows}, row_bytes = (cuuint64_t)cols * 2;
     const cuuint32_t box[] = {WIDE_K, (cuuint32_t)box_rows}, each[] = {1, 1};
     CUtensorMap map;
@@ -249,7 +249,7 @@ ls_status wide_matmul(cuda_rank *rank, const ls_op *op, int index, int n_rows, b
                               .part_rows = at_most(n_rows, WIDE_ROWS),
                               .part = (float *)(uintptr_t)part}};
     set_output(rank, op, index, alone, y, &args.out);
-    TRY(map_rows(rank, input_of(bind, op), n_rows, k, widths[i_width], &args.x_map, err));
+    TRY(wide_map(rank, input_of(bind, op), n_rows, k, widths[i_width], &args.x_map, err));
     for (int i = 0, tile = 0, column = 0; i < 3; i++) {
         wide_matrix *matrix = &args.out.matrix[i];
         matrix->first_tile = i == 0 || s.kind == WIDE_QKV ? tile : INT32_MAX;
@@ -260,7 +260,7 @@ ls_status wide_matmul(cuda_rank *rank, const ls_op *op, int index, int n_rows, b
             matrix->y_first = s.kind == WIDE_QKV ? column : 0;
             tile += ceil_div(w->rows, WIDE_TILE);
             column += w->rows;
-            TRY(map_rows(rank, w->data, w->rows, k, WIDE_TILE / 2, &args.w_map[i], err));
+            TRY(wide_map(rank, w->data, w->rows, k, WIDE_TILE / 2, &args.w_map[i], err));
         }
     }
     const wide_work *work = &args.out.work;

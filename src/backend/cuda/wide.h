@@ -6,6 +6,7 @@
 #define LS_BACKEND_CUDA_WIDE_H
 
 #include "backend/cuda/cuda.h"
+#include "backend/cuda/kern/prefill_args.h"
 
 enum {
     WIDE_KERNELS = 4
@@ -27,5 +28,9 @@ int wide_row_nodes(const cuda_rank *rank, const ls_op *op, int n_rows, bool alon
  * added. part: wide_workspace bytes of scratch. */
 ls_status wide_matmul(cuda_rank *rank, const ls_op *op, int index, int n_rows, bool alone, float *y, CUdeviceptr part,
                       ls_error *err);
+
+/* A matrix [rows][cols] of the run dtype, in boxes of box_rows rows and 64 columns. */
+ls_status wide_map(cuda_rank *rank, const void *data, int rows, int cols, int box_rows, prefill_map *out,
+                   ls_error *err);
 
 #endif

@@ -22,7 +22,7 @@ typedef struct seqs {
 } seqs;
 
 typedef struct how {
-    bool int8, lt, few, only_attn, wide;
+    bool int8, lt, few, only_attn, wide, gemm;
 } how;
 
 static const shape shapes[] = {
@@ -79,6 +79,24 @@ static const shape wide_shapes[] = {
     {"d 64 wide", 512, 8, 2, 64, 0, 1088, 1100, true, true, 1, 0},
     {"d 128 wide", 1032, 9, 1, 128, 0, 648, 1003, false, true, 1, 0},
     {"d 64 wide rank 1 of 2", 640, 10, 5, 64, 0, 2048, 2560, true, false, 2, 1},
+};
+
+/* Tiles that gemm.c's clusters fill and that they do not, in rows and in columns; halves of several matrices; k that ends
+ * within a block, and that leaves cut; no 16-byte rows of act. The last has too many rows to be emulated. */
+static const seqs gemm_lengths[] = {
+    {.name = "129", .seq = {{0, 129}}},
+    {.name = "5, 9 (fault), 3, 130+1", .seq = {{0, 5}, {7, 9}, {64, 3}, {130, 1}}, .fault = true},
+    {.name = "70+256", .seq = {{70, 256}}},
+    {.name = "100+1, 300", .seq = {{100, 1}, {0, 300}}},
+    {.name = "60+20, 70+60, 200", .seq = {{60, 20}, {70, 60}, {0, 200}}},
+    {.name = "2150", .seq = {{0, 2150}}},
+};
+static const shape gemm_shapes[] = {
+    {"d 64 gemm", 512, 8, 2, 64, 0, 1088, 1100, true, true, 1, 0},
+    {"d 128 gemm", 1032, 9, 1, 128, 0, 648, 1003, false, true, 1, 0},
+    {"d 64 gemm odd", 264, 5, 1, 64, 0, 333, 515, true, false, 1, 0},
+    {"d 128 gemm rank 1 of 2", 640, 6, 2, 128, 0, 2048, 260, true, true, 2, 1},
+    {"d 80 gemm", 320, 4, 2, 80, 0, 168, 123, true, false, 1, 0},
 };
 
 static const seqs single_rows = {.name = "9, 600, 64, 127, 0, 1030 +1",

@@ -33,6 +33,12 @@ struct uint4 {
 struct alignas(16) float4 {
     float x, y, z, w;
 };
+struct alignas(8) float2 {
+    float x, y;
+};
+static inline float2 make_float2(float x, float y) {
+    return {x, y};
+}
 static inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
     return {x, y, z, w};
 }
@@ -79,6 +85,8 @@ void *emulated_warp_memory(); /* 1 KB */
 void emulated_warp_meet();
 std::deque<emulated_copy> &emulated_copies();
 void __syncthreads();
+int emulated_block_of_cluster(); /* the running thread's */
+void emulated_meet_cluster();
 void emulated_yield();
 void emulated_meet_at(int place, int threads, bool waits); /* a named barrier */
 
@@ -89,6 +97,18 @@ static inline float __shfl_xor_sync(uint32_t, float value, int lanes) {
     float other = all[emulated_lane() ^ lanes];
     emulated_warp_meet();
     return other;
+}
+
+template <class T> static inline T __shfl_sync(uint32_t, T value, int lane) {
+    T *all = (T *)emulated_warp_memory();
+    all[emulated_lane()] = value;
+    emulated_warp_meet();
+    const T other = all[lane];
+    emulated_warp_meet();
+    return other;
+}
+static inline void __syncwarp() {
+    emulated_warp_meet();
 }
 
 #endif

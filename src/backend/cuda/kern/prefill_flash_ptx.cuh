@@ -1,4 +1,4 @@
-// What Hopper's attention and wide.cu need PTX for: wgmma, named barriers and, by barrier_ptx.cuh, tensor copies; sm_90a alone
+// What Hopper's attention and matmuls need PTX for: wgmma, named barriers and, by barrier_ptx.cuh, tensor copies; sm_90a alone
 // has all of it.
 // tests/cuda/prefill has plain C++ in its place, which reads the same descriptors and swizzle.
 #pragma once
@@ -80,7 +80,9 @@ template <int N> __device__ inline void hold(float (&sums)[N]) {
     "+f"(x[i + 4]), "+f"(x[i + 5]), "+f"(x[i + 6]), "+f"(x[i + 7])
 #define R16(x, i) R8(x, i), R8(x, i + 8)
 #define R32(x, i) R16(x, i), R16(x, i + 16)
+#define R48(x, i) R32(x, i), R16(x, i + 32)
 #define R64(x, i) R32(x, i), R32(x, i + 32)
+#define R80(x, i) R64(x, i), R16(x, i + 64)
 #define R128(x, i) R64(x, i), R64(x, i + 64)
 #define TEXT8 \
     "%0, %1, %2, %3, %4, %5, %6, %7"
@@ -89,11 +91,21 @@ template <int N> __device__ inline void hold(float (&sums)[N]) {
 #define TEXT32 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define TEXT48 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define TEXT64 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define TEXT80 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
+    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
 #define TEXT128 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
@@ -103,7 +115,7 @@ template <int N> __device__ inline void hold(float (&sums)[N]) {
     "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
     "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
     "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-// x[64][N] = or += a[64][16] b[N][16]^T, both in shared memory, rows of k: scores, and all of wide.cu.
+// x[64][N] = or += a[64][16] b[N][16]^T, both in shared memory, rows of k: scores, and all of wide.cu and gemm.cu.
 #define SCORES(type, n, regs, a, b, add) \
     asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " add ", 0;\n" \
                  "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" TEXT##regs "}, " a ", " b \
@@ -118,7 +130,8 @@ template <int N> __device__ inline void hold(float (&sums)[N]) {
 
 template <class T, int KEYS>
 __device__ inline void wgmma_scores(float (&x)[KEYS / 2], uint64_t a_, uint64_t b_, bool add) {
-    static_assert(KEYS == 16 || KEYS == 32 || KEYS == 64 || KEYS == 128, "the tiles there are");
+    static_assert(KEYS == 16 || KEYS == 32 || KEYS == 64 || KEYS == 96 || KEYS == 128 || KEYS == 160 || KEYS == 256,
+                  "the tiles there are");
     const int add_ = add;
     if constexpr (T::DTYPE == BF16) {
         if constexpr (KEYS == 16) {
@@ -130,8 +143,17 @@ __device__ inline void wgmma_scores(float (&x)[KEYS / 2], uint64_t a_, uint64_t 
         if constexpr (KEYS == 64) {
             SCORES("bf16", 64, 32, "%32", "%33", "%34");
         }
+        if constexpr (KEYS == 96) {
+            SCORES("bf16", 96, 48, "%48", "%49", "%50");
+        }
         if constexpr (KEYS == 128) {
             SCORES("bf16", 128, 64, "%64", "%65", "%66");
+        }
+        if constexpr (KEYS == 160) {
+            SCORES("bf16", 160, 80, "%80", "%81", "%82");
+        }
+        if constexpr (KEYS == 256) {
+            SCORES("bf16", 256, 128, "%128", "%129", "%130");
         }
     } else {
         if constexpr (KEYS == 16) {
@@ -143,8 +165,17 @@ __device__ inline void wgmma_scores(float (&x)[KEYS / 2], uint64_t a_, uint64_t 
         if constexpr (KEYS == 64) {
             SCORES("f16", 64, 32, "%32", "%33", "%34");
         }
+        if constexpr (KEYS == 96) {
+            SCORES("f16", 96, 48, "%48", "%49", "%50");
+        }
         if constexpr (KEYS == 128) {
             SCORES("f16", 128, 64, "%64", "%65", "%66");
+        }
+        if constexpr (KEYS == 160) {
+            SCORES("f16", 160, 80, "%80", "%81", "%82");
+        }
+        if constexpr (KEYS == 256) {
+            SCORES("f16", 256, 128, "%128", "%129", "%130");
         }
     }
 }
@@ -196,8 +227,12 @@ __device__ inline void wgmma_values(float (&x)[SUMS], const uint32_t (&a_)[4], u
 #undef R16
 #undef TEXT32
 #undef R32
+#undef TEXT48
+#undef R48
 #undef TEXT64
 #undef R64
+#undef TEXT80
+#undef R80
 #undef TEXT128
 #undef R128
 

@@ -9,6 +9,12 @@
 
 extern thread_local uint8_t flash_shared[];
 
+// This block's part of it: a cluster's blocks lie side by side.
+enum { EMULATED_SHARED = 1 << 18 };
+static inline uint8_t *emulated_shared() {
+    return flash_shared + emulated_block_of_cluster() * EMULATED_SHARED;
+}
+
 namespace prefill {
 
 [[noreturn]] inline void flash_fatal(const char *what) {
@@ -61,17 +67,17 @@ inline void barrier_expect(uint64_t *barrier, int bytes) {
 }
 
 inline uint8_t *swizzled(uint32_t at) {
-    return flash_shared + (at ^ (at >> 7 & 7) << 4);
+    return emulated_shared() + (at ^ (at >> 7 & 7) << 4);
 }
 inline void land_boxes(emulated_barrier &b) {
     for (const emulated_box &box : b.boxes) {
         for (size_t i = 0; i < box.data.size(); i++) {
-            *swizzled((uint32_t)(box.to - flash_shared + i)) = box.data[i];
+            *swizzled((uint32_t)(box.to - emulated_shared() + i)) = box.data[i];
         }
         b.bytes -= (long)box.data.size();
     }
     b.boxes.clear();
-    if (b.bytes < 0) {
+    if (b.bytes < 0 && b.pending == 0) { // a cluster's other block may be ahead of who announces
         flash_fatal("mbarrier: more bytes than were announced");
     }
     barrier_settle(b);
@@ -108,10 +114,10 @@ struct emulated_map {
     uint32_t box_columns, box_rows;
 };
 
-inline void copy_box(void *to, const prefill_map *map, int column, int row, uint64_t *barrier) {
+inline emulated_box box_of(void *to, const prefill_map *map, int column, int row) {
     emulated_map m;
     memcpy(&m, map, sizeof m);
-    const uint32_t at = (uint32_t)((uint8_t *)to - flash_shared);
+    const uint32_t at = (uint32_t)((uint8_t *)to - emulated_shared());
     if (at % 1024 != 0 || m.box_columns * 2 != 128) {
         flash_fatal("a tensor copy: shared memory out of line with the swizzle");
     }
@@ -124,8 +130,14 @@ inline void copy_box(void *to, const prefill_map *map, int column, int row, uint
             }
         }
     }
-    memset(to, 0xee, box.data.size());
+    return box;
+}
+inline void send_box(const emulated_box &box, uint64_t *barrier) {
+    memset(box.to, 0xee, box.data.size());
     barrier_at(barrier).boxes.push_back(box);
+}
+inline void copy_box(void *to, const prefill_map *map, int column, int row, uint64_t *barrier) {
+    send_box(box_of(to, map, column, row), barrier);
 }
 
 inline void prefetch_map(const prefill_map *) {}
@@ -146,7 +158,7 @@ inline float exp2_fast(float x) {
 // ---- wgmma ----
 
 inline uint64_t operand(const void *p, int panel, int group) {
-    return (uint64_t)(((const uint8_t *)p - flash_shared) >> 4 & 0x3fff) | (uint64_t)(panel >> 4) << 16 |
+    return (uint64_t)(((const uint8_t *)p - emulated_shared()) >> 4 & 0x3fff) | (uint64_t)(panel >> 4) << 16 |
            (uint64_t)(group >> 4) << 32 | (uint64_t)1 << 62;
 }
 inline uint64_t further(uint64_t operand, int bytes) {
