@@ -263,10 +263,13 @@ def test_access_log():
             server.get("/health")
             server.post(COMPLETIONS, {"prompt": 5}, key)
             server.get("/version")
+            with server.connect() as connection:
+                connection.sendall(b"GET /\xff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                read_all(connection)
         with open(path, encoding="utf-8") as file:
             text = file.read()
         lines = [json.loads(line) for line in text.splitlines()]
-        assert [x["status"] for x in lines] == [200, 200, 400, 401]
+        assert [x["status"] for x in lines] == [200, 200, 400, 401, 401] and lines[4]["path"] == "?"
         first = lines[0]
         assert first["id"] == headers["x-request-id"] and first["path"] == COMPLETIONS and first["method"] == "POST"
         assert first["completion_tokens"] == 3 and first["finish"] == "length" and first["key"] == 0
