@@ -249,6 +249,7 @@ def test_metrics():
                      "prompt_tokens_total", "prefix_cache_queries_total", "prefix_cache_hits_total", "decode_limit_ratio",
                      "exchange_seconds_total"):
             assert f"vllm:{name}" in values, name
+        assert values["vllm:decode_host_seconds_total"] > 0 and values["vllm:prefill_host_seconds_total"] > 0
         buckets = [v for k, v in values.items() if k.startswith("vllm:inter_token_latency_seconds_bucket")]
         assert buckets == sorted(buckets) and buckets[-1] == 10
         assert 'vllm:inter_token_latency_seconds_bucketle="0.00025"' in values
