@@ -70,7 +70,8 @@ ls_status cuda_profile_end(ls_engine *engine, step_batch *batch, ls_error *err) 
         }
         begin_ms += (double)ms;
         profile_add(&profile->lines, engine, batch, profile->first[i], profile->first[i + 1], (double)ms * 1000);
-        batch->exchange_ns += engine->program[0]->op[profile->first[i]].kind == OP_EXCHANGE ? (int64_t)((double)ms * 1e6) : 0;
+        batch->exchange_ns +=
+            engine->program[0]->op[profile->first[i]].kind == OP_EXCHANGE ? (int64_t)((double)ms * 1e6) : 0;
     }
     return LS_OK;
 }

@@ -75,51 +75,13 @@ static ls_status open_rank(cuda_engine *cuda, bool generic, ls_error *err) {
     return cuda_rank_kernel(&cuda->rank, "copy_words", &cuda->copy_words, err);
 }
 
-typedef struct opening {
-    cuda_engine *cuda;
-    bool generic, beside;
-    pthread_t thread;
-    ls_error error;
-} opening;
-
-static void *open_thread(void *arg) {
-    opening *job = arg;
-    job->error.status = open_rank(job->cuda, job->generic, &job->error);
-    return NULL;
-}
-
-/* Contexts and kernels of all GPUs side by side; ranks that share one come after that. */
-static ls_status open_ranks(cuda_engine *first, bool generic, ls_error *err) {
-    opening job[LS_MAX_RANKS] = {0};
-    for (int r = first->n_ranks - 1; r >= 0; r--) {
-        cuda_engine *cuda = first->of[r];
-        job[r].cuda = cuda;
-        job[r].generic = generic;
-        if (cuda->leader == cuda && (r == 0 || thread_start(&job[r].thread, open_thread, &job[r]) != 0)) {
-            open_thread(&job[r]);
-        } else {
-            job[r].beside = cuda->leader == cuda;
-        }
+/* The ranks of a GPU, its leader first. */
+static ls_status open_here(cuda_engine *leader, void *arg, ls_error *err) {
+    const bool *generic = arg;
+    for (int i = 0; i < leader->n_here; i++) {
+        TRY(open_rank(cuda_of(leader->engine, leader->here[i]), *generic, err));
     }
-    for (int r = 0; r < first->n_ranks; r++) {
-        if (job[r].beside) {
-            pthread_join(job[r].thread, NULL);
-        }
-    }
-    for (int r = 0; r < first->n_ranks; r++) {
-        if (first->of[r]->leader != first->of[r] && job[0].error.status == LS_OK) {
-            open_thread(&job[r]);
-        }
-    }
-    for (int r = 0; r < first->n_ranks; r++) {
-        if (job[r].error.status != LS_OK) {
-            if (err != NULL) {
-                *err = job[r].error;
-            }
-            return job[r].error.status;
-        }
-    }
-    return cuda_rank_enter(&first->rank, err);
+    return LS_OK;
 }
 
 /* Kernels and how many nodes of the leaf tree they leave depend on the chip. */
@@ -205,7 +167,9 @@ ls_status cuda_ranks_open(ls_engine *engine, const ls_engine_params *params, boo
     TRY(device_choice_read(&choice, params->device, err));
     TRY(count_devices(first->driver, &choice, engine->config.n_ranks, err));
     TRY(make_ranks(engine, &choice, err));
-    TRY(open_ranks(first, generic, err));
+    TRY(cuda_crew_open(first, err));
+    TRY(cuda_crew_run(first, open_here, &generic, err));
+    TRY(cuda_rank_enter(&first->rank, err));
     TRY(check_same_kind(first, err));
     return choose_exchange(engine, params, err);
 }
