@@ -321,6 +321,9 @@ static void cuda_close(ls_engine *engine) {
     if (first == NULL) {
         return;
     }
+    if (first->nccl != NULL && (engine->death.status != LS_OK || !engine->is_open)) {
+        nccl_abort(first->nccl); /* a GPU may wait for one that was given nothing */
+    }
     for (int r = 0; r < first->n_ranks; r++) {
         end_opening_lt(first->of[r]);
         idle = is_idle(first->of[r]) && idle;
@@ -331,6 +334,7 @@ static void cuda_close(ls_engine *engine) {
         engine->host_arena.borrowed = true;
         return;
     }
+    nccl_close(&first->nccl);
     for (int r = first->n_ranks - 1; r >= 0; r--) {
         free_rank(first->of[r]);
     }

@@ -47,6 +47,7 @@ typedef struct cuda_engine {
     int here[LS_MAX_RANKS], n_here; /* of a leader: the ranks on its GPU */
     int64_t graphs_us;              /* that capturing took */
     cuda_crew *crew;                /* rank 0's */
+    cuda_nccl *nccl;                /* rank 0's; NULL: exchanges are not NCCL's */
     exchange_group group;
     cuda_exchange exchange;
     cuda_driver *driver;

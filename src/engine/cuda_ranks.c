@@ -129,11 +129,42 @@ static ls_status enable_peers(cuda_engine *first, bool *can, ls_error *why, ls_e
     return cuda_rank_enter(&first->rank, err);
 }
 
+static ls_status join_nccl(cuda_engine *leader, void *arg, ls_error *err) {
+    const cuda_engine *first = engine_cuda(leader->engine);
+    TRY(cuda_rank_enter(&leader->rank, err));
+    return nccl_join(first->nccl, arg, &leader->rank, leader->here[0], first->n_ranks, err);
+}
+
+static ls_status open_nccl(cuda_engine *first, ls_error *err) {
+    for (int r = 0; r < first->n_ranks; r++) {
+        const cuda_engine *leader = first->of[r]->leader;
+        if (leader != first->of[r]) {
+            return error_set(
+                err, LS_EUNSUPPORTED,
+                "--exchange nccl: ranks %d and %d share GPU %d, which NCCL cannot; name a GPU for each rank "
+                "(--devices), or use fused",
+                leader->here[0], r, leader->ordinal);
+        }
+    }
+    ls_status st = nccl_open(&first->nccl, err);
+    if (st != LS_OK) {
+        return error_prefix(err, st,
+                            "--exchange nccl needs NCCL's library (pip install nvidia-nccl-cu13); or leave it at auto");
+    }
+    ncclUniqueId id;
+    TRY(nccl_new_id(first->nccl, &id, err));
+    TRY(cuda_crew_run(first, join_nccl, &id, err));
+    return cuda_rank_enter(&first->rank, err);
+}
+
 static ls_status choose_exchange(ls_engine *engine, const ls_engine_params *params, ls_error *err) {
     cuda_engine *first = engine_cuda(engine);
     const char *asked = params->exchange != NULL ? params->exchange : "auto";
     ls_error why = {0};
     bool can = true;
+    if (first->n_ranks > 1 && strcmp(asked, "nccl") == 0) {
+        return open_nccl(first, err);
+    }
     if (first->n_ranks == 1 || strcmp(asked, "host") == 0) {
         engine->config.staged = first->n_ranks > 1;
         return LS_OK;
@@ -151,12 +182,11 @@ static ls_status choose_exchange(ls_engine *engine, const ls_engine_params *para
 
 ls_status cuda_exchange_check(const ls_engine_params *params, ls_error *err) {
     const char *asked = params->exchange;
-    if (asked == NULL || strcmp(asked, "auto") == 0 || strcmp(asked, "fused") == 0 || strcmp(asked, "host") == 0) {
-        return LS_OK;
-    }
-    if (strcmp(asked, "nccl") == 0) {
-        return error_set(err, LS_EUNSUPPORTED,
-                         "--exchange nccl: this version does not exchange by NCCL; use auto, fused or host");
+    static const char *const known[] = {"auto", "fused", "nccl", "host"};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (asked == NULL || strcmp(asked, known[i]) == 0) {
+            return LS_OK;
+        }
     }
     return error_set(err, LS_EINVAL, "--exchange %s: must be auto, fused, nccl or host", asked);
 }
@@ -208,6 +238,7 @@ ls_status cuda_ranks_join(ls_engine *engine, ls_error *err) {
     group->args.layout = exchange_layout_of(engine->model->spec.d_model, config->n_out_max);
     group->stuck = engine->host.stuck;
     group->staged = config->staged;
+    group->nccl = first->nccl;
     for (int r = 0; r < first->n_ranks; r++) {
         group->args.box[r] = config->staged ? engine->host.box[r] : engine->rank[r].box;
         group->x[r] = engine->rank[r].bind.buf[BUF_X];

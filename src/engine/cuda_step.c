@@ -1,6 +1,7 @@
 /* One step on a GPU: pack, launch, read back. See cuda_engine.h. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "backend/cuda/flash.h"
 #include "base/clock.h"
@@ -353,17 +354,56 @@ static void read_results(ls_engine *engine, const step_batch *batch) {
 
 /* ---- A step ---- */
 
+/* Whether a GPU's step is over, or has failed. *st: LS_OK while it is under way. */
+static bool is_over(const cuda_engine *cuda, ptrdiff_t i, ls_status *st, ls_error *err) {
+    const CUresult rc = cuda->driver->cuEventQuery(cuda->done[i]);
+    *st = rc == CUDA_ERROR_NOT_READY ? LS_OK : cuda_check(&cuda->rank, rc, "a step", err);
+    return rc != CUDA_ERROR_NOT_READY;
+}
+
+/* NCCL's waiting has no end of its own: all GPUs are looked at, and what NCCL itself has noticed. */
+static ls_status wait_by_nccl(const cuda_engine *first, ptrdiff_t i, ls_error *err) {
+    enum { LOOKS = 1000 };
+    const int64_t until = clock_ns() + (int64_t)CUDA_STEP_TIMEOUT_S * 1000000000, patience_ns = 20000000;
+    const int64_t begin = clock_ns();
+    for (int look = 1;; look++) {
+        bool over = true;
+        for (int r = 0; r < first->n_ranks; r++) {
+            ls_status st;
+            over = is_over(first->of[r], i, &st, err) && over;
+            TRY(st);
+        }
+        const int64_t now = clock_ns();
+        if (over || now > until) {
+            return over ? LS_OK : error_set(err, LS_EABORTED, "a step did not end in %d s", CUDA_STEP_TIMEOUT_S);
+        }
+        if (look % LOOKS == 0) {
+            TRY(nccl_check(first->nccl, err));
+        }
+        if (now - begin > patience_ns) {
+            nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
+        }
+    }
+}
+
 /* On every GPU. A rank that waited in vain for another is told rather than what came of it; that is known before the step
  * ends where a GPU does not come to its end. */
 static ls_status wait_for_step(ls_engine *engine, const step_batch *batch, ls_error *err) {
     const cuda_engine *first = engine_cuda(engine);
+    const ptrdiff_t i = batch - engine->batch;
     ls_status st = LS_OK;
+    if (first->nccl != NULL) {
+        st = wait_by_nccl(first, i, err);
+        if (st != LS_OK) {
+            nccl_abort(first->nccl);
+        }
+        return st;
+    }
     for (int r = 0; r < first->n_ranks && st == LS_OK; r++) {
         const cuda_engine *cuda = first->of[r];
         if (cuda->leader == cuda) {
             TRY(cuda_rank_enter(&cuda->rank, err));
-            st = cuda_rank_wait_event(&cuda->rank, cuda->done[batch - engine->batch], "a step", CUDA_STEP_TIMEOUT_S,
-                                      err);
+            st = cuda_rank_wait_event(&cuda->rank, cuda->done[i], "a step", CUDA_STEP_TIMEOUT_S, err);
         }
     }
     const ls_status waited = cuda_ranks_check(engine, err);
@@ -390,14 +430,14 @@ static ls_status submit_on(cuda_engine *leader, void *arg, ls_error *err) {
     return cuda_check(&leader->rank, leader->driver->cuEventRecord(done, leader->rank.stream), "starting a step", err);
 }
 
-/* A graph is launched for one GPU after the other. Hundreds of launches are made for all GPUs at the same time, each by a
+/* A graph is launched for one GPU after the other, unless NCCL is in it (nccl.h). Hundreds of launches are made for all GPUs at the same time, each by a
  * thread of its own: else the last GPU would wait for the launches of all, and work that waits for another GPU's could fill a
  * stream before that GPU was given any. */
 ls_status cuda_submit(ls_engine *engine, step_batch *batch, ls_error *err) {
     cuda_engine *first = engine_cuda(engine);
     TRY(wait_for_step(engine, batch, err)); /* one that nobody collected */
     submission what = {batch, pack_step(engine, &batch->step, batch->output, batch->image)};
-    if (graph_of(first, &batch->step) < 0) {
+    if (graph_of(first, &batch->step) < 0 || first->nccl != NULL) {
         return cuda_crew_run(first, submit_on, &what, err);
     }
     for (int r = first->n_ranks - 1; r >= 0; r--) {
