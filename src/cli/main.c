@@ -84,5 +84,7 @@ static void check_output(void) {
 
 int main(int argc, char **argv) {
     atexit(check_output);
+    setenv("NCCL_NVLS_ENABLE", "0",
+           0); /* before there are threads; what the user says goes. Why: backend/cuda/nccl.h */
     return run(argc, argv);
 }

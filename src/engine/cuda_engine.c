@@ -146,8 +146,9 @@ static ls_status cuda_reserve(ls_engine *engine, const ls_memory_plan *plan, ls_
 }
 
 /* What steps need besides weights, for the ranks on a leader's GPU. */
-static ls_status prepare(cuda_engine *leader, ls_error *err) {
+static ls_status prepare(cuda_engine *leader, void *arg, ls_error *err) {
     ls_engine *engine = leader->engine;
+    (void)arg;
     TRY(cuda_rank_enter(&leader->rank, err));
     for (int i = 0; i < leader->n_here; i++) {
         const ls_program *program = engine->program[leader->here[i]];
@@ -164,14 +165,6 @@ static ls_status prepare(cuda_engine *leader, ls_error *err) {
     range_end();
     TRY(st);
     return engine->config.persist_bytes > 0 ? cuda_persist_prepare(leader, err) : LS_OK;
-}
-
-static void *prepare_thread(void *arg) {
-    cuda_engine *leader = arg;
-    range_begin("prepare");
-    leader->unprepared.status = prepare(leader, &leader->unprepared);
-    range_end();
-    return NULL;
 }
 
 /* A persistent kernel that does not run to its end here is no reason to run nothing. */
@@ -207,24 +200,12 @@ static void agree_on_lt(cuda_engine *first) {
     }
 }
 
-/* Of rank 0's GPU, and of the others beside it. */
-static void *prepare_all_thread(void *arg) {
+static void *prepare_thread(void *arg) {
     cuda_engine *first = arg;
-    bool beside[LS_MAX_RANKS] = {false};
     agree_on_lt(first);
-    for (int r = 1; r < first->n_ranks; r++) {
-        cuda_engine *cuda = first->of[r];
-        beside[r] = cuda->leader == cuda && thread_start(&cuda->prepares, prepare_thread, cuda) == 0;
-    }
-    prepare_thread(first);
-    for (int r = 1; r < first->n_ranks; r++) {
-        cuda_engine *cuda = first->of[r];
-        if (beside[r]) {
-            pthread_join(cuda->prepares, NULL);
-        } else if (cuda->leader == cuda) {
-            prepare_thread(cuda);
-        }
-    }
+    range_begin("prepare");
+    first->unprepared.status = cuda_crew_run(first, prepare, NULL, &first->unprepared);
+    range_end();
     return NULL;
 }
 
@@ -258,23 +239,23 @@ static ls_status bind_rank(ls_engine *engine, int r, ls_error *err) {
 /* Weights, and beside them all else on every GPU. */
 static ls_status load_and_prepare(ls_engine *engine, ls_error *err) {
     cuda_engine *first = engine_cuda(engine);
-    const bool beside = thread_start(&first->prepares, prepare_all_thread, first) == 0;
+    const bool beside = thread_start(&first->prepares, prepare_thread, first) == 0;
     ls_status st = cuda_load_weights(engine, err);
     if (beside) {
         pthread_join(first->prepares, NULL);
     } else if (st == LS_OK) {
-        prepare_all_thread(first);
+        prepare_thread(first);
     }
     TRY(st);
-    for (int r = 0; r < first->n_ranks; r++) {
-        const cuda_engine *cuda = first->of[r];
-        if (cuda->unprepared.status != LS_OK) {
-            if (err != NULL) {
-                *err = cuda->unprepared;
-            }
-            return cuda->unprepared.status;
+    if (first->unprepared.status != LS_OK) {
+        if (err != NULL) {
+            *err = first->unprepared;
         }
-        engine->graphs_us = cuda->graphs_us > engine->graphs_us ? cuda->graphs_us : engine->graphs_us;
+        return first->unprepared.status;
+    }
+    for (int r = 0; r < first->n_ranks; r++) {
+        const int64_t us = first->of[r]->graphs_us;
+        engine->graphs_us = us > engine->graphs_us ? us : engine->graphs_us;
     }
     engine->n_graphs = first->profile == NULL ? first->n_graphs : 0;
     return LS_OK;
@@ -364,15 +345,20 @@ static void cuda_close(ls_engine *engine) {
     if (first == NULL) {
         return;
     }
+    if (first->nccl != NULL && (engine->death.status != LS_OK || !engine->is_open)) {
+        nccl_abort(first->nccl); /* a GPU may wait for one that was given nothing */
+    }
     for (int r = 0; r < first->n_ranks; r++) {
         end_opening_lt(first->of[r]);
         idle = is_idle(first->of[r]) && idle;
     }
+    cuda_crew_close(first);
     engine->device = NULL;
     if (!idle) {
         engine->host_arena.borrowed = true;
         return;
     }
+    nccl_close(&first->nccl);
     for (int r = first->n_ranks - 1; r >= 0; r--) {
         free_rank(first->of[r]);
     }

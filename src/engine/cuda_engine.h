@@ -3,6 +3,7 @@
  *
  *   cuda_engine.c    opens the devices, reserves memory, measures it
  *   cuda_ranks.c     which GPU is whose; opens them side by side, joins them, launches ops on the ranks of one
+ *   cuda_crew.c      a thread for each GPU, for what they do side by side
  *   cuda_plan.c      what the configuration is on a device: the KV cache that fits, scratch; for engines and plans
  *   cuda_start.c     opens the driver and a context before the engine does, while files are read
  *   cuda_load.c      weights: files -> pinned ring -> kernels that convert and quantise; dummy ones are made there
@@ -35,6 +36,7 @@ typedef struct cuda_profile {
     profile_lines lines;
 } cuda_profile;
 
+typedef struct cuda_crew cuda_crew;
 typedef struct cuda_persist cuda_persist;
 
 /* A rank's. engine->device is rank 0's, which has what all of them share: the driver, `of`, pinned memory, the group, the
@@ -47,6 +49,8 @@ typedef struct cuda_engine {
     struct cuda_engine *leader;
     int here[LS_MAX_RANKS], n_here; /* of a leader: the ranks on its GPU */
     int64_t graphs_us;              /* that capturing took */
+    cuda_crew *crew;                /* rank 0's */
+    cuda_nccl *nccl;                /* rank 0's; NULL: exchanges are not NCCL's */
     exchange_group group;
     cuda_exchange exchange;
     cuda_driver *driver;
@@ -61,13 +65,13 @@ typedef struct cuda_engine {
     CUgraphExec graph[CUDA_GRAPHS];
     cuda_persist *persist; /* rank 0's, alone; NULL: graphs run all decode steps */
     CUevent done[2];       /* the step of engine->batch[i] is over and its results are there */
-    /* While weights are loaded: a thread opens cuBLASLt, another prepares kernels and captures graphs (rank 0's: once all
-     * cuBLASLts are open, and beside the others'). */
-    pthread_t opens_lt, prepares;
+    /* While weights are loaded: a thread opens cuBLASLt, another prepares kernels and captures graphs, for all GPUs once all
+     * cuBLASLts are open. */
+    pthread_t opens_lt, prepares; /* the latter rank 0's */
     bool is_opening_lt;
     cublaslt *lt;        /* when that has ended; NULL: not there */
     ls_error no_lt;      /* why */
-    ls_error unprepared; /* LS_OK: it is prepared */
+    ls_error unprepared; /* rank 0's, of all; LS_OK: they are prepared */
     uint32_t epoch;
     cuda_profile *profile; /* NULL: not asked for */
     char kernels[128];     /* what cuda_kernels told last */
@@ -90,6 +94,13 @@ ls_status cuda_ranks_memory(const cuda_engine *first, double share, gpu_memory *
 ls_status cuda_ranks_join(ls_engine *engine, ls_error *err);
 ls_status cuda_ranks_launch(cuda_engine *leader, int first, const ls_step *step, int rows, ls_error *err);
 ls_status cuda_ranks_check(const ls_engine *engine, ls_error *err);
+
+/* cuda_crew.c: runs a job for every GPU at the same time, that of rank 0's on the calling thread; returns when all are done, with
+ * the error of the first that failed. A job makes its leader's context the thread's. One at a time. */
+typedef ls_status (*cuda_job)(cuda_engine *leader, void *arg, ls_error *err);
+ls_status cuda_crew_open(cuda_engine *first, ls_error *err);
+ls_status cuda_crew_run(cuda_engine *first, cuda_job job, void *arg, ls_error *err);
+void cuda_crew_close(cuda_engine *first); /* without one too */
 
 /* cuda_plan.c: refuses what GPUs do not do; then, with the programs of the ranks and the device's memory, all that the
  * configuration lacks. */

@@ -75,51 +75,13 @@ static ls_status open_rank(cuda_engine *cuda, bool generic, ls_error *err) {
     return cuda_rank_kernel(&cuda->rank, "copy_words", &cuda->copy_words, err);
 }
 
-typedef struct opening {
-    cuda_engine *cuda;
-    bool generic, beside;
-    pthread_t thread;
-    ls_error error;
-} opening;
-
-static void *open_thread(void *arg) {
-    opening *job = arg;
-    job->error.status = open_rank(job->cuda, job->generic, &job->error);
-    return NULL;
-}
-
-/* Contexts and kernels of all GPUs side by side; ranks that share one come after that. */
-static ls_status open_ranks(cuda_engine *first, bool generic, ls_error *err) {
-    opening job[LS_MAX_RANKS] = {0};
-    for (int r = first->n_ranks - 1; r >= 0; r--) {
-        cuda_engine *cuda = first->of[r];
-        job[r].cuda = cuda;
-        job[r].generic = generic;
-        if (cuda->leader == cuda && (r == 0 || thread_start(&job[r].thread, open_thread, &job[r]) != 0)) {
-            open_thread(&job[r]);
-        } else {
-            job[r].beside = cuda->leader == cuda;
-        }
+/* The ranks of a GPU, its leader first. */
+static ls_status open_here(cuda_engine *leader, void *arg, ls_error *err) {
+    const bool *generic = arg;
+    for (int i = 0; i < leader->n_here; i++) {
+        TRY(open_rank(cuda_of(leader->engine, leader->here[i]), *generic, err));
     }
-    for (int r = 0; r < first->n_ranks; r++) {
-        if (job[r].beside) {
-            pthread_join(job[r].thread, NULL);
-        }
-    }
-    for (int r = 0; r < first->n_ranks; r++) {
-        if (first->of[r]->leader != first->of[r] && job[0].error.status == LS_OK) {
-            open_thread(&job[r]);
-        }
-    }
-    for (int r = 0; r < first->n_ranks; r++) {
-        if (job[r].error.status != LS_OK) {
-            if (err != NULL) {
-                *err = job[r].error;
-            }
-            return job[r].error.status;
-        }
-    }
-    return cuda_rank_enter(&first->rank, err);
+    return LS_OK;
 }
 
 /* Kernels and how many nodes of the leaf tree they leave depend on the chip. */
@@ -167,11 +129,42 @@ static ls_status enable_peers(cuda_engine *first, bool *can, ls_error *why, ls_e
     return cuda_rank_enter(&first->rank, err);
 }
 
+static ls_status join_nccl(cuda_engine *leader, void *arg, ls_error *err) {
+    const cuda_engine *first = engine_cuda(leader->engine);
+    TRY(cuda_rank_enter(&leader->rank, err));
+    return nccl_join(first->nccl, arg, &leader->rank, leader->here[0], first->n_ranks, err);
+}
+
+static ls_status open_nccl(cuda_engine *first, ls_error *err) {
+    for (int r = 0; r < first->n_ranks; r++) {
+        const cuda_engine *leader = first->of[r]->leader;
+        if (leader != first->of[r]) {
+            return error_set(
+                err, LS_EUNSUPPORTED,
+                "--exchange nccl: ranks %d and %d share GPU %d, which NCCL cannot; name a GPU for each rank "
+                "(--devices), or use fused",
+                leader->here[0], r, leader->ordinal);
+        }
+    }
+    ls_status st = nccl_open(&first->nccl, err);
+    if (st != LS_OK) {
+        return error_prefix(err, st,
+                            "--exchange nccl needs NCCL's library (pip install nvidia-nccl-cu13); or leave it at auto");
+    }
+    ncclUniqueId id;
+    TRY(nccl_new_id(first->nccl, &id, err));
+    TRY(cuda_crew_run(first, join_nccl, &id, err));
+    return cuda_rank_enter(&first->rank, err);
+}
+
 static ls_status choose_exchange(ls_engine *engine, const ls_engine_params *params, ls_error *err) {
     cuda_engine *first = engine_cuda(engine);
     const char *asked = params->exchange != NULL ? params->exchange : "auto";
     ls_error why = {0};
     bool can = true;
+    if (first->n_ranks > 1 && strcmp(asked, "nccl") == 0) {
+        return open_nccl(first, err);
+    }
     if (first->n_ranks == 1 || strcmp(asked, "host") == 0) {
         engine->config.staged = first->n_ranks > 1;
         return LS_OK;
@@ -189,12 +182,11 @@ static ls_status choose_exchange(ls_engine *engine, const ls_engine_params *para
 
 ls_status cuda_exchange_check(const ls_engine_params *params, ls_error *err) {
     const char *asked = params->exchange;
-    if (asked == NULL || strcmp(asked, "auto") == 0 || strcmp(asked, "fused") == 0 || strcmp(asked, "host") == 0) {
-        return LS_OK;
-    }
-    if (strcmp(asked, "nccl") == 0) {
-        return error_set(err, LS_EUNSUPPORTED,
-                         "--exchange nccl: this version does not exchange by NCCL; use auto, fused or host");
+    static const char *const known[] = {"auto", "fused", "nccl", "host"};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (asked == NULL || strcmp(asked, known[i]) == 0) {
+            return LS_OK;
+        }
     }
     return error_set(err, LS_EINVAL, "--exchange %s: must be auto, fused, nccl or host", asked);
 }
@@ -205,7 +197,9 @@ ls_status cuda_ranks_open(ls_engine *engine, const ls_engine_params *params, boo
     TRY(device_choice_read(&choice, params->device, err));
     TRY(count_devices(first->driver, &choice, engine->config.n_ranks, err));
     TRY(make_ranks(engine, &choice, err));
-    TRY(open_ranks(first, generic, err));
+    TRY(cuda_crew_open(first, err));
+    TRY(cuda_crew_run(first, open_here, &generic, err));
+    TRY(cuda_rank_enter(&first->rank, err));
     TRY(check_same_kind(first, err));
     return choose_exchange(engine, params, err);
 }
@@ -241,6 +235,7 @@ ls_status cuda_ranks_join(ls_engine *engine, ls_error *err) {
     group->args.layout = exchange_layout_of(engine->model->spec.d_model, config->n_out_max);
     group->stuck = engine->host.stuck;
     group->staged = config->staged;
+    group->nccl = first->nccl;
     for (int r = 0; r < first->n_ranks; r++) {
         group->args.box[r] = config->staged ? engine->host.box[r] : engine->rank[r].box;
         group->x[r] = engine->rank[r].bind.buf[BUF_X];

@@ -1,6 +1,7 @@
 /* One step on a GPU: pack, launch, read back. See cuda_engine.h. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "backend/cuda/flash.h"
 #include "base/clock.h"
@@ -95,19 +96,12 @@ static ls_status copy_words(cuda_engine *cuda, CUdeviceptr from, CUdeviceptr to,
                        THREADS, 0, (void *[]){&from, &to, &n_words}, err);
 }
 
-/* Makes a rank's GPU the thread's; one rank's is already. */
-static ls_status enter(const cuda_engine *first, const cuda_engine *cuda, ls_error *err) {
-    return first->n_ranks == 1 ? LS_OK : cuda_rank_enter(&cuda->rank, err);
-}
-
-static ls_status copy_in_step(ls_engine *engine, const step_batch *batch, const ls_step *step,
-                              const step_output *output, ls_error *err) {
-    const cuda_engine *first = engine_cuda(engine);
-    const size_t bytes = pack_step(engine, step, output, batch->image);
-    for (int r = first->n_ranks - 1; r >= 0; r--) {
-        cuda_engine *cuda = first->of[r];
-        TRY(enter(first, cuda, err));
-        TRY(copy_words(cuda, (CUdeviceptr)(uintptr_t)batch->image, cuda->rank.step, (bytes + 3) / 4, err));
+/* To the ranks of a GPU. */
+static ls_status copy_in_step(cuda_engine *leader, uint8_t *image, size_t bytes, ls_error *err) {
+    const cuda_engine *first = engine_cuda(leader->engine);
+    for (int i = 0; i < leader->n_here; i++) {
+        cuda_engine *cuda = first->of[leader->here[i]];
+        TRY(copy_words(cuda, (CUdeviceptr)(uintptr_t)image, cuda->rank.step, (bytes + 3) / 4, err));
     }
     return LS_OK;
 }
@@ -139,32 +133,23 @@ static ls_status launch_op(cuda_engine *leader, int first, const ls_step *step, 
                     : prefill_launch(&leader->rank, program->op, program->n_ops, first, step, false, n_taken, err);
 }
 
-/* Every op of the program, by the launchers for decode steps of at most `rows` rows, or (rows = 0) those for any step; on one
- * GPU, or (leader NULL) on all of them, which take their turns: none has to wait for what another one was not given yet. */
-static ls_status launch_ops(ls_engine *engine, cuda_engine *leader, const ls_step *step, int rows, ls_error *err) {
-    cuda_engine *all = engine_cuda(engine);
-    const ls_program *program = engine->program[0];
+/* Every op of the program, on the ranks of a GPU, by the launchers for decode steps of at most `rows` rows, or (rows = 0) those
+ * for any step. */
+static ls_status launch_ops(cuda_engine *leader, const ls_step *step, int rows, ls_error *err) {
+    const ls_program *program = leader->engine->program[0];
     for (int first = 0, n_taken = 0; first < program->n_ops; first += n_taken) {
         const ls_op *op = &program->op[first];
-        for (int r = all->n_ranks - 1; r >= 0; r--) {
-            cuda_engine *cuda = all->of[r];
-            if (cuda->leader != cuda || (leader != NULL && cuda != leader)) {
-                continue;
-            }
-            TRY(enter(all, cuda, err));
-            TRY(cuda_profile_mark(cuda, first, err));
-            ls_status st = launch_op(cuda, first, step, rows, &n_taken, err);
-            if (st < 0) {
-                return error_prefix(err, st, "op %s, layer %d", op_kind_name(op->kind), op->layer);
-            }
+        TRY(cuda_profile_mark(leader, first, err));
+        ls_status st = launch_op(leader, first, step, rows, &n_taken, err);
+        if (st < 0) {
+            return error_prefix(err, st, "op %s, layer %d", op_kind_name(op->kind), op->layer);
         }
         if (n_taken < 1) {
             return error_set(err, LS_EINTERNAL, "op %s, layer %d: no kernel took it", op_kind_name(op->kind),
                              op->layer);
         }
     }
-    TRY(enter(all, leader != NULL ? leader : all, err));
-    return cuda_profile_mark(leader != NULL ? leader : all, program->n_ops, err);
+    return cuda_profile_mark(leader, program->n_ops, err);
 }
 
 /* ---- Graphs ---- */
@@ -210,7 +195,7 @@ static ls_status capture(cuda_engine *cuda, int i, ls_error *err) {
     CUgraph graph = NULL;
     TRY(cuda_check(rank, api->cuStreamBeginCapture(rank->stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL),
                    "capturing a step", err));
-    ls_status st = launch_ops(cuda->engine, cuda, NULL, cuda->graph_rows[i], err);
+    ls_status st = launch_ops(cuda, NULL, cuda->graph_rows[i], err);
     CUresult rc = api->cuStreamEndCapture(rank->stream, &graph); /* in any case: it ends the stream's capturing */
     TRY(st);
     TRY(cuda_check(rank, rc, "capturing a step", err));
@@ -237,35 +222,34 @@ static int bucket_of(int n_rows) {
     return bucket;
 }
 
-static ls_status launch_graphs(const cuda_engine *first, int i, ls_error *err) {
-    for (int r = first->n_ranks - 1; r >= 0; r--) {
-        const cuda_engine *cuda = first->of[r];
-        if (cuda->leader == cuda) {
-            TRY(enter(first, cuda, err));
-            TRY(cuda_check(&cuda->rank, cuda->driver->cuGraphLaunch(cuda->graph[i], cuda->rank.stream),
-                           "starting a step's graph", err));
+/* The graph that runs a step, or -1: decode-only steps have one. Up to CUDA_MAX_DECODE rows have kernels, and bits, of their
+ * own: no larger graph serves them. */
+static int graph_of(const cuda_engine *cuda, const ls_step *step) {
+    const bool is_wide = step->n_rows > CUDA_MAX_DECODE;
+    for (int i = 0; i < cuda->n_graphs && cuda->profile == NULL && is_decode_only(step); i++) {
+        if (cuda->graph_rows[i] >= step->n_rows && (cuda->graph_rows[i] > CUDA_MAX_DECODE) == is_wide) {
+            return i;
         }
     }
-    return LS_OK;
+    return -1;
 }
 
-/* Decode-only steps by the persistent kernel, by their graph, or launch by launch where there is neither; others by the general
- * kernels. Up to CUDA_MAX_DECODE rows have kernels, and bits, of their own: no larger graph serves them. */
-static ls_status launch_step(ls_engine *engine, const ls_step *step, ls_error *err) {
-    cuda_engine *cuda = engine_cuda(engine);
-    if (!is_decode_only(step)) {
-        return launch_ops(engine, NULL, step, 0, err);
+/* On a GPU. Decode-only steps by the persistent kernel, by their graph, or launch by launch where there is neither; others by the
+ * general kernels. */
+static ls_status launch_step(cuda_engine *leader, const ls_step *step, ls_error *err) {
+    const int i = graph_of(leader, step);
+    if (is_decode_only(step) && cuda_persist_takes(leader, step->n_rows)) {
+        return cuda_persist_launch(leader, step->n_rows, err);
     }
-    if (cuda_persist_takes(cuda, step->n_rows)) {
-        return cuda_persist_launch(cuda, step->n_rows, err);
+    if (i >= 0) {
+        return cuda_check(&leader->rank, leader->driver->cuGraphLaunch(leader->graph[i], leader->rank.stream),
+                          "starting a step's graph", err);
     }
-    const bool is_wide = step->n_rows > CUDA_MAX_DECODE;
-    for (int i = 0; i < cuda->n_graphs && cuda->profile == NULL; i++) {
-        if (cuda->graph_rows[i] >= step->n_rows && (cuda->graph_rows[i] > CUDA_MAX_DECODE) == is_wide) {
-            return launch_graphs(cuda, i, err);
-        }
-    }
-    return launch_ops(engine, NULL, step, is_wide ? step->n_rows : bucket_of(step->n_rows), err);
+    return launch_ops(leader, step,
+                      !is_decode_only(step)            ? 0
+                      : step->n_rows > CUDA_MAX_DECODE ? step->n_rows
+                                                       : bucket_of(step->n_rows),
+                      err);
 }
 
 /* ---- Results ---- */
@@ -300,14 +284,13 @@ static ls_status copy_logits(ls_engine *engine, int r, const step_batch *batch, 
     return LS_OK;
 }
 
-static ls_status copy_results(ls_engine *engine, const step_batch *batch, ls_error *err) {
-    const cuda_engine *first = engine_cuda(engine);
+static ls_status copy_results(cuda_engine *leader, const step_batch *batch, ls_error *err) {
+    ls_engine *engine = leader->engine;
     const size_t words = result_faults(&engine->config) + (size_t)batch->step.n_rows;
-    for (int r = first->n_ranks - 1; r >= 0; r--) {
-        cuda_engine *cuda = first->of[r];
+    for (int i = 0; i < leader->n_here; i++) {
+        const int r = leader->here[i];
         const CUdeviceptr to = (CUdeviceptr)(uintptr_t)batch_result(batch, &engine->config, r);
-        TRY(enter(first, cuda, err));
-        TRY(copy_words(cuda, cuda->rank.drawn, to, words, err));
+        TRY(copy_words(cuda_of(engine, r), cuda_of(engine, r)->rank.drawn, to, words, err));
         TRY(copy_logits(engine, r, batch, err));
     }
     return LS_OK;
@@ -375,17 +358,56 @@ static void read_results(ls_engine *engine, const step_batch *batch) {
 
 /* ---- A step ---- */
 
-/* On every GPU. Who waited in vain for another is told rather than what came of it; that is known before the step
+/* Whether a GPU's step is over, or has failed. *st: LS_OK while it is under way. */
+static bool is_over(const cuda_engine *cuda, ptrdiff_t i, ls_status *st, ls_error *err) {
+    const CUresult rc = cuda->driver->cuEventQuery(cuda->done[i]);
+    *st = rc == CUDA_ERROR_NOT_READY ? LS_OK : cuda_check(&cuda->rank, rc, "a step", err);
+    return rc != CUDA_ERROR_NOT_READY;
+}
+
+/* NCCL's waiting has no end of its own: all GPUs are looked at, and what NCCL itself has noticed. */
+static ls_status wait_by_nccl(const cuda_engine *first, ptrdiff_t i, ls_error *err) {
+    enum { LOOKS = 1000 };
+    const int64_t until = clock_ns() + (int64_t)CUDA_STEP_TIMEOUT_S * 1000000000, patience_ns = 20000000;
+    const int64_t begin = clock_ns();
+    for (int look = 1;; look++) {
+        bool over = true;
+        for (int r = 0; r < first->n_ranks; r++) {
+            ls_status st;
+            over = is_over(first->of[r], i, &st, err) && over;
+            TRY(st);
+        }
+        const int64_t now = clock_ns();
+        if (over || now > until) {
+            return over ? LS_OK : error_set(err, LS_EABORTED, "a step did not end in %d s", CUDA_STEP_TIMEOUT_S);
+        }
+        if (look % LOOKS == 0) {
+            TRY(nccl_check(first->nccl, err));
+        }
+        if (now - begin > patience_ns) {
+            nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
+        }
+    }
+}
+
+/* On every GPU. A rank that waited in vain for another is told rather than what came of it; that is known before the step
  * ends where a GPU does not come to its end. */
 static ls_status wait_for_step(ls_engine *engine, const step_batch *batch, ls_error *err) {
     const cuda_engine *first = engine_cuda(engine);
+    const ptrdiff_t i = batch - engine->batch;
     ls_status st = LS_OK;
+    if (first->nccl != NULL) {
+        st = wait_by_nccl(first, i, err);
+        if (st != LS_OK) {
+            nccl_abort(first->nccl);
+        }
+        return st;
+    }
     for (int r = 0; r < first->n_ranks && st == LS_OK; r++) {
         const cuda_engine *cuda = first->of[r];
         if (cuda->leader == cuda) {
             TRY(cuda_rank_enter(&cuda->rank, err));
-            st = cuda_rank_wait_event(&cuda->rank, cuda->done[batch - engine->batch], "a step", CUDA_STEP_TIMEOUT_S,
-                                      err);
+            st = cuda_rank_wait_event(&cuda->rank, cuda->done[i], "a step", CUDA_STEP_TIMEOUT_S, err);
         }
     }
     ls_status waited = cuda_ranks_check(engine, err);
@@ -393,24 +415,40 @@ static ls_status wait_for_step(ls_engine *engine, const step_batch *batch, ls_er
     return waited != LS_OK ? waited : st;
 }
 
+typedef struct submission {
+    step_batch *batch;
+    size_t image_bytes;
+} submission;
+
 /* All of it goes to a GPU's one stream: the input, the ops, the results' way back. So a step that was submitted before its
  * predecessor was collected finds the device's copy of the input, the drawn tokens and the faults free for it; only the
  * host's ends of the copies are the batch's own. */
+static ls_status submit_on(cuda_engine *leader, void *arg, ls_error *err) {
+    const submission *what = arg;
+    step_batch *batch = what->batch;
+    TRY(cuda_rank_enter(&leader->rank, err)); /* any thread may drive the engine */
+    TRY(copy_in_step(leader, batch->image, what->image_bytes, err));
+    cuda_profile_begin(leader);
+    TRY(launch_step(leader, &batch->step, err));
+    TRY(copy_results(leader, batch, err));
+    CUevent done = leader->done[batch - leader->engine->batch];
+    return cuda_check(&leader->rank, leader->driver->cuEventRecord(done, leader->rank.stream), "starting a step", err);
+}
+
+/* A graph is launched for one GPU after the other, unless NCCL is in it (nccl.h). Hundreds of launches are made for all GPUs at the same time, each by a
+ * thread of its own: else the last GPU would wait for the launches of all, and work that waits for another GPU's could fill a
+ * stream before that GPU was given any. */
 ls_status cuda_submit(ls_engine *engine, step_batch *batch, ls_error *err) {
     cuda_engine *first = engine_cuda(engine);
-    const ptrdiff_t i = batch - engine->batch;
-    TRY(wait_for_step(engine, batch, err));  /* one that nobody collected */
-    TRY(cuda_rank_enter(&first->rank, err)); /* any thread may drive the engine */
-    TRY(copy_in_step(engine, batch, &batch->step, batch->output, err));
-    cuda_profile_begin(first);
-    TRY(launch_step(engine, &batch->step, err));
-    TRY(copy_results(engine, batch, err));
+    TRY(wait_for_step(engine, batch, err)); /* one that nobody collected */
+    submission what = {batch, pack_step(engine, &batch->step, batch->output, batch->image)};
+    if (graph_of(first, &batch->step) < 0 || first->nccl != NULL) {
+        return cuda_crew_run(first, submit_on, &what, err);
+    }
     for (int r = first->n_ranks - 1; r >= 0; r--) {
         cuda_engine *cuda = first->of[r];
         if (cuda->leader == cuda) {
-            TRY(enter(first, cuda, err));
-            TRY(cuda_check(&cuda->rank, cuda->driver->cuEventRecord(cuda->done[i], cuda->rank.stream),
-                           "starting a step", err));
+            TRY(submit_on(cuda, &what, err));
         }
     }
     return LS_OK;
@@ -439,7 +477,8 @@ ls_status cuda_try_step(ls_engine *engine, ls_error *err) {
                           .seq = &seq,
                           .out_row = &zero,
                           .sample = &greedy};
-    TRY(copy_in_step(engine, &engine->batch[0], &step, NULL, err));
+    void *image = engine->batch[0].image;
+    TRY(copy_in_step(cuda, image, pack_step(engine, &step, NULL, image), err));
     TRY(cuda_persist_launch(cuda, 1, err));
     TRY(cuda_rank_wait(&cuda->rank, "a first step", CUDA_STEP_TIMEOUT_S, err));
     return cuda_persist_check(engine, err);
@@ -452,7 +491,8 @@ static ls_status bring_step(ls_engine *engine, const ls_step *step, ls_error *er
     cuda_engine *cuda = engine_cuda(engine);
     cuda_rank *rank = &cuda->rank;
     TRY(cuda_rank_enter(rank, err));
-    TRY(copy_in_step(engine, &engine->batch[0], step, NULL, err));
+    uint8_t *image = engine->batch[0].image;
+    TRY(copy_in_step(cuda, image, pack_step(engine, step, NULL, image), err));
     return cuda_rank_wait(rank, "a step's input", CUDA_STEP_TIMEOUT_S, err);
 }
 

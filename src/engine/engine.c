@@ -286,6 +286,11 @@ static size_t longest_piece(const ls_tokenizer *tokenizer) {
 
 static ls_status cpu_open(ls_engine *engine, const ls_engine_params *params, int ordinal, ls_error *err) {
     (void)ordinal;
+    if (params->exchange != NULL && strcmp(params->exchange, "nccl") == 0 && engine->config.n_ranks > 1) {
+        return error_set(
+            err, LS_EUNSUPPORTED,
+            "--exchange nccl: NCCL adds up between GPUs, and these ranks run on the CPU; leave it at auto");
+    }
     return params->profile ? cpu_profile_open(engine, err) : LS_OK;
 }
 

@@ -8,6 +8,7 @@
  *   plans       equal engines, for every rank
  *   refusals    by name
  *   pairs       of GPUs: patterns, words, exchanges both ways; who is no pair
+ *   nccl        two ranks: the bits of one; four: within tolerance; its errors are told, within 5 s
  *   a rank that stays away is named by one that waits for it, within 5 s, and closing the engine does not wait for it
  */
 #include <math.h>
@@ -203,7 +204,14 @@ static void what_cannot_be_is_refused(void **state) {
     ASSERT_FAILS(ls_engine_open(model, &params, &engine, &err), &err, LS_ENOTFOUND, "no GPU 99");
     params.device = "0,0";
     params.exchange = "nccl";
-    ASSERT_FAILS(ls_engine_open(model, &params, &engine, &err), &err, LS_EUNSUPPORTED, "--exchange nccl");
+    ASSERT_FAILS(ls_engine_open(model, &params, &engine, &err), &err, LS_EUNSUPPORTED, "--exchange nccl",
+                 "ranks 0 and 1 share GPU 0", "use fused");
+    params.device = "cpu";
+    params.tensor_parallel_size = 2;
+    ASSERT_FAILS(ls_engine_open(model, &params, &engine, &err), &err, LS_EUNSUPPORTED, "--exchange nccl",
+                 "run on the CPU");
+    params.device = "0,0";
+    params.tensor_parallel_size = 0;
     params.exchange = "rings";
     ASSERT_FAILS(ls_engine_open(model, &params, &engine, &err), &err, LS_EINVAL, "--exchange rings");
     params.exchange = NULL;
@@ -262,6 +270,94 @@ static void pairs_are_measured(void **state) {
     cuda_driver_close(&driver);
 }
 
+static bool has_nccl(void) {
+    cuda_nccl *nccl = NULL;
+    const bool has = nccl_open(&nccl, NULL) == LS_OK;
+    nccl_close(&nccl);
+    return has;
+}
+
+/* Two ranks: the bits of fused, by graphs and launch by launch, and of one rank. Four: within tolerance. */
+static void nccl_agrees(void **state) {
+    (void)state;
+    static const char *const graphs[] = {NULL, "none"};
+    if (n_gpus() < 2 || !has_nccl()) {
+        skip();
+    }
+    ls_model *model = shapes_of_demo();
+    ls_model_info info = LS_MODEL_INFO_INIT;
+    assert_int_equal(ls_model_get_info(model, &info, NULL), LS_OK);
+    for (int i = 0; i < 4; i++) {
+        const int n_ranks = i < 2 ? 2 : n_gpus() >= 4 ? 4 : 0;
+        const ls_dtype dtype = i % 2 == 0 ? LS_F32 : LS_BF16;
+        job told[2];
+        for (int v = 0; v < 2 && n_ranks > 0; v++) {
+            ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+            params.dtype = dtype;
+            params.device = v == 0 ? "0" : n_ranks == 2 ? "0,1" : "0,1,2,3";
+            params.exchange = v == 0 ? NULL : "nccl";
+            params.graph_sizes = graphs[i % 2];
+            params.max_model_len_tokens = 64;
+            params.max_num_seqs = 1;
+            ls_engine *engine = open_on(model, &params);
+            told[v] = (job){.text = "Once",
+                            .max_tokens = 3,
+                            .prompt_logits = true,
+                            .n_rows = 16,
+                            .logits = calloc((size_t)16 * (size_t)info.n_vocab, sizeof(float))};
+            assert_non_null(told[v].logits);
+            jobs_run(engine, &told[v], 1);
+            ls_engine_close(&engine);
+        }
+        if (n_ranks == 2) {
+            assert_same_answer(&told[0], &told[1], "two ranks by nccl");
+        }
+        double worst = 0;
+        for (int pos = 0; n_ranks > 0 && pos < told[0].n_prompt; pos++) {
+            const size_t at = (size_t)pos * (size_t)info.n_vocab;
+            worst = fmax(worst, row_error(told[1].logits + at, told[0].logits + at, info.n_vocab));
+        }
+        print_message("%d ranks by nccl, %s: %.1e\n", n_ranks, ls_dtype_name(dtype), worst);
+        assert_true(worst <= (dtype == LS_F32 ? 1e-4 : 2e-2));
+        for (int v = 0; v < 2 && n_ranks > 0; v++) {
+            free(told[v].logits);
+            jobs_clear(&told[v], 1);
+        }
+    }
+    ls_model_close(&model);
+}
+
+/* LS_EMULATE_NCCL_FAILS (tests/cuda/driver): a rank's sum never ends, and its communicator tells why. */
+static void an_error_of_nccl_is_told(void **state) {
+    (void)state;
+    if (n_gpus() < 2 || getenv("LS_EMULATE_NCCL_FAILS") == NULL) {
+        skip();
+    }
+    ls_model *model = shapes_of_demo();
+    ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+    ls_error err = {0};
+    params.device = "0,1";
+    params.exchange = "nccl";
+    params.max_model_len_tokens = 64;
+    params.max_num_seqs = 1;
+    ls_engine *engine = open_on(model, &params);
+    ls_request_params ask = LS_REQUEST_PARAMS_INIT;
+    ls_request *request = NULL;
+    ask.prompt = "A";
+    ask.prompt_bytes = 1;
+    ask.max_tokens = 4;
+    ASSERT_OK(ls_request_submit(engine, &ask, &request, &err), &err);
+    const int64_t begin = clock_ns();
+    ls_status st = ls_engine_step(engine, &err);
+    const double seconds = (double)(clock_ns() - begin) / 1e9;
+    print_message("after %.1f s: %s\n", seconds, err.text);
+    assert_int_equal(st, LS_EABORTED);
+    assert_non_null(strstr(err.text, "rank 1 (device 1): NCCL: a step: "));
+    assert_true(seconds < 5);
+    ls_engine_close(&engine);
+    ls_model_close(&model);
+}
+
 /* The second rank's kernels are not launched: whoever needs its sums waits in vain. */
 static void an_absent_rank_is_named(void **state) {
     (void)state;
@@ -295,10 +391,16 @@ static void an_absent_rank_is_named(void **state) {
 /* One test, or those that a pattern names: an argument. */
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(decode_bits_in_bf16),          cmocka_unit_test(decode_bits_in_f16),
-        cmocka_unit_test(decode_bits_in_f32),           cmocka_unit_test(prefill_agrees),
-        cmocka_unit_test(plans_equal_engines_of_ranks), cmocka_unit_test(what_cannot_be_is_refused),
-        cmocka_unit_test(pairs_are_measured),           cmocka_unit_test(an_absent_rank_is_named),
+        cmocka_unit_test(decode_bits_in_bf16),
+        cmocka_unit_test(decode_bits_in_f16),
+        cmocka_unit_test(decode_bits_in_f32),
+        cmocka_unit_test(prefill_agrees),
+        cmocka_unit_test(plans_equal_engines_of_ranks),
+        cmocka_unit_test(what_cannot_be_is_refused),
+        cmocka_unit_test(pairs_are_measured),
+        cmocka_unit_test(an_absent_rank_is_named),
+        cmocka_unit_test(nccl_agrees),
+        cmocka_unit_test(an_error_of_nccl_is_told),
     };
     cmocka_set_test_filter(argc > 1 ? argv[1] : NULL);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -59,6 +59,9 @@ ls_status exchange_open(cuda_exchange *out, cuda_rank *rank, const exchange_grou
     TRY(cuda_rank_kernel(rank, "exchange_take", &out->take, err));
     TRY(cuda_rank_kernel(rank, "exchange_meet", &out->meet, err));
     TRY(cuda_rank_kernel(rank, "exchange_offers", &out->offers, err));
+    TRY(cuda_rank_kernel(rank, "exchange_sum", &out->sum, err));
+    TRY(cuda_rank_kernel(rank, "exchange_offer", &out->offer, err));
+    TRY(cuda_rank_kernel(rank, "exchange_draw", &out->draw, err));
     const CUfunction keeps_rows[] = {out->rows, out->take};
     for (int i = 0; i < 2 && row_bytes(d) > PLAIN_SHARED_BYTES; i++) {
         TRY(cuda_check(rank,
@@ -190,8 +193,55 @@ static ls_status stage_part(const cuda_rank *rank, int slot, const decode_how *h
     return LS_OK;
 }
 
+/* Padding of a bucket is added up too, as far as the buffers go. */
+static ls_status launch_by_nccl(const cuda_exchange *e, const ls_op *op, int n_ops, int first, const decode_how *how,
+                                ls_error *err) {
+    const ls_bind *bind = &e->rank->bind;
+    const int d = bind->d_model, rows = how->n_rows < bind->m_max ? how->n_rows : bind->m_max;
+    exchange_slice_args args = {.node_stride = (int64_t)bind->m_max * d,
+                                .n_ranks = 1,
+                                .n_nodes = how->n_nodes,
+                                .init = op[first].exchange.init,
+                                .d = d,
+                                .dtype = bind->dtype};
+    const exchange_member m = member_of(e, op, n_ops, first, &args.eps, &args.out_rows);
+    args.member[0] = (exchange_slice){m.self, m.part, NULL, m.bias, m.h, m.norm, m.fault};
+    args.member[0].self.rank = 0;
+    args.x[0] = m.x;
+    if (how->n_nodes > 1) {
+        TRY(launch(e, e->sum, "exchange_sum", (unsigned)rows, 1, row_threads(d), 0, &args, err));
+        args.n_nodes = 1;
+    }
+    TRY(nccl_sum(e->group->nccl, e->rank, bind->group.rank, (float *)(uintptr_t)m.part, (size_t)rows * (size_t)d, err));
+    return cuda_launch(e->rank, e->take, "exchange_take", (unsigned)rows, 1, 1, row_threads(d), row_bytes(d),
+                       (void *[]){&args}, err);
+}
+
+/* The gathered offers lie where words of them would. */
+static ls_status draw_by_nccl(const cuda_exchange *e, const ls_op *sample, int n_out, ls_error *err) {
+    cuda_rank *rank = e->rank;
+    const int number = rank->bind.group.rank;
+    const exchange_group_args *group = &e->group->args;
+    exchange_offered *offered = (exchange_offered *)(group->box[number] + group->layout.offers);
+    exchange_draw_args args = {.step = at(rank->step),
+                               .part = at(rank->workspace),
+                               .mine = offered,
+                               .all = offered + n_out,
+                               .drawn = at(rank->drawn),
+                               .n_slices = decode_sample_slices(sample),
+                               .vocab_first = sample->sample.vocab_first,
+                               .n_ranks = group->n_ranks,
+                               .n_out = n_out};
+    TRY(launch(e, e->offer, "exchange_offer", (unsigned)n_out, 1, WARP, 0, &args, err));
+    TRY(nccl_gather(e->group->nccl, rank, number, args.mine, offered + n_out, (size_t)n_out * sizeof *offered, err));
+    return cuda_launch(rank, e->draw, "exchange_draw", (unsigned)n_out, 1, 1, WARP, 0, (void *[]){&args}, err);
+}
+
 ls_status exchange_launch(cuda_exchange *const *here, int n, const ls_op *const *op, int n_ops, int first,
                           const decode_how *how, ls_error *err) {
+    if (here[0]->group->nccl != NULL) {
+        return launch_by_nccl(here[0], op[0], n_ops, first, how, err);
+    }
     if (how->n_rows <= EXCHANGE_ROWS) {
         return launch_rows(here, n, op, n_ops, first, how, err);
     }
@@ -211,6 +261,9 @@ ls_status exchange_launch(cuda_exchange *const *here, int n, const ls_op *const 
 ls_status exchange_launch_offers(cuda_exchange *const *here, int n, const ls_op *const *op, int index, int n_rows,
                                  int n_out, ls_error *err) {
     exchange_offers_args args = {.group = here[0]->group->args};
+    if (here[0]->group->nccl != NULL) {
+        return n_out > 0 ? draw_by_nccl(here[0], &op[0][index], n_out, err) : LS_OK;
+    }
     if (n_rows > EXCHANGE_ROWS && here[0]->group->staged) {
         TRY(launch_meet(here, n, index, err));
     }

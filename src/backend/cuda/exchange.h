@@ -7,7 +7,10 @@
  * Where the group is `staged` (there is no peer access) those meet, and then read each other's BUF_PART by decode_exchange, from
  * copies of it in pinned memory (bind.peer_part).
  *
- * The order of the sums is the leaf tree's in all cases. Words are f32, so that the bits are those of one rank; what is sent
+ * With a library (group->nccl; a rank a GPU) each rank's sum of its nodes is added up by NCCL, in f32, and each rank goes on as if
+ * it were alone. Two ranks get the bits of the other ways, more ranks those of NCCL's order.
+ *
+ * Else the order of the sums is the leaf tree's in all cases. Words are f32, so that the bits are those of one rank; what is sent
  * of more rows is bf16 where that is the run dtype. (f16 would overflow where sums do not: they go as f32.)
  */
 #ifndef LS_BACKEND_CUDA_EXCHANGE_H
@@ -15,6 +18,7 @@
 
 #include "backend/cuda/cuda.h"
 #include "backend/cuda/kern/exchange_args.h"
+#include "backend/cuda/nccl.h"
 
 /* What the ranks of an engine share. */
 typedef struct exchange_group {
@@ -22,13 +26,14 @@ typedef struct exchange_group {
     volatile uint64_t *stuck; /* [n_ranks] in pinned memory: exchange_args.h */
     void *x[EXCHANGE_RANKS];  /* every rank's BUF_X */
     bool staged;
+    cuda_nccl *nccl; /* NULL: own kernels move the data */
 } exchange_group;
 
 /* A rank's own. `rank` and `group` outlive it. */
 typedef struct cuda_exchange {
     cuda_rank *rank;
     const exchange_group *group;
-    CUfunction rows, push, take, meet, offers;
+    CUfunction rows, push, take, meet, offers, sum, offer, draw;
     CUdeviceptr epochs; /* exchange_epochs() u32, zero at the start */
 } cuda_exchange;
 

@@ -215,6 +215,11 @@ static CUresult launch(const char *name, unsigned x, unsigned y, unsigned z, uns
 static thread_local CUcontext context_now;
 
 extern "C" {
+/* libnccl.cpp's: behind what the stream has, or into what it captures. Takes the task over. */
+void emulate_give(CUstream stream, task *given) {
+    stream->give(*given);
+    delete given;
+}
 CUresult cuInit(unsigned) {
     return CUDA_SUCCESS;
 }

@@ -73,7 +73,8 @@ struct kernel {
     }
 static const kernel kernels[] = {KERNEL(exchange_rows, exchange_rows_args), KERNEL(exchange_push, exchange_slice_args),
                                  KERNEL(exchange_take, exchange_slice_args), KERNEL(exchange_meet, exchange_meet_args),
-                                 KERNEL(exchange_offers, exchange_offers_args)};
+                                 KERNEL(exchange_offers, exchange_offers_args), KERNEL(exchange_sum, exchange_slice_args),
+                                 KERNEL(exchange_offer, exchange_draw_args), KERNEL(exchange_draw, exchange_draw_args)};
 
 extern "C" const void *exchange_emulate_kernel(const char *name, size_t *arg_bytes) {
     for (const kernel &k : kernels) {

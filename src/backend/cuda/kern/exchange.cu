@@ -474,3 +474,48 @@ extern "C" __global__ void __launch_bounds__(EXCHANGE_OFFER_THREADS)
         }
     }
 }
+
+/* ---- By a library ---- */
+
+extern "C" __global__ void __launch_bounds__(1024) exchange_sum(const __grid_constant__ exchange_slice_args a) {
+    const exchange_slice &self = a.member[blockIdx.y];
+    const int m = blockIdx.x;
+    wait_for_earlier_kernels();
+    if (m >= self.self.step->n_rows) {
+        return;
+    }
+    for (int i = threadIdx.x; i < a.d; i += blockDim.x) {
+        const int64_t at = (int64_t)m * a.d + i;
+        const_cast<float *>(self.part)[at] = sum_of_nodes<1>(a, self, at).v[0];
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(32) exchange_offer(const __grid_constant__ exchange_draw_args a) {
+    wait_for_earlier_kernels();
+    rank_offer mine = {-INFINITY, -1};
+    for (int i = threadIdx.x; i < a.n_slices && (int)blockIdx.x < a.step->n_out; i += 32) {
+        const decode_sample_part *part = a.part + (int64_t)blockIdx.x * a.n_slices + i;
+        mine = better_offer(mine, rank_offer{__ldcg(&part->value), __ldcg(&part->id)});
+    }
+    mine = warp_best(mine);
+    if (threadIdx.x == 0) {
+        a.mine[blockIdx.x] = exchange_offered{mine.value, mine.id < 0 ? -1 : a.vocab_first + mine.id, 0};
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(32) exchange_draw(const __grid_constant__ exchange_draw_args a) {
+    const int row = blockIdx.x, lane = threadIdx.x;
+    wait_for_earlier_kernels();
+    if (row >= a.step->n_out || step_array<cuda_draw>(a.step, a.step->draw)[row].on_host) {
+        return;
+    }
+    rank_offer best = {-INFINITY, -1};
+    if (lane < a.n_ranks) {
+        const exchange_offered *from = a.all + (int64_t)lane * a.n_out + row;
+        best = rank_offer{__ldcg(&from->value), __ldcg(&from->id)};
+    }
+    best = warp_best(best);
+    if (lane == 0) {
+        a.drawn[row] = best.id;
+    }
+}

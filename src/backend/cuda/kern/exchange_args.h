@@ -152,4 +152,21 @@ typedef struct exchange_offers_args {
     exchange_offers_member member[EXCHANGE_RANKS];
 } exchange_offers_args;
 
+/* Where a library (NCCL) moves the data, it takes three kernels besides exchange_take of a group of one rank: exchange_sum adds up
+ * a rank's nodes, in its first one (exchange_slice_args, as exchange_push); exchange_offer leaves the best offer of each row,
+ * and exchange_draw the token of all that were gathered. blockIdx: row. */
+typedef struct exchange_offered {
+    double value;
+    int32_t id, unused;
+} exchange_offered;
+
+typedef struct exchange_draw_args {
+    const cuda_step *step;
+    const decode_sample_part *part; /* [n_out][n_slices] */
+    exchange_offered *mine;         /* [n_out] */
+    const exchange_offered *all;    /* [n_ranks][n_out] */
+    int32_t *drawn;                 /* [n_out] */
+    int32_t n_slices, vocab_first, n_ranks, n_out;
+} exchange_draw_args;
+
 #endif
