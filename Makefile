@@ -301,10 +301,12 @@ $(BUILD)/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(LIB)
 
 # clang-tidy's verdict on a file holds until the file, a header it includes, or the flags change: as does its object.
 TIDY := $(patsubst %.c,$(BUILD)/tidy/%.ok,$(SRC))
+# A build in which warnings are errors serves as it is.
+LINT := $(if $(filter 1,$(WERROR)),$(BUILD),build/lint)
 lint:
-	@$(MAKE) --no-print-directory BUILD=build/lint WERROR=1 lint-build
-	@status=0; tools/lint.py --self-test || status=1; tools/lint.py --library build/lint/liblockstep.a || status=1; \
-	$(MAKE) --no-print-directory -k BUILD=build/lint WERROR=1 lint-tidy || status=1; exit $$status
+	@$(MAKE) --no-print-directory BUILD=$(LINT) WERROR=1 lint-build
+	@status=0; tools/lint.py --self-test || status=1; tools/lint.py --library $(LINT)/liblockstep.a || status=1; \
+	$(MAKE) --no-print-directory -k BUILD=$(LINT) WERROR=1 lint-tidy || status=1; exit $$status
 lint-build: $(LIB) $(CLI_OBJ)
 lint-tidy: $(TIDY)
 $(BUILD)/tidy/%.ok: %.c $(BUILD)/%.o .clang-tidy

@@ -20,12 +20,13 @@ const command_def command_table[COMMAND_COUNT] = {
      "Results go to standard output, the timeline to standard error. With --json all goes to standard output: an "
      "object "
      "for each answer (prompt, choice, text, tokens, prompt_tokens, finish_reason, stop_reason, logits_hash), then one "
-     "with the timeline and the seed. Equal hashes mean that the logits behind every token had the same bits."},
+     "with the timeline and the seed. Equal hashes mean that the logits behind every token had the same bits.\n\n"
+     "On a terminal a bar on standard error shows how loading goes, and how prompts of 1024 tokens and more are read."},
     {COMMAND_CHAT, "chat", "MODEL", "talk with a model",
      "A message is a line; a backslash at its end continues it on the next. Ctrl-C stops an answer, Ctrl-D ends the "
      "conversation. /reset forgets the conversation, /save FILE writes it as JSON, /help lists the commands.\n\n"
      "Thinking (<think>...</think>) is dimmed, and left out of later turns by the model's chat template. When standard "
-     "input is no terminal, each line of it is a message."},
+     "input is no terminal, each line of it is a message. On a terminal a bar shows how a long prompt is read."},
     {COMMAND_SERVE, "serve", "MODEL", "serve a model over HTTP, as OpenAI's API has it",
      "Endpoints: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics, "
      "/version; "
@@ -394,7 +395,7 @@ const option_def option_table[OPTION_COUNT] = {
     [OPT_RESULTS] = {OPT_RESULTS, COMMAND_REPORT, GROUP_MEASURE, OPTION_LIST, "results", NULL, 0, "FILE", NULL, 0, 0,
                      NULL, "Results to read; the flag may be left out"},
     [OPT_OUTPUT] = {OPT_OUTPUT, COMMAND_BENCH, GROUP_OUTPUT, OPTION_CHOICE, "output", NULL, 'o', "FORM", "md", 0, 0,
-                    "md|csv|json", "Form of the results on standard output (serve: md or json)"},
+                    "md|csv|json", "Form of the results on standard output"},
     [OPT_OUTPUT_JSON] = {OPT_OUTPUT_JSON, COMMAND_BENCH, GROUP_OUTPUT, OPTION_TEXT, "output-json", NULL, 0, "FILE",
                          NULL, 0, 0, NULL, "Also write the results to a file, as JSON"},
     [OPT_HTML] = {OPT_HTML, COMMAND_REPORT, GROUP_OUTPUT, OPTION_TEXT, "html", NULL, 0, "FILE", NULL, 0, 0, NULL,
@@ -403,7 +404,7 @@ const option_def option_table[OPTION_COUNT] = {
                       NULL, "Where to write the text, - for standard output"},
     [OPT_TIMELINE] = {OPT_TIMELINE, COMMAND_GENERATE, GROUP_OUTPUT, OPTION_CHOICE, "timeline", NULL, 0, "FORM", "text",
                       0, 0, "text|json|none",
-                      "Form of the timeline on standard error; with none nothing shows how loading goes either"},
+                      "Form of the timeline on standard error; with none no bar of loading or reading either"},
     [OPT_PROFILE] = {OPT_PROFILE, COMMAND_GENERATE, GROUP_OUTPUT, OPTION_FLAG, "profile", NULL, 0, NULL, NULL, 0, 0,
                      NULL,
                      "Time every kernel of a GPU (without graphs, so steps are slower), or on the CPU every op of the "

@@ -10,17 +10,18 @@
 typedef struct measurement {
     const char *name;
     bench_fn run;
-    bool has_model;
+    bool has_model, of_server;
 } measurement;
 
 static const measurement bench_table[] = {
-    {"latency", bench_latency, true},
-    {"throughput", bench_throughput, true},
-    {"startup", bench_startup, true},
-    {"sweep", bench_sweep, true},
-    {"ops", bench_ops, true},
-    {"limits", bench_limits, false},
-    {"exchange", bench_exchange, false},
+    {"latency", bench_latency, true, false},
+    {"throughput", bench_throughput, true, false},
+    {"startup", bench_startup, true, false},
+    {"sweep", bench_sweep, true, false},
+    {"ops", bench_ops, true, false},
+    {"limits", bench_limits, false, false},
+    {"exchange", bench_exchange, false, false},
+    {"serve", bench_serve, false, true},
 };
 enum { N_MEASUREMENTS = sizeof bench_table / sizeof *bench_table };
 
@@ -62,8 +63,12 @@ static json_t *command_text(int argc, char **argv) {
     char text[4096];
     size_t n = (size_t)snprintf(text, sizeof text, "lockstep bench");
     for (int i = 0; i < argc && n < sizeof text; i++) {
-        const char *quote = strpbrk(argv[i], " \t\"$&;()<>|*?") != NULL ? "'" : "";
-        n += (size_t)snprintf(text + n, sizeof text - n, " %s%s%s", quote, argv[i], quote);
+        static const char key[] = "--api-key";
+        const bool is_key = i > 0 && strcmp(argv[i - 1], key) == 0;
+        const bool has_key = strncmp(argv[i], key, sizeof key - 1) == 0 && argv[i][sizeof key - 1] == '=';
+        const char *word = is_key ? "..." : has_key ? "--api-key=..." : argv[i];
+        const char *quote = strpbrk(word, " \t\"$&;()<>|*?") != NULL ? "'" : "";
+        n += (size_t)snprintf(text + n, sizeof text - n, " %s%s%s", quote, word, quote);
     }
     json_t *out = json_string(text);
     return out != NULL ? out : json_string("lockstep bench");
@@ -71,6 +76,9 @@ static json_t *command_text(int argc, char **argv) {
 
 static json_t *model_json(bench *b) {
     ls_model_info m = LS_MODEL_INFO_INIT;
+    if (b->of_server) {
+        return json_pack("{s:s*}", "name", b->options.value[OPT_MODEL].text);
+    }
     if (b->model == NULL && b->options.value[OPT_MODEL].set) {
         cli_open_model(&b->options, &b->model, NULL); /* of startup: others have it open */
     }
@@ -124,7 +132,9 @@ static ls_status tell(bench *b, json_t *command, const json_doc *before, bool *w
     const option_value *v = b->options.value;
     json_t *root = document(b, command);
     const results_form form = form_of(&b->options);
-    results_write(root, form, stdout);
+    if (!b->of_server || form == FORM_CSV) {
+        results_write(root, form, stdout);
+    }
     ls_status st = v[OPT_OUTPUT_JSON].set ? save(root, v[OPT_OUTPUT_JSON].text, err) : LS_OK;
     if (st == LS_OK && before->root != NULL) {
         int n_worse = 0;
@@ -144,7 +154,8 @@ static ls_status read_options(bench *b, const measurement *m, int argc, char **a
     if (m->has_model && !v[OPT_MODEL].set) {
         return error_set(err, LS_EINVAL, "bench %s needs a model: lockstep bench %s -m demo", m->name, m->name);
     }
-    b->repetitions = (int)v[OPT_REPETITIONS].integer;
+    b->of_server = m->of_server;
+    b->repetitions = m->of_server ? 1 : (int)v[OPT_REPETITIONS].integer;
     b->random = v[OPT_SEED].set ? (uint64_t)v[OPT_SEED].integer : 1;
     return options_set(&b->options, OPT_TIMELINE, "none", err); /* no bars between the tables */
 }
@@ -168,17 +179,15 @@ static ls_status measure(bench *b, const measurement *m, json_t *command, bool *
 static void print_measurements(void) {
     fprintf(stderr, "lockstep bench: say what: ");
     for (int i = 0; i < N_MEASUREMENTS; i++) {
-        fprintf(stderr, "lockstep bench %s, ", bench_table[i].name);
+        fprintf(stderr, "lockstep bench %s%s", bench_table[i].name, i + 1 < N_MEASUREMENTS ? ", " : "");
     }
-    fprintf(stderr, "lockstep bench serve; lockstep bench --help lists their options\n");
+    fprintf(stderr, "; lockstep bench --help lists their options\n");
 }
 
 int cmd_bench(int argc, char **argv) {
     const bool asks_help = argc > 1 && argv[1][0] == '-';
-    if (asks_help || (argc > 1 && strcmp(argv[1], "serve") == 0)) {
-        return asks_help ? bench_serve(argc, argv) : bench_serve(argc - 1, argv + 1);
-    }
-    const measurement *m = argc > 1 ? find(argv[1]) : NULL;
+    const int skipped = asks_help ? 0 : 1; /* options are behind the measurement's name */
+    const measurement *m = asks_help ? &bench_table[N_MEASUREMENTS - 1] : argc > 1 ? find(argv[1]) : NULL;
     if (m == NULL) {
         print_measurements();
         return EXIT_USAGE;
@@ -186,10 +195,12 @@ int cmd_bench(int argc, char **argv) {
     bench b = {.what = m->name, .rows = json_array()};
     ls_error error = {0};
     bool worse = false;
-    json_t *command = command_text(argc - 1, argv + 1);
-    ls_status st = read_options(&b, m, argc - 1, argv + 1, &error);
+    json_t *command = command_text(argc - skipped, argv + skipped);
+    ls_status st = read_options(&b, m, argc - skipped, argv + skipped, &error);
     st = st == LS_OK ? measure(&b, m, command, &worse, &error) : st;
-    int code = st < 0 ? cli_fail(&error, b.options.value[OPT_VERBOSE].integer != 0) : worse ? EXIT_FAILED : EXIT_GOOD;
+    int code = st < 0              ? cli_fail(&error, b.options.value[OPT_VERBOSE].integer != 0)
+               : worse || b.failed ? EXIT_FAILED
+                                   : EXIT_GOOD;
     bench_close(&b);
     ls_model_close(&b.model);
     cli_hosts_leave(&b.hosts, st, &error);

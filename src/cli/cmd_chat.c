@@ -21,6 +21,7 @@
 #include "cli/chat_line.h"
 #include "cli/cli.h"
 #include "cli/interrupt.h"
+#include "cli/reading.h"
 #include "cli/sampling_options.h"
 
 typedef struct chat {
@@ -34,6 +35,7 @@ typedef struct chat {
     ls_request *previous; /* whose KV cache the next turn begins with, or NULL */
     chat_line *line;
     chat_answer answer;
+    reading reading;
     json_t *messages;
     bool terminal, color, dimmed;
     bool failed; /* a turn did; only input that is no terminal is told so by the exit code */
@@ -59,6 +61,7 @@ static void set_dim(chat *c, bool dim) {
 
 static void show(void *user, const char *bytes, size_t n_bytes, bool thinking) {
     chat *c = user;
+    reading_clear(&c->reading);
     set_dim(c, thinking);
     fwrite(bytes, 1, n_bytes, stdout);
     fflush(stdout);
@@ -183,9 +186,17 @@ static ls_status submit(chat *c, const char *prompt, size_t n_bytes, ls_request 
     return st;
 }
 
+/* Of its prompt: how much is to be computed. */
+static int64_t tokens_to_read(ls_request *request) {
+    ls_result result = LS_RESULT_INIT;
+    ls_status st = ls_request_get_result(request, &result, NULL);
+    return st == LS_OK ? (int64_t)(result.n_prompt_tokens - result.n_reused_tokens) : 0;
+}
+
 static ls_status step_to_end(chat *c, ls_request *request, ls_error *err) {
     ls_status st = LS_OK;
     c->interrupted = false;
+    c->reading = reading_begin(&c->options, c->engine, c->previous == NULL ? tokens_to_read(request) : 0);
     interrupt_hold();
     interrupt_taken(); /* one that came too late for the answer before is not meant for this one */
     while (st == LS_OK) {
@@ -194,7 +205,12 @@ static ls_status step_to_end(chat *c, ls_request *request, ls_error *err) {
             ls_request_cancel(request);
         }
         st = ls_engine_step(c->engine, err);
+        if (c->reading.total_tokens == 0) { /* what is kept of the turn before is known now */
+            c->reading.total_tokens = tokens_to_read(request);
+        }
+        reading_step(&c->reading);
     }
+    reading_clear(&c->reading);
     if (!c->terminal) {
         interrupt_release(); /* on a terminal it is held on: Ctrl-C just behind an answer must not end the program */
     }

@@ -262,8 +262,9 @@ static void check_gpu_speed(doctor *d, int n) {
     if (s->free_bytes < g->memory_bytes / 2) {
         judge(c, WARNING, "more than half of it is in use: see nvidia-smi");
     }
-    c = say(d, "GPU speed", "%d: read %.0f GB/s (median %.0f); pinned memory to it %.1f GB/s, from it %.1f; ", n,
-            s->read.best / 1e9, s->read.median / 1e9, s->to_device.best / 1e9, s->to_host.best / 1e9);
+    c = say(
+        d, "GPU speed", "%d: read %.0f GB/s (median %.0f), copy %.0f; pinned memory to it %.1f GB/s, from it %.1f; ", n,
+        s->read.best / 1e9, s->read.median / 1e9, s->copy.best / 1e9, s->to_device.best / 1e9, s->to_host.best / 1e9);
     add(c, "kernel to kernel in a graph %.2f us", s->kernel_us);
     if (s->overlapped_kernel_us > 0) {
         add(c, ", %.2f us where they overlap", s->overlapped_kernel_us);
@@ -279,6 +280,7 @@ static void check_gpu_speed(doctor *d, int n) {
         add(c, " at %d MHz%s%s", s->gemm_sm_clock_mhz, s->gemm_slowed_by[0] != '\0' ? ", held down by " : "",
             s->gemm_slowed_by);
     }
+    add(c, "; f32 matmul %d^3 %.1f", s->gemm_f32_n, s->gemm_f32_flops.best / 1e12);
 }
 
 static void check_peers(doctor *d) {
@@ -577,6 +579,9 @@ static json_t *gpu_speed_json(const ls_gpu_speed *s) {
     json_object_set_new(object, "gemm_n", json_integer(s->gemm_n));
     json_object_set_new(object, "gemm_flops", any ? one_rate_json(s->gemm_flops) : json_null());
     json_object_set_new(object, "no_gemm", text_json(s->no_gemm));
+    json_object_set_new(object, "copy_bytes_per_s", one_rate_json(s->copy));
+    json_object_set_new(object, "gemm_f32_n", json_integer(s->gemm_f32_n));
+    json_object_set_new(object, "gemm_f32_flops", any ? one_rate_json(s->gemm_f32_flops) : json_null());
     json_object_set_new(object, "gemm_sm_clock_mhz", known_json(s->gemm_sm_clock_mhz));
     json_object_set_new(object, "gemm_slowed_by", text_json(s->gemm_slowed_by));
     return object;

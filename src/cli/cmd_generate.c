@@ -26,9 +26,20 @@ static int choices(const generate *g) {
 
 /* ---- Requests ---- */
 
+/* Before anything of an answer. */
+static void print_prompt(generate *g) {
+    reading_clear(&g->reading);
+    if (g->shows_prompt) {
+        fwrite(g->prompts.item[0].bytes, 1, g->prompts.item[0].n_bytes, stdout);
+        fflush(stdout);
+        g->shows_prompt = false;
+    }
+}
+
 static void print_piece(void *user, ls_request *request, int32_t token, const char *text, size_t text_bytes) {
-    const generate *g = user;
+    generate *g = user;
     (void)request;
+    print_prompt(g);
     if (g->has_tokenizer) {
         fwrite(text, 1, text_bytes, stdout);
     } else if (token >= 0) {
@@ -76,7 +87,9 @@ static ls_status step_to_end(generate *g, ls_error *err) {
             break;
         }
         st = ls_engine_step(g->engine, err);
+        reading_step(&g->reading);
     }
+    print_prompt(g);
     if (g->interrupted) {
         for (size_t i = 0; i < g->n_answers; i++) {
             ls_request_cancel(g->answer[i].request);
@@ -86,12 +99,24 @@ static ls_status step_to_end(generate *g, ls_error *err) {
     return st;
 }
 
+static ls_status begin_reading(generate *g, ls_error *err) {
+    int64_t n_tokens = 0;
+    for (size_t i = 0; i < g->n_answers; i++) {
+        ls_result result = LS_RESULT_INIT;
+        TRY(ls_request_get_result(g->answer[i].request, &result, err));
+        n_tokens += (int64_t)result.n_prompt_tokens;
+    }
+    g->shows_prompt = g->stream && g->has_tokenizer;
+    g->reading = reading_begin(&g->options, g->engine, n_tokens);
+    if (!reading_is_shown(&g->reading)) {
+        print_prompt(g); /* a bar would stand in its last line */
+    }
+    return LS_OK;
+}
+
 static ls_status run(generate *g, ls_error *err) {
     TRY(submit_all(g, err));
-    if (g->stream && g->has_tokenizer) {
-        fwrite(g->prompts.item[0].bytes, 1, g->prompts.item[0].n_bytes, stdout);
-        fflush(stdout);
-    }
+    TRY(begin_reading(g, err));
     interrupt_hold();
     ls_status st = step_to_end(g, err);
     interrupt_release();

@@ -36,7 +36,7 @@ typedef struct plan_run {
     ls_plan_budget budget;
     int64_t need_bytes; /* of the fullest rank, as planned */
     int n_contexts, n_fits;
-    context_row context[CONTEXTS];
+    context_row context[CONTEXTS + 1];
     fit_row fit[TENSOR_PARALLEL_SIZES * FORMATS];
 } plan_run;
 
@@ -78,15 +78,20 @@ static ls_status get_budget(const plan_run *run, int n_ranks, ls_plan_budget *ou
                               err);
 }
 
+static ls_status make_context(plan_run *run, int tokens, ls_error *err) {
+    context_row *row = &run->context[run->n_contexts++];
+    ls_engine_params params = run->params;
+    *row = (context_row){tokens, LS_PLAN_FIT_INIT};
+    params.max_model_len_tokens = tokens;
+    return ls_plan_get_fit(run->model, &params, &run->budget, &row->fit, err);
+}
+
+/* Powers of two, and behind the last of them the model's own longest. */
 static ls_status make_contexts(plan_run *run, int max_position_tokens, ls_error *err) {
     for (int i = 0; i < CONTEXTS && FIRST_CONTEXT << i <= max_position_tokens; i++) {
-        context_row *row = &run->context[run->n_contexts++];
-        ls_engine_params params = run->params;
-        *row = (context_row){FIRST_CONTEXT << i, LS_PLAN_FIT_INIT};
-        params.max_model_len_tokens = row->tokens;
-        TRY(ls_plan_get_fit(run->model, &params, &run->budget, &row->fit, err));
+        TRY(make_context(run, FIRST_CONTEXT << i, err));
     }
-    return LS_OK;
+    return max_position_tokens > FIRST_CONTEXT << (CONTEXTS - 1) ? make_context(run, max_position_tokens, err) : LS_OK;
 }
 
 static ls_status make_fit(plan_run *run, int n_ranks, ls_dtype dtype, ls_quantization quantization, ls_error *err) {

@@ -4,6 +4,7 @@
 
 #include "cli/cli.h"
 #include "cli/prompts.h"
+#include "cli/reading.h"
 #include "cli/sampling_options.h"
 #include "cli/trace_file.h"
 
@@ -25,7 +26,9 @@ typedef struct generate {
     trace_file *trace;
     answer *answer; /* [n_answers] */
     size_t n_answers;
+    reading reading;
     bool json, stream, has_tokenizer, interrupted, failed;
+    bool shows_prompt; /* it is yet to be written before its answer */
 } generate;
 
 /* generate_json.c: one line on stdout for an answer. */

@@ -21,7 +21,7 @@ static void draw_bar(progress_view *view, const ls_hub_progress *p) {
             snprintf(left, sizeof left, "%ld:%02ld left", s / 60, s % 60);
         }
     }
-    progress_draw(view, p->bytes, p->total_bytes, per_s, left);
+    progress_draw_bytes(view, p->bytes, p->total_bytes, per_s, left);
 }
 
 static bool show_progress(void *user, const ls_hub_progress *p) {

@@ -42,20 +42,16 @@ void progress_clear(progress_view *view) {
     }
 }
 
-void progress_draw(progress_view *view, int64_t bytes, int64_t total_bytes, double bytes_per_s, const char *note) {
+void progress_draw(progress_view *view, int64_t done, int64_t total, const char *text) {
     enum { BAR = 24 };
-    char have[24], total[24], rate[24], bar[BAR + 1], line[256];
+    char bar[BAR + 1], line[256];
     struct winsize size = {0};
-    double share = total_bytes > 0 ? (double)bytes / (double)total_bytes : 0;
+    double share = total > 0 ? (double)done / (double)total : 0;
     for (int i = 0; i < BAR; i++) {
         bar[i] = i < (int)(share * BAR) ? '#' : '.';
     }
     bar[BAR] = '\0';
-    progress_bytes(have, sizeof have, (double)bytes);
-    progress_bytes(total, sizeof total, (double)total_bytes);
-    progress_bytes(rate, sizeof rate, bytes_per_s);
-    snprintf(line, sizeof line, "%s [%s] %3d %% %s of %s  %s/s  %s", view->name, bar, (int)(share * 100), have, total,
-             rate, note);
+    snprintf(line, sizeof line, "%s [%s] %3d %% %s", view->name, bar, (int)(share * 100), text);
     int columns = ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1 ? size.ws_col - 1 : 79;
     progress_clear(view);
     fprintf(stderr, "%.*s", columns, line);
@@ -63,12 +59,22 @@ void progress_draw(progress_view *view, int64_t bytes, int64_t total_bytes, doub
     view->is_drawn = true;
 }
 
+void progress_draw_bytes(progress_view *view, int64_t bytes, int64_t total_bytes, double bytes_per_s,
+                         const char *note) {
+    char have[24], total[24], rate[24], text[160];
+    progress_bytes(have, sizeof have, (double)bytes);
+    progress_bytes(total, sizeof total, (double)total_bytes);
+    progress_bytes(rate, sizeof rate, bytes_per_s);
+    snprintf(text, sizeof text, "%s of %s  %s/s  %s", have, total, rate, note);
+    progress_draw(view, bytes, total_bytes, text);
+}
+
 void progress_of_loading(void *user, const ls_load_progress *p) {
     const double at_once_s = 0.3, between_lines_s = 5;
     progress_view *view = user;
     double seconds = (double)p->elapsed_us * 1e-6, per_s = seconds > 0 ? (double)p->bytes / seconds : 0;
     if (view->is_terminal && seconds > at_once_s) {
-        progress_draw(view, p->bytes, p->total_bytes, per_s, "");
+        progress_draw_bytes(view, p->bytes, p->total_bytes, per_s, "");
     } else if (!view->is_terminal && clock_s() - view->told_s > between_lines_s) {
         char have[24], total[24], rate[24];
         progress_bytes(have, sizeof have, (double)p->bytes);

@@ -12,8 +12,9 @@ typedef struct progress_view {
 
 progress_view progress_begin(const char *name);
 double progress_seconds(const progress_view *view); /* since then */
-/* A bar instead of the one before. note: what stands behind it. */
-void progress_draw(progress_view *view, int64_t bytes, int64_t total_bytes, double bytes_per_s, const char *note);
+/* A bar instead of the one before, with a text behind it; of bytes: how many of how many, their rate, and a note. */
+void progress_draw(progress_view *view, int64_t done, int64_t total, const char *text);
+void progress_draw_bytes(progress_view *view, int64_t bytes, int64_t total_bytes, double bytes_per_s, const char *note);
 /* Takes the bar away. */
 void progress_clear(progress_view *view);
 /* "8.04 GB" */

@@ -120,7 +120,7 @@ fail:
 
 /* ---- What it can do ---- */
 
-enum { GEMM_N = 8192 };
+enum { GEMM_N = 8192, GEMM_F32_N = 4096 };
 static const int64_t buffer_bytes = (int64_t)1 << 30, pinned_bytes = (int64_t)128 << 20;
 
 static void note_clock(void *arg) {
@@ -133,19 +133,31 @@ static void note_clock(void *arg) {
 }
 
 /* In the buffer: w, x, y and cuBLASLt's workspace. */
-static ls_status measure_gemm(gpu *g, CUdeviceptr buffer, ls_gpu_speed *speed, ls_error *err) {
-    const size_t matrix = (size_t)GEMM_N * GEMM_N * 2;
-    const cuda_gemm gemm = {.n = GEMM_N,
-                            .w = buffer,
-                            .x = buffer + matrix,
-                            .y = buffer + 2 * matrix,
-                            .workspace = buffer + 4 * matrix,
-                            .meanwhile = note_clock,
-                            .arg = (void *[]){g, speed}};
+static cuda_gemm gemm_in(CUdeviceptr buffer, ls_dtype dtype, int n) {
+    const size_t matrix = (size_t)n * (size_t)n, bytes = matrix * ls_dtype_bytes(dtype);
+    return (cuda_gemm){.dtype = dtype,
+                       .n = n,
+                       .w = buffer,
+                       .x = buffer + bytes,
+                       .y = buffer + 2 * bytes,
+                       .workspace = buffer + 2 * bytes + matrix * sizeof(float)};
+}
+
+/* Two elements of bf16 are a float of about the size of the second one. */
+static ls_status measure_gemms(gpu *g, CUdeviceptr buffer, ls_gpu_speed *speed, ls_error *err) {
+    cuda_gemm in_bf16 = gemm_in(buffer, LS_BF16, GEMM_N), in_f32 = gemm_in(buffer, LS_F32, GEMM_F32_N);
     cublaslt *lt = NULL;
-    TRY(cuda_measure_fill(&g->rank, gemm.w, 2 * (int64_t)GEMM_N * GEMM_N, err));
+    in_bf16.meanwhile = note_clock;
+    in_bf16.arg = (void *[]){g, speed};
+    TRY(cuda_measure_fill(&g->rank, buffer, 2 * (int64_t)GEMM_N * GEMM_N, err));
     TRY(cublaslt_open(&lt, err));
-    ls_status st = cuda_measure_gemm(&g->rank, lt, &gemm, &speed->gemm_flops, err);
+    ls_status st = cuda_measure_gemm(&g->rank, lt, &in_f32, &speed->gemm_f32_flops, err);
+    if (st == LS_OK) {
+        st = cuda_measure_fill(&g->rank, buffer, 2 * (int64_t)GEMM_N * GEMM_N, err);
+    }
+    if (st == LS_OK) {
+        st = cuda_measure_gemm(&g->rank, lt, &in_bf16, &speed->gemm_flops, err);
+    }
     cublaslt_close(&lt);
     return st;
 }
@@ -164,7 +176,8 @@ static ls_status measure(gpu *g, CUdeviceptr buffer, void *pinned, ls_gpu_speed 
     }
     TRY(cuda_measure_fill(rank, buffer, buffer_bytes / 2, err));
     TRY(cuda_measure_read(rank, buffer, buffer_bytes, buffer + (CUdeviceptr)buffer_bytes, &speed->read, err));
-    if (measure_gemm(g, buffer, speed, &no_gemm) != LS_OK) {
+    TRY(cuda_measure_copy(rank, buffer, buffer_bytes, &speed->copy, err));
+    if (measure_gemms(g, buffer, speed, &no_gemm) != LS_OK) {
         snprintf(speed->no_gemm, sizeof speed->no_gemm, "%s", no_gemm.text);
     }
     return LS_OK;
@@ -206,8 +219,11 @@ ls_status ls_gpu_measure(int device, ls_gpu_speed *out, ls_error *err) {
     gpu g;
     ls_status st = LS_OK;
     TRY(check_struct_size("ls_gpu_speed", out->struct_size, SIZE_MAX, err));
-    ls_gpu_speed speed = {
-        .struct_size = out->struct_size, .buffer_bytes = buffer_bytes, .gemm_n = GEMM_N, .gemm_sm_clock_mhz = -1};
+    ls_gpu_speed speed = {.struct_size = out->struct_size,
+                          .buffer_bytes = buffer_bytes,
+                          .gemm_n = GEMM_N,
+                          .gemm_f32_n = GEMM_F32_N,
+                          .gemm_sm_clock_mhz = -1};
     int64_t start = clock_ns();
     TRY_GOTO(gpu_find(&g, device, true, err), fail);
     speed.context_us = (clock_ns() - start) / 1000;

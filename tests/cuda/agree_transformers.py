@@ -8,6 +8,12 @@ of any size needs a config.json alone. lockstep runs through its C interface: pr
 prompt position (prefill), then --steps greedy tokens and theirs (decode). transformers runs each whole sequence, prompt and
 answer, in one forward pass of eager attention without TF32.
 
+A step has logits for 64 rows more than there are requests, so that is how long the chunks of a prompt are; --chunk N makes them
+N rows, as they are where only the last row's logits are wanted. --layers, --vocab and --window change the config. A long prompt
+(the reference keeps scores of 32 heads of 8192 x 8192, some 26 GB in f32):
+
+    agree_transformers.py --model FOLDER --lengths 8192 --chunk 2048 --layers 8 --vocab 32768 --steps 4 --modes f32,bf16
+
   errors   max|a-b| / max|b| of a row, the worst row; f32 must stay within 1e-4, other dtypes' are shown
   margin   where the reference's best logit leads by more than twice the tolerance (f16 2e-3, bf16 2e-2 of max|b|), the
            argmax must be the same; at least --share of a part's positions must qualify, or nothing was shown
@@ -23,6 +29,7 @@ import json
 import os
 import random
 import sys
+import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -75,8 +82,8 @@ def run_lockstep(library, args, mode, prompts):
     model_params = api.ls_model_params(ctypes.sizeof(api.ls_model_params), model=args.model.encode(), load_format=1, dummy_seed=args.seed)
     engine_params = api.ls_engine_params(
         ctypes.sizeof(api.ls_engine_params), dtype=DTYPE[dtype][0], device=args.device.encode(),
-        max_model_len_tokens=max(map(len, prompts)) + args.steps + 1,
-        max_num_seqs=args.batch, quantization=W8A16 if quantization else 0)
+        max_model_len_tokens=max(map(len, prompts)) + args.steps + 1, max_num_seqs=max(args.batch, args.chunk),
+        max_num_batched_tokens=args.chunk, quantization=W8A16 if quantization else 0)
     answers = [Answer(prompt) for prompt in prompts]
     try:
         check(library.ls_model_open(model_params, model, error))
@@ -143,6 +150,9 @@ def reference_model(args, name):
     with torch.device(args.torch_device):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager").eval()
     model.tie_weights()
+    for module in model.modules():  # frequencies as a CPU computes them: a GPU's last bit shows at position 8192
+        if hasattr(module, "inv_freq"):
+            module.inv_freq.copy_(type(module)(config).inv_freq)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             assert parameter.dtype == dtype, (key, parameter.dtype)
@@ -228,6 +238,22 @@ def own_tokens(mode, answers):
     return wrong == 0
 
 
+def changed_model(args, folder):
+    """The config with what the options change, as a file in a folder of its own."""
+    with open(os.path.join(args.model, "config.json"), encoding="utf-8") as file:
+        config = json.load(file)
+    changes = {"num_hidden_layers": args.layers, "vocab_size": args.vocab, "sliding_window": args.window}
+    config.update({key: value for key, value in changes.items() if value is not None})
+    if args.layers is not None:
+        config["max_window_layers"] = args.layers
+        config.pop("layer_types", None)
+    if args.vocab is not None:  # ids beyond it
+        config.update({key: 0 for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None})
+    with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
+        json.dump(config, file)
+    return folder
+
+
 def references_of(mode):
     dtype, _, quantization = mode.partition("+")
     if quantization:
@@ -245,6 +271,10 @@ def arguments():
     parser.add_argument("--lengths", default="26,300,700", help="of the prompts, in tokens")
     parser.add_argument("--steps", type=int, default=16, help="decode steps after each")
     parser.add_argument("--batch", type=int, default=1, help="requests that run at once")
+    parser.add_argument("--chunk", type=int, default=0, help="rows of a prompt's chunks")
+    parser.add_argument("--layers", type=int, help="instead of the config's")
+    parser.add_argument("--vocab", type=int, help="tokens, instead of the config's")
+    parser.add_argument("--window", type=int, help="of sliding attention, instead of the config's")
     parser.add_argument("--share", type=float, default=0.25, help="of the positions that must qualify")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="file for the results")
@@ -253,6 +283,13 @@ def arguments():
 
 def main():
     args = arguments()
+    name = args.model
+    with tempfile.TemporaryDirectory() as folder:
+        args.model = changed_model(args, folder)
+        return agree(args, name)
+
+
+def agree(args, name):
     if args.torch_device == "cuda" and not torch.cuda.is_available():
         print("agree_transformers: not run: torch sees no GPU (--torch-device cpu is slow, for small models)")
         return 2
@@ -264,7 +301,7 @@ def main():
     library = api.open_library(args.library)
     modes, answers, passed, results = [], {}, True, []
     device = torch.cuda.get_device_name() if args.torch_device == "cuda" else "CPU"
-    print(f"{args.model}: {device}, torch {torch.__version__}, transformers {transformers.__version__}; prompts of {args.lengths} tokens,"
+    print(f"{name}: {device}, torch {torch.__version__}, transformers {transformers.__version__}; prompts of {args.lengths} tokens,"
           f" {args.steps} decode steps each, {args.batch} at once")
     for mode in args.modes.split(","):
         start = time.monotonic()
@@ -288,7 +325,7 @@ def main():
             torch.cuda.empty_cache()
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
-            json.dump({"model": args.model, "device": device, "torch": torch.__version__, "transformers": transformers.__version__,
+            json.dump({"model": name, "device": device, "torch": torch.__version__, "transformers": transformers.__version__,
                        "results": results}, file, indent=1)
             file.write("\n")
     print("PASS" if passed and results else "FAIL")

@@ -6,7 +6,8 @@
  *                          our own), by wide.c and by gemm.c: what prefill.c's few_rows and *_is_faster state; of the best
  *                          layer, % of reading its weights
  *   prefill_bench step     a layer's ops on 192 to 2048 rows, one sequence, matmuls by cuBLASLt, as an engine has it, and by
- *                          gemm.c; then gemm.c's choices of tiles and nodes for each matmul, in the order of cost_of
+ *                          gemm.c; then gemm.c's choices of tiles and nodes for each matmul, in the order of cost_of; and cuBLASLt's 8192^3, to
+ *                          compare with
  *   prefill_bench gemm     cuBLASLt's choices for the shapes of two models, and 8192^3 for comparison: TFLOP/s of each
  *
  * Whole layers are timed, weights larger than L2, so that no matmul finds its weights there.
@@ -195,7 +196,7 @@ static void attention(bench *b, int n_tokens, int n_past, int n_kv, int d_head) 
 
 static void all_attention(bench *b) {
     for (int d = 64; d <= 128; d *= 2) {
-        for (int n = 1024; n <= 32768; n *= 2) {
+        for (int n = 512; n <= 32768; n *= 2) {
             attention(b, n, 0, 8, d);
         }
         attention(b, 4096, 0, 32, d);
@@ -318,11 +319,11 @@ static void matmuls(bench *b, const model *m, ls_dtype format) {
 
 /* A matmul by gemm.c's first choices. */
 static void choices(bench *b, const ls_op *op, int n_ops, int first, const ls_step *step, double flop) {
-    enum { CHOICES = 5 };
+    enum { FIRST_ONES = 5 };
     const char *last = "";
     int last_nodes = 0;
     printf("  %s:", op_kind_name(op[first].kind));
-    for (int i = 0; i < CHOICES; i++) {
+    for (int i = 0; i < FIRST_ONES; i++) {
         b->rank.gemm_passed_over = i;
         b->rank.n_launched = 0;
         launch(b, op, n_ops, first, step);
@@ -421,19 +422,6 @@ static void step_of(bench *b, const model *m, int n_rows) {
 static const model models[] = {{"qwen3-4b", 2560, 32, 8, 128, 9728, 151936},
                                {"mistral-7b", 4096, 32, 8, 128, 14336, 32000}};
 
-static void all_steps(bench *b) {
-    ls_error err = {0};
-    static const int rows[] = {192, 256, 512, 2048};
-    enum { COUNTS = sizeof rows / sizeof *rows };
-    for (size_t i = 0; i < COUNTS * sizeof models / sizeof *models; i++) {
-        if (cublaslt_open(&b->rank.cublaslt, &err) != LS_OK) {
-            printf("NOTE no cuBLASLt: %s\n", err.text);
-        }
-        step_of(b, &models[i / COUNTS], rows[i % COUNTS]);
-        cublaslt_close(&b->rank.cublaslt);
-    }
-}
-
 static void all_matmuls(bench *b) {
     ls_error err = {0};
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
@@ -479,14 +467,24 @@ static void gemm(bench *b, cublaslt *const lts[CHOICES], const char *name, int m
     printf("\n");
 }
 
+static void open_choices(cublaslt *lts[CHOICES], bench *b) {
+    ls_error err = {0};
+    for (int i = 0; i < CHOICES; i++) {
+        must(b, cublaslt_open(&lts[i], &err), &err);
+        cublaslt_pass_over(lts[i], i);
+    }
+}
+
+static void close_choices(cublaslt *lts[CHOICES]) {
+    for (int i = 0; i < CHOICES; i++) {
+        cublaslt_close(&lts[i]);
+    }
+}
+
 static void all_gemms(bench *b) {
     cublaslt *lts[CHOICES];
-    ls_error err = {0};
     for (int m = 512; m <= 2048; m *= 4) { /* opened anew: a shape keeps the rows that it was planned for first */
-        for (int i = 0; i < CHOICES; i++) {
-            must(b, cublaslt_open(&lts[i], &err), &err);
-            cublaslt_pass_over(lts[i], i);
-        }
+        open_choices(lts, b);
         if (m == 512) {
             gemm(b, lts, "8192^3", 8192, 8192, 8192);
         }
@@ -498,10 +496,25 @@ static void all_gemms(bench *b) {
         gemm(b, lts, "mistral q", m, 4096, 4096);
         gemm(b, lts, "mistral in", m, 14336, 4096);
         gemm(b, lts, "mistral dn", m, 4096, 14336);
-        for (int i = 0; i < CHOICES; i++) {
-            cublaslt_close(&lts[i]);
-        }
+        close_choices(lts);
     }
+}
+
+static void all_steps(bench *b) {
+    ls_error err = {0};
+    static const int rows[] = {192, 256, 512, 2048};
+    enum { COUNTS = sizeof rows / sizeof *rows };
+    for (size_t i = 0; i < COUNTS * sizeof models / sizeof *models; i++) {
+        if (cublaslt_open(&b->rank.cublaslt, &err) != LS_OK) {
+            printf("NOTE no cuBLASLt: %s\n", err.text);
+        }
+        step_of(b, &models[i / COUNTS], rows[i % COUNTS]);
+        cublaslt_close(&b->rank.cublaslt);
+    }
+    cublaslt *lts[CHOICES];
+    open_choices(lts, b);
+    gemm(b, lts, "8192^3", 8192, 8192, 8192);
+    close_choices(lts);
 }
 
 int main(int argc, char **argv) {

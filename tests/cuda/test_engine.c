@@ -391,6 +391,8 @@ static void what_doctor_measures(void **state) {
     assert_true(speed.to_host.best > 1e8 && speed.to_host.best < speed.read.best);
     assert_true(speed.kernel_us > 0.1 && speed.kernel_us < 100);
     assert_true(speed.gemm_flops.best > 1e11 || strlen(speed.no_gemm) > 10);
+    assert_true(speed.gemm_f32_flops.best < speed.gemm_flops.best || speed.gemm_flops.best <= 0);
+    assert_true(speed.copy.best > 1e10 && speed.copy.best < 2e13);
     ASSERT_FAILS(ls_gpu_get_info(n, &info, &err), &err, LS_ENOTFOUND, "no GPU");
     ASSERT_FAILS(ls_gpu_get_info(-1, &info, &err), &err, LS_EINVAL, "GPU -1");
 }

@@ -9,7 +9,8 @@
 
 #define ENGINE "-m demo --device cpu -t 1 -r 2 --output-len 4 "
 #define REPORT_FILES                                                                                                   \
-    "latency.json throughput.json sweep.json startup.json ops.json limits.json exchange.json peers.json"
+    "latency.json throughput.json sweep.json startup.json ops.json limits.json exchange.json serve.json "              \
+    "peers.json"
 
 static char folder[PATH_BYTES], build[PATH_BYTES];
 
@@ -388,7 +389,7 @@ static void report_of_nothing_says_so(void **state) {
     for (const char *at = out; (at = strstr(at, ": not measured.")) != NULL; at++) {
         n++;
     }
-    assert_int_equal(n, 21); /* every section but targets and sources; gains have one each */
+    assert_int_equal(n, 22); /* every section but targets and sources; gains have one each */
     free(out);
 }
 
@@ -414,7 +415,7 @@ static void page_stands_alone(void **state) {
         snprintf(heading, sizeof heading, "<h2 id=\"%s\">", id);
         assert_non_null(strstr(html, heading));
     }
-    assert_int_equal(n_links, 18);
+    assert_int_equal(n_links, 19);
     if (has_program("gnuplot")) {
         int n_plots = 0;
         for (const char *at = html; (at = strstr(at, "<svg ")) != NULL; at++) {

@@ -1,6 +1,6 @@
 /*
  * lockstep chat, through a pipe and on a terminal of its own (forkpty): turns through the model's template, commands,
- * thinking, the history, Ctrl-C and Ctrl-D.
+ * thinking, the history, Ctrl-C and Ctrl-D; and, here and in lockstep generate, the bar of a long prompt.
  *
  * The models are the demo's weights behind other templates and tokenizers: "plain" has a template that only joins the
  * messages, so that answers are the demo's stories; in "thinker" the words " there" and " named" are <think> and </think>.
@@ -450,6 +450,87 @@ static void colours(void **state) {
     terminal_close(t, 0);
 }
 
+/* ---- Long prompts ---- */
+
+/* Of more than 1024 tokens; the demo's chunks are of 512 on the CPU. */
+static char *long_text(void) {
+    enum { WORDS = 1100 };
+    char *text = calloc(1, 2 * WORDS + 2);
+    assert_non_null(text);
+    for (int i = 0; i < WORDS; i++) {
+        memcpy(text + (ptrdiff_t)2 * i, "a ", 2);
+    }
+    return text;
+}
+
+/* The bar of a long prompt, from its first to its end. Gives the number of tokens. */
+static long expect_bar(terminal *t) {
+    terminal_expect(t, "reading [........................]   0 % 0 of ");
+    terminal_expect(t, " tokens\r\033[Kreading [");
+    terminal_expect(t, " % 512 of ");
+    const long n = strtol(t->seen + t->at, NULL, 10);
+    assert_in_range(n, 1025, 1535);
+    terminal_expect(t, " tokens  ");
+    assert_true(strtol(t->seen + t->at, NULL, 10) > 0);
+    terminal_expect(t, " tokens/s\r\033[Kreading [");
+    terminal_expect(t, " % 1024 of ");
+    terminal_expect(t, " tokens/s\r\033[K");
+    return n;
+}
+
+static void reading_a_long_prompt_shows_a_bar(void **state) {
+    const folders *f = *state;
+    char path[PATH_BYTES + 16], tokens[64];
+    char *text = long_text();
+    snprintf(path, sizeof path, "%s/p.txt", f->scratch);
+    file_write(f->scratch, "p.txt", text, strlen(text));
+#define GENERATE "generate", "-m", f->plain, "--temp", "0", "-n", "2"
+    terminal *t = terminal_open((const char *const[]){"lockstep", GENERATE, "-f", path, NULL},
+                                (const char *const[]){"LOCKSTEP_DEVICE=cpu", NULL});
+    const long n = expect_bar(t);
+    const size_t behind = t->at;
+    snprintf(tokens, sizeof tokens, " ms  %ld tokens, ", n);
+    terminal_expect(t, "a a a a "); /* the prompt, in the bar's place */
+    terminal_expect(t, "\nprefill ");
+    terminal_expect(t, tokens);
+    assert_null(strstr(t->seen + behind, "reading"));
+    terminal_close(t, 0);
+
+    t = terminal_open((const char *const[]){"lockstep", GENERATE, "-p", "Once", NULL}, (const char *const[]){NULL});
+    terminal_expect(t, "Once");
+    terminal_expect(t, "\nprefill ");
+    assert_null(strstr(t->seen, "reading"));
+    terminal_close(t, 0);
+    cli_run run = CLI(GENERATE, "-f", path); /* no terminal */
+    cli(&run);
+    assert_code(&run, 0);
+    assert_null(strstr(run.err, "reading"));
+    assert_memory_equal(run.out, text, strlen(text));
+    cli_free(&run);
+    assert_int_equal(unlink(path), 0);
+    free(text);
+}
+
+static void reading_in_a_chat_shows_a_bar(void **state) {
+    const folders *f = *state;
+    char *text = long_text();
+    const char *const args[] = {"lockstep", CHAT(f->plain), "--cache-folder", "", "--system", text, NULL};
+    terminal *t = terminal_open(args, (const char *const[]){"LOCKSTEP_DEVICE=cpu", NULL});
+    terminal_expect(t, "> ");
+    terminal_send(t, "Once upon a time,\r");
+    expect_bar(t);
+    const size_t behind = t->at;
+    terminal_expect(t, " tokens/s; prompt ");
+    terminal_expect(t, "> ");
+    terminal_send(t, "She\r"); /* little to read: the rest is kept */
+    terminal_expect(t, " of them kept]");
+    assert_null(strstr(t->seen + behind, "reading"));
+    terminal_expect(t, "> ");
+    terminal_send(t, "\004");
+    terminal_close(t, 0);
+    free(text);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(turns_follow_one_another),
@@ -463,6 +544,8 @@ int main(void) {
         cmocka_unit_test(lines_are_edited_and_remembered),
         cmocka_unit_test(control_c),
         cmocka_unit_test(colours),
+        cmocka_unit_test(reading_a_long_prompt_shows_a_bar),
+        cmocka_unit_test(reading_in_a_chat_shows_a_bar),
     };
     return cmocka_run_group_tests(tests, make_models, remove_models);
 }

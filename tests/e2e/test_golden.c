@@ -2,7 +2,7 @@
  * Golden values: every case of tests/golden against Hugging Face transformers (f32, made by tools/make_golden.py).
  *
  *   f32        logits of all prompt positions and of the greedy continuation within 1e-4 of max|logit| per row, greedy
- *              tokens equal; prompts of a case run as one batch, whole and in chunks
+ *              tokens equal; prompts of a case run as one batch, in chunks of 16, 64, 512 and 2048 rows
  *   f16, bf16  the f32 goldens again, greedy text forced: the argmax equal wherever the golden's top two lie further
  *              apart than twice the dtype's tolerance (design section 6, the margin rule); the median row within the
  *              tolerance, the worst within four of them. Half the random models have a few rows beyond one tolerance:
@@ -10,6 +10,9 @@
  *              and only 61 to 131 logits to take the maximum of. That it is rounding shows in the ratio of the two
  *              dtypes' errors, which follows their roundoff (1 : 8) case by case.
  *   demo       all three, within one tolerance
+ *
+ * A step has as many rows with logits as an engine has seats and 64 more: for chunks that are whole although all logits are
+ * asked for, engines here have a seat for each row.
  *
  * The errors of each case are printed.
  */
@@ -21,6 +24,8 @@ static const struct {
     ls_dtype dtype;
     double tolerance;
 } PRECISION[] = {{LS_F16, 2e-3}, {LS_BF16, 2e-2}};
+
+static const int CHUNKS[] = {16, 64, 512, 2048};
 
 static int open_cases(void **state) {
     golden_list *list = calloc(1, sizeof *list);
@@ -73,11 +78,17 @@ static double compare_f32(const golden_case *c, const golden_prompt *p, const jo
     return worst;
 }
 
-static double run_f32(const golden_case *c, ls_model *model, int batched_tokens) {
+static ls_engine *chunked_engine(ls_model *model, ls_dtype dtype, int chunk_rows) {
     ls_engine_params params = LS_ENGINE_PARAMS_INIT;
-    params.dtype = LS_F32;
-    params.max_num_batched_tokens = batched_tokens;
-    ls_engine *engine = engine_open(model, &params);
+    params.dtype = dtype;
+    params.max_num_batched_tokens = params.max_num_seqs = chunk_rows;
+    params.kv_cache_memory_bytes = 64 << 20;
+    params.graph_sizes = chunk_rows == CHUNKS[0] ? NULL : "none"; /* they cost time, and are the same for all */
+    return engine_open(model, &params);
+}
+
+static double run_f32(const golden_case *c, ls_model *model, int chunk_rows) {
+    ls_engine *engine = chunked_engine(model, LS_F32, chunk_rows);
     job jobs[GOLDEN_PROMPTS] = {{0}};
     double worst = 0;
     for (int i = 0; i < GOLDEN_PROMPTS; i++) {
@@ -102,9 +113,9 @@ static void f32_logits_and_greedy_text(void **state) {
     for (size_t i = 0; i < list->n; i++) {
         const golden_case *c = &list->item[i];
         ls_model *model = golden_model(c);
-        double worst = run_f32(c, model, 16);
-        if (!sanitized()) {
-            worst = fmax(worst, run_f32(c, model, 2048));
+        double worst = 0;
+        for (size_t k = 0; k < (sanitized() ? 1 : COUNT(CHUNKS)); k++) {
+            worst = fmax(worst, run_f32(c, model, CHUNKS[k]));
         }
         print_message("%-24s f32  %.1e\n", c->name, worst);
         worst_all = fmax(worst_all, worst);
@@ -140,10 +151,9 @@ static int by_size(const void *a, const void *b) {
 }
 
 /* All prompts of a case with their golden continuation as part of the prompt, so that every position compares. */
-static margin_count run_forced(const golden_case *c, ls_model *model, ls_dtype dtype, double tolerance) {
-    ls_engine_params params = LS_ENGINE_PARAMS_INIT;
-    params.dtype = dtype;
-    ls_engine *engine = engine_open(model, &params);
+static margin_count run_forced(const golden_case *c, ls_model *model, ls_dtype dtype, double tolerance,
+                               int chunk_rows) {
+    ls_engine *engine = chunked_engine(model, dtype, chunk_rows);
     job jobs[GOLDEN_PROMPTS] = {{0}};
     margin_count count = {0};
     for (int i = 0; i < c->n_prompts; i++) {
@@ -178,30 +188,32 @@ typedef struct rule {
 } rule;
 
 /* 1 if the case breaks the rule, which is printed. */
-static int judge(const golden_case *c, ls_dtype dtype, double tolerance, rule r, const margin_count *count) {
+static int judge(const golden_case *c, ls_dtype dtype, int chunk_rows, double tolerance, rule r,
+                 const margin_count *count) {
     double median = count->error[count->positions / 2], worst = count->error[count->positions - 1];
     bool good = median <= tolerance && worst <= r.worst * tolerance && count->wrong == 0 &&
                 count->qualified >= r.share * count->positions;
-    print_message("%-24s %-4s median %.1e, worst %.1e, %3d of %3d positions qualify, %d wrong%s\n", c->name,
-                  ls_dtype_name(dtype), median, worst, count->qualified, count->positions, count->wrong,
-                  good ? "" : "  <-- FAILED");
+    print_message("%-24s %-4s %4d rows a step: median %.1e, worst %.1e, %3d of %3d positions qualify, %d wrong%s\n",
+                  c->name, ls_dtype_name(dtype), chunk_rows, median, worst, count->qualified, count->positions,
+                  count->wrong, good ? "" : "  <-- FAILED");
     return good ? 0 : 1;
 }
 
 static void forced_text_in_16_bits(void **state) {
     const golden_list *list = *state;
     int failed = 0;
-    for (size_t k = 0; k < COUNT(PRECISION); k++) {
-        ls_dtype dtype = PRECISION[k].dtype;
-        double tolerance = PRECISION[k].tolerance;
+    for (size_t k = 0; k < COUNT(PRECISION) * COUNT(CHUNKS); k++) {
+        const ls_dtype dtype = PRECISION[k / COUNT(CHUNKS)].dtype;
+        const double tolerance = PRECISION[k / COUNT(CHUNKS)].tolerance;
+        const int chunk_rows = CHUNKS[k % COUNT(CHUNKS)];
         for (size_t i = 0; i < list->n; i++) {
             const golden_case *c = &list->item[i];
-            if (sanitized() && (i % 4 != k || c->prompt[0].n > 100)) {
+            if (sanitized() && (i % 4 != k / COUNT(CHUNKS) || chunk_rows != 64 || c->prompt[0].n > 100)) {
                 continue;
             }
             ls_model *model = golden_model(c);
-            margin_count count = run_forced(c, model, dtype, tolerance);
-            failed += judge(c, dtype, tolerance, (rule){0.25, 4}, &count);
+            margin_count count = run_forced(c, model, dtype, tolerance, chunk_rows);
+            failed += judge(c, dtype, chunk_rows, tolerance, (rule){0.25, 4}, &count);
             ls_model_close(&model);
         }
     }
@@ -210,16 +222,23 @@ static void forced_text_in_16_bits(void **state) {
 
 /* ---- The demo model ---- */
 
+static int judge_demo(const golden_case *c, ls_model *model, ls_dtype dtype, double tolerance) {
+    int failed = 0;
+    for (size_t k = 0; k < (sanitized() ? 1 : COUNT(CHUNKS)); k++) {
+        margin_count count = run_forced(c, model, dtype, tolerance, CHUNKS[k]);
+        failed += judge(c, dtype, CHUNKS[k], tolerance, (rule){0.8, 1}, &count);
+    }
+    return failed;
+}
+
 static void demo_logits(void **state) {
     (void)state;
     golden_case c = {.name = "demo"};
     golden_read(&c, "tests/golden/demo_logits.safetensors");
     ls_model *model = demo_model();
-    margin_count count = run_forced(&c, model, LS_F32, 1e-4);
-    int failed = judge(&c, LS_F32, 1e-4, (rule){0.8, 1}, &count);
+    int failed = judge_demo(&c, model, LS_F32, 1e-4);
     for (size_t k = 0; k < COUNT(PRECISION); k++) {
-        count = run_forced(&c, model, PRECISION[k].dtype, PRECISION[k].tolerance);
-        failed += judge(&c, PRECISION[k].dtype, PRECISION[k].tolerance, (rule){0.8, 1}, &count);
+        failed += judge_demo(&c, model, PRECISION[k].dtype, PRECISION[k].tolerance);
     }
     ls_model_close(&model);
     golden_free(&c);

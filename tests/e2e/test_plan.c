@@ -1,6 +1,7 @@
 /*
- * Plans: equal to the arenas of engines really opened; what fits agrees with plans made one by one; config.json alone is
- * enough; errors by name; and one plan as text, so that a change of any number shows.
+ * Plans: equal to the arenas of engines really opened, at the longest contexts too, which are filled; what fits agrees with
+ * plans made one by one; config.json alone is enough; errors by name; and one plan as text, so that a change of any number
+ * shows.
  */
 #include <unistd.h>
 
@@ -83,6 +84,67 @@ static void plans_equal_engines(void **state) {
     }
     assert_true(n_opened > 70 && n_refused > 5);
     golden_close(&list);
+}
+
+/* A folder with a config.json of one small layer. */
+static void write_long_config(const char *folder, const char *class, const char *family, int positions, int window) {
+    char json[1024], window_text[16] = "null";
+    if (window > 0) {
+        snprintf(window_text, sizeof window_text, "%d", window);
+    }
+    int n = snprintf(json, sizeof json,
+                     "{\"architectures\": [\"%sForCausalLM\"], \"model_type\": \"%s\", \"hidden_size\": 32, "
+                     "\"num_hidden_layers\": 1, \"num_attention_heads\": 1, \"num_key_value_heads\": 1, "
+                     "\"head_dim\": 16, \"intermediate_size\": 32, \"vocab_size\": 64, \"rms_norm_eps\": 1e-6, "
+                     "\"hidden_act\": \"silu\", \"max_position_embeddings\": %d, \"rope_theta\": 1000000.0, "
+                     "\"sliding_window\": %s, \"tie_word_embeddings\": true, \"torch_dtype\": \"bfloat16\"}",
+                     class, family, positions, window_text);
+    file_write(folder, "config.json", json, (size_t)n);
+}
+
+/* The contexts of Qwen3-4B and of Mistral-7B: exact plans, and prompts whose bits do not depend on their chunks; to the
+ * last position where a window keeps attention short, so that this takes no more than a second. */
+static void long_contexts(void **state) {
+    (void)state;
+    enum { ANSWER = 4, LONGEST = 40960, WHOLE_ATTENTION = 4096 };
+    static const struct {
+        const char *class, *family;
+        int positions, window;
+    } models[] = {{"Qwen3", "qwen3", 40960, 0}, {"Mistral", "mistral", 40960, 512}, {"Mistral", "mistral", 32768, 512}};
+    int32_t *id = malloc(LONGEST * sizeof *id);
+    assert_non_null(id);
+    for (int i = 0; i < LONGEST; i++) {
+        id[i] = (int32_t)(((unsigned)i * 2654435761U >> 16) % 64);
+    }
+    for (size_t m = 0; m < COUNT(models); m++) {
+        const int longest = models[m].positions, n = models[m].window > 0 ? longest - ANSWER : WHOLE_ATTENTION;
+        char folder[PATH_BYTES];
+        job jobs[2] = {{0}};
+        folder_make(folder);
+        write_long_config(folder, models[m].class, models[m].family, longest, models[m].window);
+        ls_model *model = model_open(folder, LS_LOAD_DUMMY);
+        for (int run = 0; run < 2; run++) {
+            ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+            params.max_model_len_tokens = run == 0 ? 0 : longest;
+            params.max_num_batched_tokens = run == 0 ? 512 : 2048;
+            params.max_num_seqs = 1 + run;
+            const ls_plan_report plan = plan_of(model, &params);
+            assert_int_equal(plan.n_pages, (1 + run) * longest / plan.page_tokens);
+            ls_engine *engine = engine_open(model, &params);
+            assert_is_engine(&plan, engine);
+            assert_int_equal(ls_engine_max_tokens(engine), longest);
+            jobs[run] = (job){.id = id, .n_id = sanitized() ? 2100 : n, .max_tokens = ANSWER};
+            const int n_chunks = (jobs[run].n_id + engine->config.m_max - 1) / engine->config.m_max;
+            assert_int_equal(jobs_run(engine, &jobs[run], 1), n_chunks + ANSWER - 1);
+            assert_int_equal(jobs[run].n_token, ANSWER);
+            ls_engine_close(&engine);
+        }
+        assert_same_answer(&jobs[0], &jobs[1], models[m].family);
+        jobs_clear(jobs, 2);
+        ls_model_close(&model);
+        folder_remove(folder);
+    }
+    free(id);
 }
 
 /* ---- What fits ---- */
@@ -222,16 +284,17 @@ static void contexts_grow(void **state) {
     (void)state;
     json_t *plan = tool_json("plan Qwen3-14B -tp 8 -q none --dtype f16 --device-memory-bytes 80Gi", 0);
     const json_t *rows = json_object_get(plan, "contexts");
-    assert_int_equal(json_array_size(rows), 9);
-    for (size_t i = 0; i < 9; i++) {
+    assert_int_equal(json_array_size(rows), 10); /* the last: the model's longest, 40960 */
+    for (size_t i = 0; i < 10; i++) {
         const json_t *row = json_array_get(rows, i), *last = json_array_get(rows, i > 0 ? i - 1 : 0);
-        assert_int_equal(json_number(row, "tokens"), 128 << i);
+        const int tokens = i < 9 ? 128 << i : 40960;
+        assert_int_equal(json_number(row, "tokens"), tokens);
         /* 40 layers, one of 8 KV heads a rank, 128 wide, K and V, two bytes */
-        assert_true(json_number(row, "kv_bytes_per_seq") == (128 << i) * 40 * 1 * 128 * 2 * 2.0);
+        assert_true(json_number(row, "kv_bytes_per_seq") == tokens * 40 * 1 * 128 * 2 * 2.0);
         assert_true(i == 0 || json_number(row, "need_bytes") > json_number(last, "need_bytes"));
         assert_true(i == 0 || json_number(row, "largest_num_seqs") <= json_number(last, "largest_num_seqs"));
     }
-    assert_true(json_number(json_array_get(rows, 8), "largest_num_seqs") > 0);
+    assert_true(json_number(json_array_get(rows, 9), "largest_num_seqs") > 0);
     for (int n_ranks = 2; n_ranks <= 8; n_ranks *= 2) { /* more ranks need less each */
         for (int dtype = LS_F32; dtype <= LS_F16; dtype++) {
             const json_t *row = find_fit(plan, n_ranks, ls_dtype_name((ls_dtype)dtype));
@@ -341,6 +404,7 @@ static void a_gpu_that_is_not_here(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plans_equal_engines),
+        cmocka_unit_test(long_contexts),
         cmocka_unit_test(what_fits),
         cmocka_unit_test(budgets),
         cmocka_unit_test(older_headers),

@@ -68,6 +68,29 @@ def test_goodput():
     assert "goodput 0.00" in bench(*words, "--goodput", "e2el:0.001").stdout
 
 
+def test_results_file():
+    """The figures as every measurement keeps them: compared, and in a report."""
+    words = ("--num-prompts", "8", "--random-input-len", "20", "--random-output-len", "6", "--max-concurrency", "4")
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/serve.json"
+        assert "TTFT" in bench(*words, "--output-json", path).stdout
+        with open(path) as file:
+            results = json.load(file)
+        row, = results["rows"]
+        m = row["metrics"]
+        assert results["what"] == "serve" and "key" not in results["command"].replace("--api-key", "")
+        assert row["settings"] == {"requests": 8, "concurrency": 4, "input": 20, "output": 6}
+        assert m["failed_percent"]["median"] == 0 and 0 < m["ttft_p50_ms"]["median"] <= m["ttft_p99_ms"]["median"]
+        assert m["output_tokens_per_s"]["better"] == "more" and m["e2e_max_ms"]["better"] == "less"
+        done = subprocess.run([harness.BIN, "report", path], capture_output=True, text=True, timeout=harness.PATIENCE)
+        assert done.returncode == 0 and "A server, as its clients see it" in done.stdout and "20, 6" in done.stdout
+        m["ttft_p50_ms"].update({key: 1e-6 for key in ("median", "min", "max")}, runs=[1e-6])
+        with open(path, "w") as file:
+            json.dump(results, file)
+        assert "ttft_p50_ms" in bench(*words, "--compare", path, code=1).stdout
+    assert "ttft_p50_ms" in bench(*words, "-o", "csv").stdout
+
+
 def test_failures_are_told():
     done = bench("--num-prompts", "3", "--random-input-len", "5000", code=1)
     assert "3 failed" in done.stdout and "context" in done.stderr
@@ -80,8 +103,7 @@ def test_failures_are_told():
 
 def test_usage():
     for words, text in (([], "bench serve"), (["other"], "bench serve"), (["serve", "--goodput", "x:1"], "--goodput"),
-                        (["serve", "--num-prompts", "0"], "--num-prompts"), (["serve", "-o", "csv"], "--output csv"),
-                        (["serve", "--compare", "x"], "--compare")):
+                        (["serve", "--num-prompts", "0"], "--num-prompts"), (["serve", "-o", "xml"], "--output")):
         done = subprocess.run([harness.BIN, "bench", *words], capture_output=True, text=True, timeout=harness.PATIENCE)
         assert done.returncode == 2 and text in done.stderr, (words, done.stderr)
 

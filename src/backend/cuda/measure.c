@@ -139,6 +139,21 @@ static ls_status copy_out(cuda_rank *rank, void *arg, ls_error *err) {
                       "copying from the device", err);
 }
 
+static ls_status copy_within(cuda_rank *rank, void *arg, ls_error *err) {
+    const copy_job *job = arg;
+    return cuda_check(rank,
+                      rank->driver->cuMemcpyDtoDAsync(job->data + job->bytes, job->data, job->bytes, rank->stream),
+                      "copying within the device", err);
+}
+
+ls_status cuda_measure_copy(cuda_rank *rank, CUdeviceptr data, int64_t bytes, ls_rate *out, ls_error *err) {
+    copy_job job = {data, NULL, (size_t)bytes / 2};
+    ls_rate us;
+    TRY(time_work(rank, copy_within, &job, 5, 4, &us, err));
+    *out = per_second(2 * (double)job.bytes, us);
+    return LS_OK;
+}
+
 ls_status cuda_measure_copies(cuda_rank *rank, CUdeviceptr data, void *pinned, int64_t bytes, ls_rate *to_device,
                               ls_rate *to_host, ls_error *err) {
     copy_job job = {data, pinned, (size_t)bytes};
@@ -223,12 +238,16 @@ typedef struct gemm_job {
 
 enum { GEMM_RUNS = 6, GEMM_PASSES = 5 };
 
+static cublaslt_shape shape_of(const cuda_gemm *g) {
+    return (cublaslt_shape){g->dtype, g->n, g->n, g->n, 1, 0};
+}
+
 static ls_status multiply(cuda_rank *rank, void *arg, ls_error *err) {
     gemm_job *job = arg;
     const cuda_gemm *g = job->gemm;
-    const cublaslt_shape shape = {LS_BF16, g->n, g->n, g->n, 1, 0};
-    if (!cublaslt_matmul(job->lt, shape, g->n, g->x, g->w, g->y, g->workspace, rank->stream)) {
-        return error_set(err, LS_EUNSUPPORTED, "cuBLASLt refuses a bf16 matmul of %d x %d x %d", g->n, g->n, g->n);
+    if (!cublaslt_matmul(job->lt, shape_of(g), g->n, g->x, g->w, g->y, g->workspace, rank->stream)) {
+        return error_set(err, LS_EUNSUPPORTED, "cuBLASLt refuses a matmul of %d x %d x %d in %s", g->n, g->n, g->n,
+                         ls_dtype_name(g->dtype));
     }
     if (++job->n_runs == GEMM_RUNS * GEMM_PASSES && g->meanwhile != NULL) {
         g->meanwhile(g->arg);
@@ -239,8 +258,7 @@ static ls_status multiply(cuda_rank *rank, void *arg, ls_error *err) {
 ls_status cuda_measure_gemm(cuda_rank *rank, cublaslt *lt, const cuda_gemm *g, ls_rate *out, ls_error *err) {
     gemm_job job = {.lt = lt, .gemm = g};
     ls_rate us;
-    TRY(cublaslt_plan(lt, (cublaslt_shape){LS_BF16, g->n, g->n, g->n, 1, 0}, g->n, g->w, g->y, g->workspace,
-                      rank->stream, err));
+    TRY(cublaslt_plan(lt, shape_of(g), g->n, g->w, g->y, g->workspace, rank->stream, err));
     TRY(time_work(rank, multiply, &job, GEMM_PASSES, GEMM_RUNS, &us, err));
     *out = per_second(2.0 * g->n * g->n * g->n, us);
     return LS_OK;

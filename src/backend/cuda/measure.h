@@ -13,16 +13,19 @@
 /* Bytes/s of reading memory (kern/read.cu), of the best of several numbers of blocks. bytes: a multiple of 16; sink: 4. */
 ls_status cuda_measure_read(cuda_rank *rank, CUdeviceptr data, int64_t bytes, CUdeviceptr sink, ls_rate *out,
                             ls_error *err);
+/* Bytes/s read plus bytes/s written by a copy of the first half of data to the second one. */
+ls_status cuda_measure_copy(cuda_rank *rank, CUdeviceptr data, int64_t bytes, ls_rate *out, ls_error *err);
 /* Bytes/s of copies from pinned memory and back. */
 ls_status cuda_measure_copies(cuda_rank *rank, CUdeviceptr data, void *pinned, int64_t bytes, ls_rate *to_device,
                               ls_rate *to_host, ls_error *err);
 /* Microseconds from kernel to kernel in a graph of a chain of small ones; overlap: with programmatic dependent launch.
  * count: 4 bytes, by which it is checked that all have run in turn (LS_EINTERNAL). */
 ls_status cuda_measure_chain(cuda_rank *rank, bool overlap, CUdeviceptr count, ls_rate *out_us, ls_error *err);
-/* FLOP/s of a bf16 matmul of n x n x n with f32 sums, by cuBLASLt. w, x: n * n elements each, w of random values; y: n * n
- * floats; workspace: CUBLASLT_WORKSPACE_BYTES. meanwhile(arg) is called while the GPU is at it. LS_EUNSUPPORTED where
- * the library refuses. */
+/* FLOP/s of a matmul of n x n x n with f32 sums, by cuBLASLt. w, x: n * n elements of dtype each, w of random values; y: n * n
+ * floats; workspace: CUBLASLT_WORKSPACE_BYTES. meanwhile(arg), if any, is called while the GPU is at it. LS_EUNSUPPORTED
+ * where the library refuses. */
 typedef struct cuda_gemm {
+    ls_dtype dtype;
     int n;
     CUdeviceptr w, x, y, workspace;
     void (*meanwhile)(void *arg);

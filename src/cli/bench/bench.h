@@ -30,6 +30,9 @@ typedef struct bench {
     ls_model *model;
     ls_engine *engine;
     int n_vocab;
+    /* serve: what is measured is elsewhere; */
+    bool of_server; /* its model is not opened here, and the run prints a summary of its own, but for -o csv */
+    bool failed;    /* some of its requests did: exit code 1 */
 } bench;
 
 typedef ls_status (*bench_fn)(bench *b, ls_error *err);
@@ -40,7 +43,7 @@ ls_status bench_sweep(bench *b, ls_error *err);
 ls_status bench_exchange(bench *b, ls_error *err);
 ls_status bench_ops(bench *b, ls_error *err);
 ls_status bench_limits(bench *b, ls_error *err);
-int bench_serve(int argc, char **argv); /* argv[0] is "serve" */
+ls_status bench_serve(bench *b, ls_error *err);
 
 /* An option's list of integers, or that of `fallback` where it was not given: "1,2,4Ki". */
 ls_status bench_list(const bench *b, option_id id, const char *fallback, int64_t min, int64_t max, int_list *out,

@@ -77,20 +77,24 @@ static ls_status cpu_limits(bench *b, ls_error *err) {
 
 static ls_status gpu_limits(bench *b, int n, ls_error *err) {
     ls_gpu_speed s = LS_GPU_SPEED_INIT;
-    static const char *const tests[] = {"HBM read", "PCIe to GPU", "PCIe from GPU", "GPU bf16 matmul"};
+    static const char *const tests[] = {"HBM read",      "HBM copy",        "PCIe to GPU",
+                                        "PCIe from GPU", "GPU bf16 matmul", "GPU f32 matmul"};
+    enum { N_TESTS = sizeof tests / sizeof *tests, FIRST_MATMUL = 4 };
     char name[40];
     ls_status st = ls_gpu_measure(n, &s, err);
-    const double value[] = {s.read.best, s.to_device.best, s.to_host.best, s.gemm_flops.best};
-    for (int i = 0; i < 4; i++) {
+    const double value[] = {s.read.best,    s.copy.best,       s.to_device.best,
+                            s.to_host.best, s.gemm_flops.best, s.gemm_f32_flops.best};
+    for (int i = 0; i < N_TESTS; i++) {
         snprintf(name, sizeof name, n == 0 ? "%s" : "%s, GPU %d", tests[i], n);
         if (st < 0 || value[i] <= 0) {
             results_absent(results_row(b->rows, name), st < 0 ? err->text : s.no_gemm);
         } else {
-            add_rate(b->rows, name, 0, i < 3 ? "bytes_per_s" : "flops_per_s", value[i]);
+            add_rate(b->rows, name, 0, i < FIRST_MATMUL ? "bytes_per_s" : "flops_per_s", value[i]);
         }
     }
     if (st == LS_OK) {
-        add_rate(b->rows, n == 0 ? "kernel to kernel" : name, 0, "latency_us", s.kernel_us);
+        snprintf(name, sizeof name, n == 0 ? "%s" : "%s, GPU %d", "kernel to kernel", n);
+        add_rate(b->rows, name, 0, "latency_us", s.kernel_us);
     }
     return LS_OK;
 }
@@ -104,7 +108,6 @@ ls_status bench_limits(bench *b, ls_error *err) {
         TRY(cpu_limits(b, err));
     }
     if (gpu >= 0) {
-        results_absent(results_row(b->rows, "GPU f32 multiply-add"), "this build does not measure it");
         results_absent(results_row(b->rows, "link of 2 GPUs"), "this build does not measure it");
     } else {
         results_absent(results_row(b->rows, "HBM read"), "no GPU here, or --device cpu");

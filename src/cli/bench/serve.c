@@ -7,10 +7,9 @@
 #include "base/file.h"
 #include "cli/bench/bench.h"
 #include "cli/bench/load.h"
-#include "cli/cli.h"
 
 typedef struct serve_bench {
-    ls_options options;
+    const option_value *value; /* of options */
     bench_load load;
     char url[1024];
     double ttft_ms, tpot_ms, e2el_ms; /* of --goodput; infinity: no limit */
@@ -31,7 +30,7 @@ static double uniform(serve_bench *b) {
 /* ---- Requests ---- */
 
 static int random_length(serve_bench *b, option_id id) {
-    double mean = (double)b->options.value[id].integer, ratio = b->options.value[OPT_RANDOM_RANGE_RATIO].real;
+    double mean = (double)b->value[id].integer, ratio = b->value[OPT_RANDOM_RANGE_RATIO].real;
     double length = mean * (1 - ratio + 2 * ratio * uniform(b));
     return length < 1 ? 1 : (int)(length + 0.5);
 }
@@ -92,7 +91,7 @@ static int by_arrival(const void *a, const void *b) {
 }
 
 static ls_status make_requests(serve_bench *b, ls_error *err) {
-    const option_value *v = b->options.value;
+    const option_value *v = b->value;
     b->load.n = (size_t)v[OPT_NUM_PROMPTS].integer;
     b->load.request = calloc(b->load.n, sizeof *b->load.request);
     if (b->load.request == NULL) {
@@ -119,7 +118,7 @@ static ls_status make_requests(serve_bench *b, ls_error *err) {
 
 /* "ttft:200,tpot:20" */
 static ls_status read_goodput(serve_bench *b, ls_error *err) {
-    const option_value *v = &b->options.value[OPT_GOODPUT];
+    const option_value *v = &b->value[OPT_GOODPUT];
     b->ttft_ms = b->tpot_ms = b->e2el_ms = INFINITY;
     for (const char *at = v->set ? v->text : ""; *at != '\0';) {
         char name[8];
@@ -141,17 +140,8 @@ static ls_status read_goodput(serve_bench *b, ls_error *err) {
     return LS_OK;
 }
 
-static ls_status read_options(serve_bench *b, int argc, char **argv, ls_error *err) {
-    const option_value *v = b->options.value;
-    TRY(options_init(&b->options, err));
-    TRY(args_parse(&b->options, COMMAND_BENCH, argc, argv, err));
-    if (strcmp(v[OPT_OUTPUT].text, "csv") == 0) {
-        return error_set(err, LS_EINVAL, "--output csv: bench serve prints md or json");
-    }
-    if (v[OPT_OUTPUT_JSON].set || v[OPT_COMPARE].set) {
-        return error_set(err, LS_EINVAL, "--%s: bench serve has no results file; -o json prints its figures",
-                         v[OPT_COMPARE].set ? "compare" : "output-json");
-    }
+static ls_status read_options(serve_bench *b, const ls_options *options, ls_error *err) {
+    const option_value *v = b->value = options->value;
     int n = snprintf(b->url, sizeof b->url, "%s%s", v[OPT_BASE_URL].text, v[OPT_ENDPOINT].text);
     if (n < 0 || (size_t)n >= sizeof b->url) {
         return error_set(err, LS_EINVAL, "--base-url: too long");
@@ -159,7 +149,7 @@ static ls_status read_options(serve_bench *b, int argc, char **argv, ls_error *e
     b->random = (uint64_t)v[OPT_SEED].integer;
     b->load.url = b->url;
     b->load.model = v[OPT_MODEL].text;
-    b->load.key = b->options.n_list[OPT_API_KEY] > 0 ? b->options.list[OPT_API_KEY][0] : NULL;
+    b->load.key = options->n_list[OPT_API_KEY] > 0 ? options->list[OPT_API_KEY][0] : NULL;
     b->load.temperature = v[OPT_TEMPERATURE].set ? v[OPT_TEMPERATURE].real : -1;
     b->load.seed = v[OPT_SEED].integer;
     b->load.max_concurrency = (int)v[OPT_MAX_CONCURRENCY].integer;
@@ -236,7 +226,7 @@ static void print_text(const serve_bench *b, const summary *s) {
            (long long)s->n_failed, seconds, (long long)s->input_tokens, (long long)s->output_tokens);
     printf("%.2f requests/s, %.1f output tokens/s, %.1f tokens/s in all", (double)s->n_good / seconds,
            (double)s->output_tokens / seconds, (double)(s->input_tokens + s->output_tokens) / seconds);
-    if (b->options.value[OPT_GOODPUT].set) {
+    if (b->value[OPT_GOODPUT].set) {
         printf(", goodput %.2f requests/s", (double)s->n_in_time / seconds);
     }
     printf("\n\n%-6s %10s %10s %10s %10s %10s\n", "", "mean", "median", "p90", "p99", "max");
@@ -265,22 +255,80 @@ static void print_json(const serve_bench *b, const summary *s) {
     json_decref(out);
 }
 
-static ls_status run(serve_bench *b, bool *failed, ls_error *err) {
+static void add_times(json_t *row, const char *name, const bench_times *t) {
+    const struct {
+        const char *which;
+        double ms;
+    } each[] = {{"mean", mean_ms(t)},
+                {"p50", percentile_ms(t, 0.5)},
+                {"p90", percentile_ms(t, 0.9)},
+                {"p99", percentile_ms(t, 0.99)},
+                {"max", percentile_ms(t, 1)}};
+    for (size_t i = 0; i < sizeof each / sizeof *each && t->n > 0; i++) {
+        char title[32];
+        snprintf(title, sizeof title, "%s_%s_ms", name, each[i].which);
+        results_add(row, title, LESS_IS_BETTER, each[i].ms);
+    }
+}
+
+/* A row of results: the load that was asked for, and the same figures. */
+static void add_row(const serve_bench *b, json_t *rows, const summary *s) {
+    const option_value *v = b->value;
+    const double seconds = b->load.duration_s;
+    json_t *row = results_row(rows, "serve");
+    results_set(row, "requests", json_integer((json_int_t)b->load.n));
+    results_set(row, "concurrency", json_integer(b->load.max_concurrency));
+    if (v[OPT_REQUEST_RATE].set) {
+        results_set(row, "request_rate", json_real(v[OPT_REQUEST_RATE].real));
+    }
+    if (v[OPT_DATASET].set) {
+        results_set(row, "dataset", json_string(v[OPT_DATASET].text));
+    } else {
+        results_set(row, "input", json_integer(v[OPT_RANDOM_INPUT_LEN].integer));
+        results_set(row, "output", json_integer(v[OPT_RANDOM_OUTPUT_LEN].integer));
+    }
+    if (s->n_good == 0) {
+        results_absent(row, "no request was answered");
+        return;
+    }
+    results_add(row, "failed_percent", LESS_IS_BETTER, (double)s->n_failed / (double)b->load.n * 100);
+    results_add(row, "requests_per_s", MORE_IS_BETTER, (double)s->n_good / seconds);
+    results_add(row, "output_tokens_per_s", MORE_IS_BETTER, (double)s->output_tokens / seconds);
+    results_add(row, "tokens_per_s", MORE_IS_BETTER, (double)(s->input_tokens + s->output_tokens) / seconds);
+    if (v[OPT_GOODPUT].set) {
+        results_add(row, "goodput_per_s", MORE_IS_BETTER, (double)s->n_in_time / seconds);
+    }
+    add_times(row, "ttft", &s->ttft);
+    add_times(row, "tpot", &s->tpot);
+    add_times(row, "itl", &s->itl);
+    add_times(row, "e2e", &s->e2el);
+}
+
+/* The first failure stands for all. */
+static bool tell_failures(const serve_bench *b, const summary *s) {
+    for (size_t i = 0; i < b->load.n && s->n_failed > 0; i++) {
+        if (!b->load.request[i].good) {
+            fprintf(stderr, "lockstep: the first of %lld that failed: %s\n", (long long)s->n_failed,
+                    b->load.request[i].error);
+            return true;
+        }
+    }
+    return false;
+}
+
+static ls_status run(serve_bench *b, bench *of, ls_error *err) {
+    const char *form = b->value[OPT_OUTPUT].text;
     summary s = {0};
     TRY(bench_load_run(&b->load, err));
     ls_status st = summarize(b, &s, err);
-    if (st == LS_OK &&
-        (b->options.value[OPT_JSON].integer != 0 || strcmp(b->options.value[OPT_OUTPUT].text, "json") == 0)) {
-        print_json(b, &s);
-    } else if (st == LS_OK) {
-        print_text(b, &s);
-    }
-    for (size_t i = 0; i < b->load.n && s.n_failed > 0 && !*failed; i++) {
-        if (!b->load.request[i].good) {
-            fprintf(stderr, "lockstep: the first of %lld that failed: %s\n", (long long)s.n_failed,
-                    b->load.request[i].error);
-            *failed = true;
+    if (st == LS_OK) {
+        add_row(b, of->rows, &s);
+        if (b->value[OPT_JSON].integer != 0 || strcmp(form, "json") == 0) {
+            print_json(b, &s);
+        } else if (strcmp(form, "md") == 0) {
+            print_text(b, &s);
         }
+        of->failed = tell_failures(b, &s);
     }
     free(s.ttft.item);
     free(s.tpot.item);
@@ -288,20 +336,14 @@ static ls_status run(serve_bench *b, bool *failed, ls_error *err) {
     return st;
 }
 
-int bench_serve(int argc, char **argv) {
-    serve_bench b = {0};
-    ls_error error = {0};
-    bool failed = false;
-    ls_status st = read_options(&b, argc, argv, &error);
-    st = st == LS_OK ? run(&b, &failed, &error) : st;
-    int code = st != LS_OK ? cli_fail(&error, b.options.value[OPT_VERBOSE].integer != 0)
-               : failed    ? EXIT_FAILED
-                           : EXIT_GOOD;
-    for (size_t i = 0; b.load.request != NULL && i < b.load.n; i++) {
-        json_decref(b.load.request[i].prompt);
+ls_status bench_serve(bench *b, ls_error *err) {
+    serve_bench s = {0};
+    ls_status st = read_options(&s, &b->options, err);
+    st = st == LS_OK ? run(&s, b, err) : st;
+    for (size_t i = 0; s.load.request != NULL && i < s.load.n; i++) {
+        json_decref(s.load.request[i].prompt);
     }
-    free(b.load.request);
-    free(b.load.gaps.item);
-    options_deinit(&b.options);
-    return code;
+    free(s.load.request);
+    free(s.load.gaps.item);
+    return st;
 }

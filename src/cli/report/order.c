@@ -14,12 +14,13 @@ static const char *only_device(const report_data *data) {
 }
 
 static const char *const contents[][2] = {
-    {"targets", "Targets"},     {"models", "Models"},        {"timeline", "A run"},
-    {"bandwidth", "Bandwidth"}, {"roofline", "Roofline"},    {"batch", "Batch"},
-    {"precision", "Precision"}, {"context", "Context"},      {"plans", "Plans"},
-    {"exchange", "Exchange"},   {"share", "Its share"},      {"start", "Start"},
-    {"sampling", "Sampling"},   {"gains", "Gains"},          {"ops", "Ops"},
-    {"limits", "Limits"},       {"peers", "Other programs"}, {"sources", "Sources"},
+    {"targets", "Targets"},     {"models", "Models"},     {"timeline", "A run"},
+    {"bandwidth", "Bandwidth"}, {"roofline", "Roofline"}, {"batch", "Batch"},
+    {"precision", "Precision"}, {"context", "Context"},   {"plans", "Plans"},
+    {"exchange", "Exchange"},   {"share", "Its share"},   {"start", "Start"},
+    {"sampling", "Sampling"},   {"gains", "Gains"},       {"ops", "Ops"},
+    {"limits", "Limits"},       {"serving", "Serving"},   {"peers", "Other programs"},
+    {"sources", "Sources"},
 };
 
 void page_sections(page *p, const report_data *data, int *n_missed) {
@@ -45,6 +46,7 @@ void page_sections(page *p, const report_data *data, int *n_missed) {
     section_gains(p, data);
     section_ops(p, data);
     section_limits(p, data);
+    section_serving(p, data);
     section_peers(p, data);
     section_sources(p, data);
     page_end(p);

@@ -130,6 +130,7 @@ void section_sampling(page *p, const report_data *data);
 void section_gains(page *p, const report_data *data);
 void section_ops(page *p, const report_data *data);
 void section_limits(page *p, const report_data *data);
+void section_serving(page *p, const report_data *data);
 void section_peers(page *p, const report_data *data);
 
 #endif

@@ -223,6 +223,40 @@ void section_sampling(page *p, const report_data *data) {
     page_table_close(p, n > 0, "The cost of sampling", "lockstep bench sweep -m MODEL --vary temp=0,1");
 }
 
+/* ---- Serving ---- */
+
+void section_serving(page *p, const report_data *data) {
+    static const char *const metrics[] = {"output_tokens_per_s", "ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms",
+                                          "tpot_p99_ms",         "itl_p99_ms",  "e2e_p50_ms",  "failed_percent"};
+    size_t at = 0;
+    int n = 0;
+    page_heading(p, "serving", "A server, as its clients see it");
+    for (const result_row *r; (r = data_next(data, &at, "serve", "")) != NULL;) {
+        char lengths[64], input[32], output[32];
+        if (n++ == 0) {
+            page_text(
+                p,
+                "TTFT: to the first token. TPOT: the mean of an answer's further tokens. ITL: between two pieces of a "
+                "stream. p50: half of them took no longer, p99: 99 in 100.");
+            page_table(
+                p, "model|device|requests|at a time|tokens in, out|output tokens/s|TTFT p50, ms|p99|TPOT p50, ms|p99|"
+                   "ITL p99, ms|E2E p50, ms|failed, %");
+        }
+        results_setting(r->row, "input", input, sizeof input);
+        results_setting(r->row, "output", output, sizeof output);
+        snprintf(lengths, sizeof lengths, "%s%s%s", input, input[0] != '\0' ? ", " : "of a file", output);
+        page_cell(p, "%s", r->model);
+        page_cell(p, "%s", r->device);
+        page_cell(p, "%lld", (long long)row_int(r, "requests"));
+        page_cell(p, "%lld", (long long)row_int(r, "concurrency"));
+        page_cell(p, "%s", lengths);
+        for (size_t i = 0; i < sizeof metrics / sizeof *metrics; i++) {
+            metric_cell(p, r, metrics[i]);
+        }
+    }
+    page_table_close(p, n > 0, "What clients of a server see", "lockstep bench serve --base-url URL");
+}
+
 /* ---- Peers ---- */
 
 /* lockstep's row with the same settings, of the same document. */
