@@ -12,8 +12,9 @@ static const struct {
     const char *name[2];
 } kernels[GEMM_KERNELS] = {
     {QKV, 256, {"gemm_bf16_qkv_256", "gemm_f16_qkv_256"}},    {SILU, 256, {"gemm_bf16_silu_256", "gemm_f16_silu_256"}},
-    {SILU, 160, {"gemm_bf16_silu_160", "gemm_f16_silu_160"}}, {ROWS, 256, {"gemm_bf16_rows_256", "gemm_f16_rows_256"}},
-    {ROWS, 160, {"gemm_bf16_rows_160", "gemm_f16_rows_160"}}, {ROWS, 96, {"gemm_bf16_rows_96", "gemm_f16_rows_96"}}};
+    {SILU, 240, {"gemm_bf16_silu_240", "gemm_f16_silu_240"}}, {SILU, 160, {"gemm_bf16_silu_160", "gemm_f16_silu_160"}},
+    {ROWS, 256, {"gemm_bf16_rows_256", "gemm_f16_rows_256"}}, {ROWS, 160, {"gemm_bf16_rows_160", "gemm_f16_rows_160"}},
+    {ROWS, 96, {"gemm_bf16_rows_96", "gemm_f16_rows_96"}}};
 
 static unsigned shared_bytes(int i_kernel) {
     return (unsigned)GEMM_SHARED_BYTES(kernels[i_kernel].columns, kernels[i_kernel].kind != ROWS);

@@ -7,7 +7,7 @@
 
 #include "backend/cuda/cuda.h"
 
-enum { GEMM_KERNELS = 6 }; /* of each dtype, bf16 before f16: gemm.c has their order */
+enum { GEMM_KERNELS = 7 }; /* of each dtype, bf16 before f16: gemm.c has their order */
 
 /* Sets rank->gemm: chips with wgmma and code of their own for it, a 16-bit dtype. fn: all kernels. */
 ls_status gemm_prepare(cuda_rank *rank, CUfunction *fn, ls_error *err);

@@ -24,7 +24,8 @@ enum {
 #define HEADS(X, kernel) X(kernel##_64) X(kernel##_80) X(kernel##_96) X(kernel##_128) X(kernel##_256)
 #define GEMMS(X, kernel)                                                                                               \
     X(kernel##_qkv_256)                                                                                                \
-    X(kernel##_silu_256) X(kernel##_silu_160) X(kernel##_rows_256) X(kernel##_rows_160) X(kernel##_rows_96)
+    X(kernel##_silu_256)                                                                                               \
+    X(kernel##_silu_240) X(kernel##_silu_160) X(kernel##_rows_256) X(kernel##_rows_160) X(kernel##_rows_96)
 #define PREFILL_KERNELS(X)                                                                                             \
     X(prefill_qkv)                                                                                                     \
     X(prefill_silu)                                                                                                    \

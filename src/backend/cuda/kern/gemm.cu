@@ -1,9 +1,9 @@
 // Matmuls of more than 128 rows of x on Hopper, 16-bit weights, with what their ops do to the sums: y[m][n] = sum over k of
 // x[m][k] w[n][k], by wgmma, x's rows as rows of the tile. gemm_args.h says what a tile is.
 //
-//   gemm_<dtype>_qkv_256          bias, QK norm, RoPE; q to BUF_QKV, k and v to the cache: prefill_qkv's formulas
-//   gemm_<dtype>_silu_{256,160}   act = silu_fast(gate) * up
-//   gemm_<dtype>_rows_{256,160,96}  f32, bias; or nodes of the leaf tree
+//   gemm_<dtype>_qkv_256             bias, QK norm, RoPE; q to BUF_QKV, k and v to the cache: prefill_qkv's formulas
+//   gemm_<dtype>_silu_{256,240,160}  act = silu(gate) * up
+//   gemm_<dtype>_rows_{256,160,96}      f32, bias; or nodes of the leaf tree
 //
 // Two blocks of a cluster have the same columns: each loads its own x and half of W's tile, which goes to both. So a
 // block's k step of 128 x 256 x 64 asks L2 for 32 KB, where 48 would hold the tensor cores up. Blocks live as long as the
@@ -14,7 +14,7 @@
 // Bits: a sum is one chain of wgmmas over k (of its node), whatever the tile: rows, other rows and N do not matter.
 //
 // Reckoned for Qwen3-4B on an H100 (660 TFLOP/s, 7 TB/s of L2), cuBLASLt and a kernel behind it before: 2048 rows qkv 100 us
-// (162), ffn_in 315 (383: ten turns of 66 clusters where 9.2 would do); 256 rows qkv 25 (54), ffn_in 50 (81).
+// (162), ffn_in 300 (383; ten turns of 66 clusters); 256 rows qkv 25 (54), ffn_in 50 (81).
 //
 // Shared memory: for each stage x [128][64] and W [N][64], swizzled (prefill_flash.cu), then barriers, then a warp's results
 // on their way out, swizzled in the same way. N = 256: 4 stages, 197 KB + 16; 160: 5, 184 + 16; 96: 8, 229. No spills in
@@ -115,19 +115,25 @@ template <int N> static __device__ void load_tiles(const gemm_args &a, bool is_p
 
 // Calls put(row of the warp, 16-byte piece, its eight values) for 8 * GROUPS columns, pieces of a row side by side.
 template <class T, int GROUPS, class F> static __device__ void store_panel(uint8_t *store, const float *sum, F put) {
-    static_assert(GROUPS % 2 == 0 && GROUPS <= 8, "a panel");
+    static_assert(GROUPS <= 8, "a panel");
     const int lane = threadIdx.x % 32, row = lane % 16;
 #pragma unroll
     for (int i = 0; i < GROUPS; i += 2) { // rows 0-7 and 8-15, of the next group again
         const float *s = sum + 4 * i;
-        const uint32_t x[4] = {T::pack(s[0], s[1]), T::pack(s[2], s[3]), T::pack(s[4], s[5]), T::pack(s[6], s[7])};
+        uint32_t x[4] = {T::pack(s[0], s[1]), T::pack(s[2], s[3])};
+        if (i + 1 < GROUPS) { // else to where nobody looks
+            x[2] = T::pack(s[4], s[5]);
+            x[3] = T::pack(s[6], s[7]);
+        }
         store_matrices(store + row * 128 + ((i + lane / 16) ^ row % 8) * 16, x);
     }
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 16 * GROUPS; i += 32) {
         const int at = (i + lane) / GROUPS, piece = (i + lane) % GROUPS;
-        put(at, piece, *(const uint4 *)(store + at * 128 + (piece ^ at % 8) * 16));
+        if (16 * GROUPS % 32 == 0 || at < 16) {
+            put(at, piece, *(const uint4 *)(store + at * 128 + (piece ^ at % 8) * 16));
+        }
     }
     __syncwarp();
 }
@@ -410,6 +416,7 @@ template <class T, int KIND, int N> static __device__ void gemm(const gemm_args 
 #define GEMMS(type)                                                                                                    \
     GEMM(type, qkv, QKV, 256)                                                                                          \
     GEMM(type, silu, SILU, 256)                                                                                        \
+    GEMM(type, silu, SILU, 240)                                                                                        \
     GEMM(type, silu, SILU, 160)                                                                                        \
     GEMM(type, rows, ROWS, 256)                                                                                        \
     GEMM(type, rows, ROWS, 160)                                                                                        \

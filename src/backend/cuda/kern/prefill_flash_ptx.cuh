@@ -83,6 +83,7 @@ template <int N> __device__ inline void hold(float (&sums)[N]) {
 #define R48(x, i) R32(x, i), R16(x, i + 32)
 #define R64(x, i) R32(x, i), R32(x, i + 32)
 #define R80(x, i) R64(x, i), R16(x, i + 64)
+#define R120(x, i) R80(x, i), R32(x, i + 80), R8(x, i + 112)
 #define R128(x, i) R64(x, i), R64(x, i + 64)
 #define TEXT8 \
     "%0, %1, %2, %3, %4, %5, %6, %7"
@@ -106,6 +107,15 @@ template <int N> __device__ inline void hold(float (&sums)[N]) {
     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
     "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+#define TEXT120 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
+    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
+    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+    "%112, %113, %114, %115, %116, %117, %118, %119"
 #define TEXT128 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
@@ -130,7 +140,8 @@ template <int N> __device__ inline void hold(float (&sums)[N]) {
 
 template <class T, int KEYS>
 __device__ inline void wgmma_scores(float (&x)[KEYS / 2], uint64_t a_, uint64_t b_, bool add) {
-    static_assert(KEYS == 16 || KEYS == 32 || KEYS == 64 || KEYS == 96 || KEYS == 128 || KEYS == 160 || KEYS == 256,
+    static_assert(KEYS == 16 || KEYS == 32 || KEYS == 64 || KEYS == 96 || KEYS == 128 || KEYS == 160 || KEYS == 240 ||
+                      KEYS == 256,
                   "the tiles there are");
     const int add_ = add;
     if constexpr (T::DTYPE == BF16) {
@@ -151,6 +162,9 @@ __device__ inline void wgmma_scores(float (&x)[KEYS / 2], uint64_t a_, uint64_t 
         }
         if constexpr (KEYS == 160) {
             SCORES("bf16", 160, 80, "%80", "%81", "%82");
+        }
+        if constexpr (KEYS == 240) {
+            SCORES("bf16", 240, 120, "%120", "%121", "%122");
         }
         if constexpr (KEYS == 256) {
             SCORES("bf16", 256, 128, "%128", "%129", "%130");
@@ -173,6 +187,9 @@ __device__ inline void wgmma_scores(float (&x)[KEYS / 2], uint64_t a_, uint64_t 
         }
         if constexpr (KEYS == 160) {
             SCORES("f16", 160, 80, "%80", "%81", "%82");
+        }
+        if constexpr (KEYS == 240) {
+            SCORES("f16", 240, 120, "%120", "%121", "%122");
         }
         if constexpr (KEYS == 256) {
             SCORES("f16", 256, 128, "%128", "%129", "%130");
@@ -233,6 +250,8 @@ __device__ inline void wgmma_values(float (&x)[SUMS], const uint32_t (&a_)[4], u
 #undef R64
 #undef TEXT80
 #undef R80
+#undef TEXT120
+#undef R120
 #undef TEXT128
 #undef R128
 
