@@ -792,7 +792,7 @@ typedef struct ls_gpu_speed {
     double kernel_us, overlapped_kernel_us; /* from kernel to kernel in a graph, median; by overlapping, 0: cannot */
     int gemm_n, gemm_sm_clock_mhz; /* matmul of gemm_n^3 in bf16 with f32 sums, by cuBLASLt; the clock then, or -1 */
     ls_rate gemm_flops;            /* a multiplication and an addition are two; 0: not measured, see no_gemm */
-    char gemm_slowed_by[96], no_gemm[256]; /* what held the clock down then; why there was no matmul */
+    char gemm_slowed_by[96], no_gemm[256]; /* what held the clock down then; why there was no matmul, or none in f32 */
     ls_rate copy;                          /* within its memory: bytes/s read plus bytes/s written */
     int gemm_f32_n;                        /* matmul of gemm_f32_n^3 in true f32, by cuBLASLt, */
     ls_rate gemm_f32_flops;                /* 0: not measured, see no_gemm */

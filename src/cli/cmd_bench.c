@@ -58,14 +58,20 @@ ls_status bench_list(const bench *b, option_id id, const char *fallback, int64_t
 
 /* ---- The document ---- */
 
+/* --api-key, or what getopt takes for it: one dash, the beginning of its name. */
+static bool names_key(const char *word) {
+    const char *name = word + strspn(word, "-");
+    const size_t n = strcspn(name, "=");
+    return name > word && n > 0 && strncmp("api-key", name, n) == 0;
+}
+
 /* The command line as it was given, "lockstep bench ...", keys left out. */
 static json_t *command_text(int argc, char **argv) {
     char text[4096];
     size_t n = (size_t)snprintf(text, sizeof text, "lockstep bench");
     for (int i = 0; i < argc && n < sizeof text; i++) {
-        static const char key[] = "--api-key";
-        const bool is_key = i > 0 && strcmp(argv[i - 1], key) == 0;
-        const bool has_key = strncmp(argv[i], key, sizeof key - 1) == 0 && argv[i][sizeof key - 1] == '=';
+        const bool is_key = i > 0 && names_key(argv[i - 1]) && strchr(argv[i - 1], '=') == NULL;
+        const bool has_key = names_key(argv[i]) && strchr(argv[i], '=') != NULL;
         const char *word = is_key ? "..." : has_key ? "--api-key=..." : argv[i];
         const char *quote = strpbrk(word, " \t\"$&;()<>|*?") != NULL ? "'" : "";
         n += (size_t)snprintf(text + n, sizeof text - n, " %s%s%s", quote, word, quote);
@@ -176,27 +182,31 @@ static ls_status measure(bench *b, const measurement *m, json_t *command, bool *
     return st;
 }
 
-static void print_measurements(void) {
+/* --help ends the program; other options are of a measurement that was not named. */
+static int no_measurement(int argc, char **argv) {
+    ls_options options = {0};
+    if (argc > 1 && argv[1][0] == '-' && options_init(&options, NULL) == LS_OK) {
+        args_parse(&options, COMMAND_BENCH, argc, argv, NULL);
+    }
+    options_deinit(&options);
     fprintf(stderr, "lockstep bench: say what: ");
     for (int i = 0; i < N_MEASUREMENTS; i++) {
         fprintf(stderr, "lockstep bench %s%s", bench_table[i].name, i + 1 < N_MEASUREMENTS ? ", " : "");
     }
     fprintf(stderr, "; lockstep bench --help lists their options\n");
+    return EXIT_USAGE;
 }
 
 int cmd_bench(int argc, char **argv) {
-    const bool asks_help = argc > 1 && argv[1][0] == '-';
-    const int skipped = asks_help ? 0 : 1; /* options are behind the measurement's name */
-    const measurement *m = asks_help ? &bench_table[N_MEASUREMENTS - 1] : argc > 1 ? find(argv[1]) : NULL;
+    const measurement *m = argc > 1 ? find(argv[1]) : NULL;
     if (m == NULL) {
-        print_measurements();
-        return EXIT_USAGE;
+        return no_measurement(argc, argv);
     }
     bench b = {.what = m->name, .rows = json_array()};
     ls_error error = {0};
     bool worse = false;
-    json_t *command = command_text(argc - skipped, argv + skipped);
-    ls_status st = read_options(&b, m, argc - skipped, argv + skipped, &error);
+    json_t *command = command_text(argc - 1, argv + 1);
+    ls_status st = read_options(&b, m, argc - 1, argv + 1, &error);
     st = st == LS_OK ? measure(&b, m, command, &worse, &error) : st;
     int code = st < 0              ? cli_fail(&error, b.options.value[OPT_VERBOSE].integer != 0)
                : worse || b.failed ? EXIT_FAILED

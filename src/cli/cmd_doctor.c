@@ -287,7 +287,9 @@ static void check_gpu_speed(doctor *d, int n) {
         add(c, " at %d MHz%s%s", s->gemm_sm_clock_mhz, s->gemm_slowed_by[0] != '\0' ? ", held down by " : "",
             s->gemm_slowed_by);
     }
-    add(c, "; f32 matmul %d^3 %.1f", s->gemm_f32_n, s->gemm_f32_flops.best / 1e12);
+    if (s->gemm_f32_flops.best > 0) {
+        add(c, "; f32 matmul %d^3 %.1f", s->gemm_f32_n, s->gemm_f32_flops.best / 1e12);
+    }
 }
 
 static void check_peers(doctor *d) {
@@ -635,7 +637,8 @@ static json_t *gpu_speed_json(const ls_gpu_speed *s) {
     json_object_set_new(object, "no_gemm", text_json(s->no_gemm));
     json_object_set_new(object, "copy_bytes_per_s", one_rate_json(s->copy));
     json_object_set_new(object, "gemm_f32_n", json_integer(s->gemm_f32_n));
-    json_object_set_new(object, "gemm_f32_flops", any ? one_rate_json(s->gemm_f32_flops) : json_null());
+    json_object_set_new(object, "gemm_f32_flops",
+                        s->gemm_f32_flops.best > 0 ? one_rate_json(s->gemm_f32_flops) : json_null());
     json_object_set_new(object, "gemm_sm_clock_mhz", known_json(s->gemm_sm_clock_mhz));
     json_object_set_new(object, "gemm_slowed_by", text_json(s->gemm_slowed_by));
     return object;

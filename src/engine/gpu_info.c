@@ -143,7 +143,7 @@ static cuda_gemm gemm_in(CUdeviceptr buffer, ls_dtype dtype, int n) {
                        .workspace = buffer + 2 * bytes + matrix * sizeof(float)};
 }
 
-/* Two elements of bf16 are a float of about the size of the second one. */
+/* In bf16, then in f32 on the same random values: two of them are a float of about the size of the second one. */
 static ls_status measure_gemms(gpu *g, CUdeviceptr buffer, ls_gpu_speed *speed, ls_error *err) {
     cuda_gemm in_bf16 = gemm_in(buffer, LS_BF16, GEMM_N), in_f32 = gemm_in(buffer, LS_F32, GEMM_F32_N);
     cublaslt *lt = NULL;
@@ -151,12 +151,9 @@ static ls_status measure_gemms(gpu *g, CUdeviceptr buffer, ls_gpu_speed *speed, 
     in_bf16.arg = (void *[]){g, speed};
     TRY(cuda_measure_fill(&g->rank, buffer, 2 * (int64_t)GEMM_N * GEMM_N, err));
     TRY(cublaslt_open(&lt, err));
-    ls_status st = cuda_measure_gemm(&g->rank, lt, &in_f32, &speed->gemm_f32_flops, err);
+    ls_status st = cuda_measure_gemm(&g->rank, lt, &in_bf16, &speed->gemm_flops, err);
     if (st == LS_OK) {
-        st = cuda_measure_fill(&g->rank, buffer, 2 * (int64_t)GEMM_N * GEMM_N, err);
-    }
-    if (st == LS_OK) {
-        st = cuda_measure_gemm(&g->rank, lt, &in_bf16, &speed->gemm_flops, err);
+        st = cuda_measure_gemm(&g->rank, lt, &in_f32, &speed->gemm_f32_flops, err);
     }
     cublaslt_close(&lt);
     return st;

@@ -78,6 +78,10 @@ def test_results_file():
             results = json.load(file)
         row, = results["rows"]
         m = row["metrics"]
+        for words_of_key in (("-api-key", "secret"), ("--api", "secret"), ("--api-key=secret",)):
+            bench(*words, *words_of_key, "--output-json", f"{folder}/key.json")
+            with open(f"{folder}/key.json") as file:
+                assert "secret" not in file.read()
         assert results["what"] == "serve" and "key" not in results["command"].replace("--api-key", "")
         assert row["settings"] == {"requests": 8, "concurrency": 4, "input": 20, "output": 6}
         assert m["failed_percent"]["median"] == 0 and 0 < m["ttft_p50_ms"]["median"] <= m["ttft_p99_ms"]["median"]
@@ -102,7 +106,7 @@ def test_failures_are_told():
 
 
 def test_usage():
-    for words, text in (([], "bench serve"), (["other"], "bench serve"), (["serve", "--goodput", "x:1"], "--goodput"),
+    for words, text in (([], "bench serve"), (["other"], "bench serve"), (["--num-prompts", "1"], "bench serve"), (["serve", "--goodput", "x:1"], "--goodput"),
                         (["serve", "--num-prompts", "0"], "--num-prompts"), (["serve", "-o", "xml"], "--output")):
         done = subprocess.run([harness.BIN, "bench", *words], capture_output=True, text=True, timeout=harness.PATIENCE)
         assert done.returncode == 2 and text in done.stderr, (words, done.stderr)
