@@ -75,6 +75,12 @@ __device__ inline void copy_box(void *to, const void *map, int column, int row, 
         : "memory");
 }
 
+/* The map lies in global memory, where the host wrote it: what an SM may remember of another one there is forgotten. By a thread
+ * of the block, before the block's first copy by it. */
+__device__ inline void renew_map(const void *map) {
+    asm volatile("fence.proxy.tensormap::generic.acquire.sys [%0], 128;" ::"l"(map) : "memory");
+}
+
 /* The map itself comes to where copies look for it. */
 __device__ inline void prefetch_map(const void *map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");

@@ -25,12 +25,13 @@ __device__ inline void meet_cluster() {
                      : "memory");
 }
 
-// At the barrier that lies at the same place in block `block`.
+// At the barrier that lies at the same place in block `block`. No release of the cluster's scope: its fence (MEMBAR.GPU) would hold a warp up
+// in each block of k, and there is nothing to publish: what was read was read by wgmmas that are done.
 __device__ inline void barrier_arrive_at(uint64_t *barrier, int block) {
     asm volatile("{\n"
                  ".reg .b32 at;\n"
                  "mapa.shared::cluster.u32 at, %0, %1;\n"
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [at];\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [at];\n"
                  "}\n" ::"r"(shared_address(barrier)),
                  "r"(block)
                  : "memory");

@@ -270,6 +270,12 @@ template <int W_BYTES> struct producer {
         const lane_row row = known_row(a);
         line_reader ahead;
         ahead.ask(a, 0);
+        if (*a.launches == 0) { /* other maps may have lain there before */
+#pragma unroll 1
+            for (int i = threadIdx.x % 32; i < a.n_maps; i += 32) {
+                renew_map(a.map + i);
+            }
+        }
         for (int i = 0; i < a.n_ops; i++) {
             __syncwarp();
             ahead.put(line);

@@ -40,6 +40,7 @@ DEVICE void copy_box(void *to, const void *map, int column, int row, uint64_t *b
     bulks.push_back(b);
 }
 DEVICE void prefetch_map(const void *) {}
+DEVICE void renew_map(const void *) {}
 static void emulate_some_bulk() {
     static thread_local uint32_t random = 1;
     random = random * 1664525u + 1013904223u;
