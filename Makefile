@@ -12,6 +12,7 @@
 ## make gpu-sanitize               the kernels under compute-sanitizer: memcheck, racecheck, synccheck (some minutes)
 ## make bench                      all timings, written to bench/results/ and, as a page, to build/bench/ (BENCH="-m MODEL")
 ## make fuzz                       fuzz each target for FUZZ_SECONDS=1200 (fuzz-short: 30)
+## make soak SAN=address           the server under ten minutes of clients that leave and send garbage, beside good ones
 ## make lint                       the rules that a program can check
 ## make format                     clang-format all C files
 ## make bundle                     build/bundle/, a folder that runs on machines without our libraries
@@ -32,7 +33,7 @@ MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
 endif
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all demo check check-aarch64 aarch64-run kcheck kbench gpu-check gpu-sanitize gpu-bundle bench fuzz fuzz-short fuzz-run lint lint-build lint-tidy format docs bundle install uninstall clean help
+.PHONY: all demo check check-aarch64 aarch64-run kcheck kbench gpu-check gpu-sanitize gpu-bundle bench soak fuzz fuzz-short fuzz-run lint lint-build lint-tidy format docs bundle install uninstall clean help
 .PHONY: FORCE need-cmocka
 
 define newline
@@ -274,6 +275,11 @@ bench: $(APP) $(CANARY) $(KERN_BIN)
 	@$(APP) $(DEMO) --json >bench/results/demo.json
 	@bench/all.sh $(APP) build/bench $(BENCH) || [ -s build/bench/report.html ]
 	@echo 'written: bench/results/kernels.txt bench/results/demo.json build/bench/report.html'
+
+# The server under clients that leave and send garbage, beside ones whose answers must be right: ten minutes.
+SOAK ?= --seconds 600 --disconnects 10000
+soak: $(APP)
+	@LS_BIN=$(APP) LS_SAN=$(firstword $(subst $(comma), ,$(SANITIZE))) $(NO_ASLR) tests/http/soak.py $(SOAK)
 
 # ---- fuzzing: clang's libFuzzer, in a build of its own ----
 

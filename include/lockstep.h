@@ -528,6 +528,10 @@ typedef struct ls_timeline {
     int64_t first_token_us;        /* from the beginning of ls_model_open to the first token of all; -1 before it */
     int64_t age_us;                /* from there to this call */
     const char *no_gpu;            /* where --device auto chose the CPU: why; else "". Lives as long as the engine */
+    /* Before the steps, and no part of the times above: requests had work, and the ranks had no step, because the host was
+     * scheduling, sampling, turning tokens into text and handing it out, or because ls_engine_step was not called. 0 for a
+     * step that was submitted while the one before it ran. */
+    int64_t prefill_host_us, decode_host_us;
 } ls_timeline;
 #define LS_TIMELINE_INIT LS_SIZED(ls_timeline)
 

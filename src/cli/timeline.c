@@ -39,6 +39,7 @@ void timeline_print(FILE *out, const ls_timeline *t) {
     int64_t step_bytes = t->weight_bytes_per_step + t->kv_bytes_per_step;
     double step_ms = per_step_ms(t->decode_us, t->decode_steps);
     double exchange_ms = per_step_ms(t->exchange_us, t->decode_steps);
+    double host_ms = per_step_ms(t->decode_host_us, t->decode_steps);
     const bool on_cpu = strcmp(t->device, "CPU") == 0;
     fprintf(out, "\nload     %9.1f ms  config, tokenizer, tensors mapped\n", (double)t->load_us / 1000);
     fprintf(out, "plan     %9.1f ms  %.1f MB: weights %.1f, KV cache %.1f, other %.1f\n", (double)t->plan_us / 1000,
@@ -79,6 +80,8 @@ void timeline_print(FILE *out, const ls_timeline *t) {
     fprintf(out, "ratio    %9.1f %%   of the limit\n", t->limit_ratio * 100);
     fprintf(out, "exchange %9.3f ms  a step, %d of them, %.1f %% of its time\n", exchange_ms, t->exchanges_per_step,
             step_ms > 0 ? exchange_ms / step_ms * 100 : 0);
+    fprintf(out, "host     %9.3f ms  before a step, in which no rank had work: %.1f %% of both\n", host_ms,
+            step_ms > 0 ? host_ms / (step_ms + host_ms) * 100 : 0);
 }
 
 json_t *timeline_json(const ls_timeline *t) {
@@ -87,7 +90,7 @@ json_t *timeline_json(const ls_timeline *t) {
         "s:I, s:I, s:i, s:I, "
         "s:I, "
         "s:I, s:I, s:f, s:f, s:f, "
-        "s:I, s:I, s:I, s:I, s:f, s:I, s:I}",
+        "s:I, s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:I}",
         "device", t->device, "graphs", t->n_graphs, "graphs_us", (json_int_t)t->graphs_us, "ranks", t->n_ranks,
         "threads_per_rank", t->n_threads, "dtype", ls_dtype_name(t->dtype), "kv_cache_dtype",
         ls_dtype_name(t->kv_cache_dtype), "isa", t->isa, "load_us", (json_int_t)t->load_us, "plan_us",
@@ -103,7 +106,8 @@ json_t *timeline_json(const ls_timeline *t) {
         t->limit_ratio, "driver_us", (json_int_t)t->driver_us, "context_us", (json_int_t)t->context_us, "weights_us",
         (json_int_t)t->weights_us, "load_bytes", (json_int_t)t->load_bytes, "load_gb_per_s",
         rate(t->load_bytes, t->weights_us) / 1e9, "first_token_us", (json_int_t)t->first_token_us, "start_us",
-        (json_int_t)(t->first_token_us < 0 ? -1 : process_age_us() - t->age_us + t->first_token_us));
+        (json_int_t)(t->first_token_us < 0 ? -1 : process_age_us() - t->age_us + t->first_token_us), "prefill_host_us",
+        (json_int_t)t->prefill_host_us, "decode_host_us", (json_int_t)t->decode_host_us);
     if (object != NULL && t->no_gpu[0] != '\0') {
         json_object_set_new(object, "no_gpu", json_string(t->no_gpu));
     }

@@ -25,7 +25,7 @@ typedef struct ls_backend {
     ls_status (*load)(ls_engine *engine, ls_error *err);
     /* Starts a step on all ranks; when it returns the step may run still, from a copy of its input. */
     ls_status (*submit)(ls_engine *engine, struct step_batch *batch, ls_error *err);
-    /* Waits for the step and makes its results the ones that the host reads. Nobody need collect a step; its batch may be
+    /* Waits for the step, notes its end in batch->ended_ns, and makes its results the ones that the host reads. Nobody need collect a step; its batch may be
      * submitted again all the same. Both are called without the engine's lock; an error is the end of the engine. */
     ls_status (*collect)(ls_engine *engine, struct step_batch *batch, ls_error *err);
     /* Bytes a second at which the ranks can read their weights at most; 0 if that failed. */

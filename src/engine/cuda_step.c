@@ -414,6 +414,7 @@ ls_status cuda_submit(ls_engine *engine, step_batch *batch, ls_error *err) {
 
 ls_status cuda_collect(ls_engine *engine, step_batch *batch, ls_error *err) {
     TRY(wait_for_step(engine, batch, err));
+    batch->ended_ns = clock_ns();
     TRY(cuda_profile_end(engine, batch, err));
     read_results(engine, batch);
     return LS_OK;

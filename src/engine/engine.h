@@ -91,14 +91,15 @@ typedef struct step_output {
 /* A step being built: the arrays that ls_step points to. Engine lifetime; counts are reset each step. */
 typedef struct step_batch {
     ls_step step;
-    int32_t *token, *pos, *seq_of; /* [m_max] */
-    ls_step_seq *seq;              /* [max_num_seqs] */
-    ls_request **request;          /* [max_num_seqs] of each seq; NULL: ended meanwhile */
-    int32_t *out_row;              /* [n_out_max] */
-    ls_sample_params *sample;      /* [n_out_max] */
-    step_output *output;           /* [n_out_max] */
-    int64_t submitted_ns;
-    int64_t exchange_ns; /* that rank 0's exchanges took, where somebody measures it */
+    int32_t *token, *pos, *seq_of;  /* [m_max] */
+    ls_step_seq *seq;               /* [max_num_seqs] */
+    ls_request **request;           /* [max_num_seqs] of each seq; NULL: ended meanwhile */
+    int32_t *out_row;               /* [n_out_max] */
+    ls_sample_params *sample;       /* [n_out_max] */
+    step_output *output;            /* [n_out_max] */
+    int64_t submitted_ns, ended_ns; /* ended: as the host saw it, its results not read yet */
+    int64_t exchange_ns;            /* that rank 0's exchanges took, where somebody measures it */
+    int64_t host_ns;                /* before it: ranks had no step, though there was work; step.c */
     /* Of ranks on devices: */
     void *image;     /* [step_image_bytes] the step as it is copied there, the same for all */
     int32_t *result; /* [n_ranks][result_words] their results as they come back */
@@ -114,8 +115,9 @@ static inline atomic_int *batch_faults(const step_batch *batch, const engine_con
 typedef struct engine_stats {
     int64_t prefill_ns, decode_ns;
     int64_t prefill_tokens, decode_tokens, prefill_steps, decode_steps;
-    int64_t decode_kv_bytes; /* read by all decode steps */
-    int64_t exchange_ns;     /* of decode steps */
+    int64_t decode_kv_bytes;                 /* read by all decode steps */
+    int64_t exchange_ns;                     /* of decode steps */
+    int64_t prefill_host_ns, decode_host_ns; /* before the steps; no part of their time */
     int64_t preemptions, finished, failed, cancelled, generated_tokens;
     int64_t prefix_query_tokens, prefix_hit_tokens;
     int64_t ahead_steps; /* that were submitted while the one before them ran */
@@ -164,7 +166,8 @@ struct ls_engine {
     int64_t driver_us, context_us; /* of a GPU: what opening them took */
     int64_t weights_us;            /* of shard_us */
     int64_t first_token_ns;        /* when the first token of all was given; 0: not yet */
-    int64_t collected_ns;          /* when the last step's results were there */
+    int64_t ended_ns;              /* when the last step was over */
+    int64_t free_ns;               /* since when work has waited and no step runs; 0: one does, or there was no work */
     int n_graphs;                  /* of a GPU's decode steps */
     double read_bytes_per_s;       /* 0: not measured yet */
     ls_error death;                /* status LS_OK while the engine lives; see engine_check_alive */

@@ -37,6 +37,9 @@ static void enqueue(ls_engine *engine, ls_request *request, bool first_of_equals
 }
 
 void scheduler_add(ls_engine *engine, ls_request *request) {
+    if (engine->n_running == 0 && engine->waiting == NULL) {
+        engine->free_ns = 0; /* there was nothing to do until now */
+    }
     enqueue(engine, request, false);
 }
 

@@ -62,7 +62,8 @@ ls_status cpu_submit(ls_engine *engine, step_batch *batch, ls_error *err) {
 }
 
 ls_status cpu_collect(ls_engine *engine, step_batch *batch, ls_error *err) {
-    (void)engine, (void)batch, (void)err; /* it ran when it was submitted */
+    (void)engine, (void)err; /* it ran when it was submitted */
+    batch->ended_ns = clock_ns();
     return LS_OK;
 }
 
@@ -72,8 +73,10 @@ static ls_status submit(ls_engine *engine, step_batch *batch, ls_error *err) {
 }
 
 /* The forward pass, without the lock: submits `now` unless it runs already, then the step ahead if there is one, and waits
- * for `now`. A step's time begins when it is submitted, or when the one before it has ended. */
+ * for `now`. A step's time begins when it is submitted, or when the one before it has ended, and ends before the host reads
+ * its results. Where no step is ahead, what lies between two steps is the host's time, and counts to the second of them. */
 static ls_status run(ls_engine *engine, step_batch *now, bool runs_already, ls_error *err) {
+    const int64_t free_ns = engine->free_ns;
     engine->in_step = true;
     pthread_mutex_unlock(&engine->lock);
     range_begin_rows(now->step.n_pre > 0 ? "prefill" : "decode", now->step.n_rows);
@@ -85,14 +88,16 @@ static ls_status run(ls_engine *engine, step_batch *now, bool runs_already, ls_e
         st = engine->backend->collect(engine, now, err);
     }
     range_end();
-    int64_t begin = now->submitted_ns > engine->collected_ns ? now->submitted_ns : engine->collected_ns;
-    engine->collected_ns = clock_ns();
+    now->host_ns = runs_already ? 0 : now->submitted_ns - free_ns;
     pthread_mutex_lock(&engine->lock);
     engine->in_step = false;
     pthread_cond_broadcast(&engine->step_over);
-    stats_add_step(engine, now, engine->collected_ns - begin);
+    TRY(st);
+    stats_add_step(engine, now, now->ended_ns - (runs_already ? engine->ended_ns : now->submitted_ns));
+    engine->ended_ns = now->ended_ns;
+    engine->free_ns = engine->ahead != NULL ? 0 : now->ended_ns;
     engine->stats.ahead_steps += engine->ahead != NULL;
-    return st;
+    return LS_OK;
 }
 
 /* ---- sample ---- */
@@ -333,6 +338,7 @@ ls_status engine_step(ls_engine *engine, ls_error *err) {
     step_batch *next = &engine->batch[now == &engine->batch[0]];
     const bool runs_already = now == engine->ahead;
     if (!runs_already) {
+        engine->free_ns = engine->free_ns != 0 ? engine->free_ns : clock_ns();
         schedule(engine, now);
     }
     const int n_rows = now->step.n_rows;

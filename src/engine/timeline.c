@@ -32,10 +32,12 @@ void stats_add_step(ls_engine *engine, const step_batch *batch, int64_t step_ns)
     stats->decode_tokens += step->n_dec;
     if (step->n_pre > 0) {
         stats->prefill_ns += step_ns;
+        stats->prefill_host_ns += batch->host_ns;
         stats->prefill_steps++;
         return;
     }
     stats->decode_ns += step_ns;
+    stats->decode_host_ns += batch->host_ns;
     stats->decode_steps++;
     stats->decode_kv_bytes += kv_bytes_read(engine, batch);
     stats->exchange_ns += batch->exchange_ns;
@@ -108,6 +110,8 @@ static void get_timeline(ls_engine *engine, ls_timeline *out) {
         .decode_steps = stats->decode_steps,
         .exchanges_per_step = engine->program[0]->n_exchanges,
         .exchange_us = stats->exchange_ns / 1000,
+        .prefill_host_us = stats->prefill_host_ns / 1000,
+        .decode_host_us = stats->decode_host_ns / 1000,
         .read_bytes_per_s = engine->read_bytes_per_s,
         .driver_us = engine->driver_us,
         .context_us = engine->context_us,

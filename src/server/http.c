@@ -303,12 +303,25 @@ static void set_id(call *c) {
     snprintf(c->id, sizeof c->id, "%016llx", (unsigned long long)(x ^ (x >> 31)));
 }
 
+/* As it came, "/" if it is empty, "?" if it has bytes that no URL has: they would not go into the JSON of answers and logs. */
+static const char *path_of(const struct evhttp_request *http) {
+    const struct evhttp_uri *uri = evhttp_request_get_evhttp_uri(http);
+    const char *path = uri != NULL ? evhttp_uri_get_path(uri) : NULL;
+    if (path == NULL || path[0] == '\0') {
+        return "/";
+    }
+    for (const char *p = path; *p != '\0'; p++) {
+        if ((unsigned char)*p >= 0x80) {
+            return "?";
+        }
+    }
+    return path;
+}
+
 static void on_request(struct evhttp_request *http, void *arg) {
     server *s = arg;
     struct evhttp_connection *connection = evhttp_request_get_connection(http);
     evutil_socket_t fd = bufferevent_getfd(evhttp_connection_get_bufferevent(connection));
-    const struct evhttp_uri *uri = evhttp_request_get_evhttp_uri(http);
-    const char *path = uri != NULL ? evhttp_uri_get_path(uri) : NULL;
     char *remote = NULL;
     ev_uint16_t port;
     call *c = calloc(1, sizeof *c);
@@ -327,7 +340,7 @@ static void on_request(struct evhttp_request *http, void *arg) {
     c->server = s;
     c->http = http;
     c->method = method_of(http);
-    c->path = path != NULL && path[0] != '\0' ? path : "/";
+    c->path = path_of(http);
     c->remote = remote != NULL ? remote : "";
     c->began_us = now_us();
     c->key = -1;

@@ -99,6 +99,11 @@ static void write_timeline(const writer *w, const ls_timeline *t) {
     single(w, "prefill_seconds_total", "counter", "Time in them", (double)t->prefill_us * 1e-6);
     single(w, "exchange_seconds_total", "counter", "Time of decode steps in exchanges between ranks",
            (double)t->exchange_us * 1e-6);
+    single(w, "decode_host_seconds_total", "counter",
+           "Before decode steps: requests had work, and the host had not given the ranks any yet",
+           (double)t->decode_host_us * 1e-6);
+    single(w, "prefill_host_seconds_total", "counter", "The same before steps with prompt rows",
+           (double)t->prefill_host_us * 1e-6);
     single(w, "decode_limit_ratio", "gauge",
            "The least time that decode steps could take, by the memory's measured rate, over what they took",
            t->limit_ratio);

@@ -192,6 +192,7 @@ static ls_status delayed_collect(ls_engine *engine, step_batch *batch, ls_error 
     pthread_mutex_lock(&device->lock);
     wait_for_slot(device, s);
     pthread_mutex_unlock(&device->lock);
+    batch->ended_ns = clock_ns();
     for (int r = 0; r < engine->config.n_ranks; r++) {
         engine->rank[r].offers = s->offers[r];
         engine->rank[r].logits = s->logits[r];

@@ -116,6 +116,7 @@ static void assert_timeline(const json_t *line, int n_ranks, int n_threads, cons
     assert_true(number_of(t, "weights_memory_bytes") >= weights);
     assert_true(number_of(t, "exchanges_per_step") == 17); /* 8 layers, twice each, and the embedding */
     assert_true(number_of(t, "exchange_us") <= number_of(t, "decode_us"));
+    assert_true(number_of(t, "decode_host_us") > 0 && number_of(t, "prefill_host_us") >= 0);
 }
 
 static void json_output(void **state) {

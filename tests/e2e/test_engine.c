@@ -604,6 +604,35 @@ static void lengths_are_known(void **state) {
     ls_model_close(&model);
 }
 
+/* What the host does between two steps is its time, unless a step is ahead; what it does without work is not. */
+static void host_time(void **state) {
+    (void)state;
+    enum { N = 8, PAUSE_US = 20000 };
+    static const int32_t id[] = {300, 307, 314};
+    ls_model *model = demo_model();
+    ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+    ls_error err = {0};
+    for (int k = 0; k < 2; k++) {
+        ls_engine *engine = k == 0 ? engine_open(model, &params) : delayed_engine_open(model, &params);
+        const engine_stats *stats = &engine->stats;
+        for (int i = 1; i <= 2; i++) {
+            ls_request *request = begin_turn(engine, id, 3, N, -1, NULL);
+            int64_t decode_ns = stats->decode_host_ns, prefill_ns = stats->prefill_host_ns;
+            usleep(PAUSE_US); /* nobody steps yet */
+            while (ls_engine_step(engine, &err) == LS_OK) {
+                usleep(PAUSE_US);
+            }
+            int64_t all_ns = stats->decode_host_ns - decode_ns, pauses_ns = (int64_t)(N - 1) * PAUSE_US * 1000;
+            assert_int_equal(stats->decode_steps, i * (N - 1));
+            assert_true(k == 0 ? all_ns >= pauses_ns : all_ns == 0);
+            assert_in_range(stats->prefill_host_ns - prefill_ns, 1, PAUSE_US * 1000);
+            ls_request_free(&request);
+        }
+        ls_engine_close(&engine);
+    }
+    ls_model_close(&model);
+}
+
 /* Tokens, what is kept for reuse, and pages are those of an engine that waits for every step, wherever the stop comes. */
 static void discarded_tokens_leave_nothing(void **state) {
     (void)state;
@@ -659,6 +688,7 @@ int main(void) {
         cmocka_unit_test(reuse_from_turn_to_turn),
         cmocka_unit_test(discarded_tokens_leave_nothing),
         cmocka_unit_test(lengths_are_known),
+        cmocka_unit_test(host_time),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -117,8 +118,14 @@ class Server:
         assert status == 200, body
         return body
 
+    def ask(self, path, body):
+        """A connection that an answer will come on."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection.request("POST", path, json.dumps(body))
+        return connection
+
     def stream(self, path, body):
-        return Stream(self, path, {"stream": True, **body})
+        return Stream(self.ask(path, {"stream": True, **body}))
 
     def refused(self, path, body, status=400, param=None, code=None, word=""):
         """An error in OpenAI's shape."""
@@ -151,10 +158,9 @@ class Server:
 class Stream:
     """A stream of server-sent events: iterate over its chunks."""
 
-    def __init__(self, server, path, body):
-        self.connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
-        self.connection.request("POST", path, json.dumps(body))
-        self.answer = self.connection.getresponse()
+    def __init__(self, connection):
+        self.connection = connection
+        self.answer = connection.getresponse()
         assert self.answer.status == 200, self.answer.read()
         assert self.answer.getheader("Content-Type").startswith("text/event-stream")
         self.done = False
@@ -202,6 +208,12 @@ def generate(*args):
 def request_bytes(path, body, more=""):
     text = body if isinstance(body, str) else json.dumps(body)
     return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(text.encode())}\r\n{more}\r\n{text}".encode()
+
+
+def reset(connection):
+    """Closes with RST instead of FIN."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
 
 
 def read_all(connection):

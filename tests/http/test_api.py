@@ -349,6 +349,10 @@ def test_paths_and_methods():
         got, headers, body = server.call(method, path)
         assert got == status and body["error"]["message"], (method, path, got)
         assert status != 405 or headers["allow"] in ("GET", "POST")
+    with server.connect() as connection:  # bytes that no URL has, and that no JSON could repeat
+        connection.sendall(b"GET /v1/\xffmodels HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        data = harness.read_all(connection)
+    assert data.startswith(b"HTTP/1.1 404 ") and b"\"code\":\"not_found\"" in data
     assert server.call("HEAD", "/health")[0] == 200
     assert server.get("/version")[2]["version"]
 

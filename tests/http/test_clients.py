@@ -4,12 +4,11 @@ import json
 import os
 import random
 import socket
-import struct
 import threading
 import time
 
 import harness
-from harness import PROMPT, generate, read_all, read_texts, request_bytes
+from harness import PROMPT, generate, read_all, read_texts, request_bytes, reset
 
 server = harness.Server("--max-num-seqs", "4", "--http-timeout", "1", "--max-body-bytes", "64Ki", "--max-connections", "40")
 
@@ -17,12 +16,6 @@ COMPLETIONS = "/v1/completions"
 LONG = {"prompt": PROMPT, "max_tokens": 200 if harness.SANITIZED else 600, "ignore_eos": True, "temperature": 0}
 SHORT = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0}
 expected = generate("-p", PROMPT, "-n", "12", "--temp", "0")[0]
-
-
-def reset(connection):
-    """Closes with RST instead of FIN."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.close()
 
 
 def still_well():

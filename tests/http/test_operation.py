@@ -249,6 +249,7 @@ def test_metrics():
                      "prompt_tokens_total", "prefix_cache_queries_total", "prefix_cache_hits_total", "decode_limit_ratio",
                      "exchange_seconds_total"):
             assert f"vllm:{name}" in values, name
+        assert values["vllm:decode_host_seconds_total"] > 0 and values["vllm:prefill_host_seconds_total"] > 0
         buckets = [v for k, v in values.items() if k.startswith("vllm:inter_token_latency_seconds_bucket")]
         assert buckets == sorted(buckets) and buckets[-1] == 10
         assert 'vllm:inter_token_latency_seconds_bucketle="0.00025"' in values
@@ -263,10 +264,13 @@ def test_access_log():
             server.get("/health")
             server.post(COMPLETIONS, {"prompt": 5}, key)
             server.get("/version")
+            with server.connect() as connection:
+                connection.sendall(b"GET /\xff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                read_all(connection)
         with open(path, encoding="utf-8") as file:
             text = file.read()
         lines = [json.loads(line) for line in text.splitlines()]
-        assert [x["status"] for x in lines] == [200, 200, 400, 401]
+        assert [x["status"] for x in lines] == [200, 200, 400, 401, 401] and lines[4]["path"] == "?"
         first = lines[0]
         assert first["id"] == headers["x-request-id"] and first["path"] == COMPLETIONS and first["method"] == "POST"
         assert first["completion_tokens"] == 3 and first["finish"] == "length" and first["key"] == 0
