@@ -61,7 +61,7 @@ enum {
     LS_LEAF_ALIGN = 16,
     LS_MAX_RANKS = 8,
     LS_MAX_HEAD = 256,
-    LS_SAMPLE_BEST = 256, /* candidates each rank offers for a row */
+    LS_SAMPLE_BEST = 256, /* candidates each rank offers for a row at most */
     LS_SAMPLE_TOP = 20    /* most likely tokens it reports */
 };
 
@@ -255,7 +255,8 @@ typedef struct op_head {
  * Gumbel-max: the drawn token is the argmax of z + g(seed, choice, position, id) over the filtered set, the lowest id at a
  * tie; g = -log(-log(u)), u = (x + 0.5) / 2^32 (rounded to double), x the first word of Philox4x32-10 with counter (id,
  * position, choice, 0) and key = seed. Philox: Salmon et al. 2011.
- * Offered: greedy, the best one; filtered (top-k, top-p or min-p on), the node and the best 256; neither, the drawn token.
+ * Offered: greedy, the best one; filtered (top-k, top-p or min-p on), the node and the best 256, or the best top_k where that
+ * is fewer; neither, the drawn token.
  * For log probabilities, in addition: the node of the logits as they came (no edits, temperature 1) and the best n_top. */
 typedef struct op_sample {
     int vocab_first, vocab_count;

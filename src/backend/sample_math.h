@@ -1,5 +1,6 @@
 /*
- * The arithmetic of sampling that ranks and the merging sampler share: the (max, sum of exp) tree and Gumbel noise.
+ * The arithmetic of sampling that ranks and the merging sampler share: the (max, sum of exp) tree, Gumbel noise, edited
+ * logits, and the order of candidates with a heap of them.
  * Definitions in ops.h, at op_sample.
  */
 #ifndef LS_BACKEND_SAMPLE_MATH_H
@@ -69,6 +70,33 @@ static inline double gumbel_bound(uint32_t x) {
 }
 
 #define GUMBEL_MAX 22.88 /* of any x */
+
+/* The order of candidates: better first. */
+static inline bool candidate_better(ls_candidate a, ls_candidate b) {
+    return a.z > b.z || (a.z == b.z && a.id < b.id);
+}
+
+/* Restores a binary heap of n below i: the best candidate on top, or the worst. */
+static inline void candidate_sift(ls_candidate *heap, int n, int i, bool best_on_top) {
+    ls_candidate c = heap[i];
+    for (int child = 2 * i + 1; child < n; child = 2 * i + 1) {
+        if (child + 1 < n && candidate_better(heap[child + 1], heap[child]) == best_on_top) {
+            child++;
+        }
+        if (candidate_better(heap[child], c) != best_on_top) {
+            break;
+        }
+        heap[i] = heap[child];
+        i = child;
+    }
+    heap[i] = c;
+}
+
+static inline void candidate_heapify(ls_candidate *heap, int n, bool best_on_top) {
+    for (int i = n / 2 - 1; i >= 0; i--) {
+        candidate_sift(heap, n, i, best_on_top);
+    }
+}
 
 static inline bool sample_is_filtered(const ls_sample_params *how) {
     return how->temperature != 0.0F && (how->top_k > 0 || how->top_p < 1.0F || how->min_p > 0.0F);

@@ -3,34 +3,11 @@
 
 #include "backend/sample_math.h"
 
-static bool better(ls_candidate a, ls_candidate b) {
-    return a.z > b.z || (a.z == b.z && a.id < b.id);
-}
-
-/* A binary heap with the best candidate on top: building it is linear, so taking the best few of a vocabulary is cheap. */
-static void sift_down(ls_candidate *heap, int n, int i) {
-    for (;;) {
-        int child = 2 * i + 1;
-        if (child >= n) {
-            return;
-        }
-        if (child + 1 < n && better(heap[child + 1], heap[child])) {
-            child++;
-        }
-        if (!better(heap[child], heap[i])) {
-            return;
-        }
-        ls_candidate t = heap[i];
-        heap[i] = heap[child];
-        heap[child] = t;
-        i = child;
-    }
-}
-
+/* From a heap with the best on top: building it is linear, so taking the best few of a vocabulary is cheap. */
 static ls_candidate heap_pop(ls_candidate *heap, int *n) {
     ls_candidate best = heap[0];
     heap[0] = heap[--(*n)];
-    sift_down(heap, *n, 0);
+    candidate_sift(heap, *n, 0, true);
     return best;
 }
 
@@ -43,9 +20,7 @@ static int gather_row(const sampler_row *row, const ls_sample_params *how, ls_ca
             heap[n++] = (ls_candidate){edited[i] / how->temperature, row->vocab_first[r] + i};
         }
     }
-    for (int i = n / 2 - 1; i >= 0; i--) {
-        sift_down(heap, n, i);
-    }
+    candidate_heapify(heap, n, true);
     return n;
 }
 
@@ -91,7 +66,8 @@ static ls_candidate stream_next(candidate_stream *stream) {
     for (int r = 0; r < stream->row->n_ranks; r++) {
         const ls_sample_part *part = stream->row->part[r];
         if (stream->next[r] < part->n_best &&
-            (best < 0 || better(part->best[stream->next[r]], stream->row->part[best]->best[stream->next[best]]))) {
+            (best < 0 ||
+             candidate_better(part->best[stream->next[r]], stream->row->part[best]->best[stream->next[best]]))) {
             best = r;
         }
     }
@@ -204,7 +180,8 @@ int sampler_top_logprobs(const sampler_row *row, int n, ls_candidate *out) {
         int best = -1;
         for (int r = 0; r < row->n_ranks; r++) {
             const ls_sample_part *part = row->part[r];
-            if (next[r] < part->n_top && (best < 0 || better(part->top[next[r]], row->part[best]->top[next[best]]))) {
+            if (next[r] < part->n_top &&
+                (best < 0 || candidate_better(part->top[next[r]], row->part[best]->top[next[best]]))) {
                 best = r;
             }
         }

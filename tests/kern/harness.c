@@ -736,7 +736,10 @@ static bool gather_sample(const kern_memory *m, kern_result *result, kern_report
             }
         }
         const ls_sample_params *how = &m->step.sample[i];
-        int32_t n = merge_lists(best, n_best, n_ranks, how->temperature == 0 ? 1 : LS_SAMPLE_BEST, to + HEAD_WORDS);
+        const int room = how->temperature == 0                           ? 1
+                         : how->top_k > 0 && how->top_k < LS_SAMPLE_BEST ? how->top_k
+                                                                         : LS_SAMPLE_BEST;
+        int32_t n = merge_lists(best, n_best, n_ranks, room, to + HEAD_WORDS);
         int32_t n_first = merge_lists(top, n_top, n_ranks, how->n_top, to + RAW + 3);
         softmax_node whole = softmax_tree(node, n_ranks), whole_raw = softmax_tree(raw_node, n_ranks);
         memcpy(to, &whole, sizeof whole);

@@ -328,7 +328,8 @@ static bool check_offer(const kern_problem *p, int row, const float *got, double
     memcpy(&got_value, got + 2, sizeof got_value);
     memcpy(&got_drawn, got + 4, sizeof got_drawn);
     memcpy(&got_best, got + 5, sizeof got_best);
-    int wanted = greedy ? 1 : !filtered ? 0 : n_left < LS_SAMPLE_BEST ? n_left : LS_SAMPLE_BEST;
+    int room = how->top_k > 0 && how->top_k < LS_SAMPLE_BEST ? how->top_k : LS_SAMPLE_BEST;
+    int wanted = greedy ? 1 : !filtered ? 0 : n_left < room ? n_left : room;
     if (got_best != wanted || memcmp(got + 6, all, (size_t)wanted * sizeof *all) != 0) {
         good = kern_fail(report, "oracle: row %d: the %d best candidates are not the %d that sorting gives", row,
                          got_best, wanted);

@@ -15,32 +15,47 @@ typedef struct sample_slice {
     const float *logits; /* [count] edited; raw itself where there is nothing to edit */
 } sample_slice;
 
-/* The order of candidates: better first. */
-static bool better(ls_candidate a, ls_candidate b) {
-    return a.z > b.z || (a.z == b.z && a.id < b.id);
-}
-
 /* Puts a candidate that is better than the last one into its place in a list of at most `room`. */
 static void offer(ls_candidate *best, int32_t *n, int room, ls_candidate c) {
-    if (*n == room && !better(c, best[room - 1])) {
+    if (*n == room && !candidate_better(c, best[room - 1])) {
         return;
     }
     int i = *n < room ? (*n)++ : room - 1;
-    for (; i > 0 && better(c, best[i - 1]); i--) {
+    for (; i > 0 && candidate_better(c, best[i - 1]); i--) {
         best[i] = best[i - 1];
     }
     best[i] = c;
 }
 
-/* The best `room` of n values, forbidden ones left out. */
-static void offer_all(ls_candidate *best, int32_t *n_best, int room, const float *logits, float temperature,
-                      const sample_slice *s) {
-    for (int32_t i = 0; i < s->count && room > 0; i++) {
+/* How many candidates a filtered row is offered. */
+static int offer_room(const ls_sample_params *how) {
+    return how->top_k > 0 && how->top_k < LS_SAMPLE_BEST ? how->top_k : LS_SAMPLE_BEST;
+}
+
+/* The best `room` of the slice, forbidden ones left out: a heap with the worst of them on top, sorted in the end. */
+static int32_t offer_all(ls_candidate *best, int room, const float *logits, float temperature, const sample_slice *s) {
+    int32_t n = 0, i = 0;
+    for (; i < s->count && n < room; i++) {
         float z = logits[i] / temperature;
-        if (z > -INFINITY && (*n_best < room || z >= best[room - 1].z)) {
-            offer(best, n_best, room, (ls_candidate){z, s->first + i});
+        if (z > -INFINITY) {
+            best[n++] = (ls_candidate){z, s->first + i};
         }
     }
+    candidate_heapify(best, n, false);
+    for (; i < s->count && n > 0; i++) {
+        float z = logits[i] / temperature;
+        if (z > best[0].z) { /* a later one with the same z is worse */
+            best[0] = (ls_candidate){z, s->first + i};
+            candidate_sift(best, n, 0, false);
+        }
+    }
+    for (int32_t left = n; left > 1; left--) {
+        ls_candidate worst = best[0];
+        best[0] = best[left - 1];
+        candidate_sift(best, left - 1, 0, false);
+        best[left - 1] = worst;
+    }
+    return n;
 }
 
 static float max_of(const float *x, int64_t n) {
@@ -136,7 +151,7 @@ static void sample_slice_of_row(const op_sample *a, const sample_slice *s, const
         softmax_node raw = slice_softmax(a, s, s->raw, 1.0F);
         part->raw_max = raw.max;
         part->raw_sum = raw.sum;
-        offer_all(part->top, &part->n_top, how->n_top, s->raw, 1.0F, s);
+        part->n_top = offer_all(part->top, how->n_top, s->raw, 1.0F, s);
     }
     if (how->temperature == 0.0F) {
         int32_t i = s->count > 0 ? argmax(s->logits, s->count) : 0;
@@ -147,14 +162,14 @@ static void sample_slice_of_row(const op_sample *a, const sample_slice *s, const
         softmax_node all = slice_softmax(a, s, s->logits, how->temperature);
         part->max = all.max;
         part->sum = all.sum;
-        offer_all(part->best, &part->n_best, LS_SAMPLE_BEST, s->logits, how->temperature, s);
+        part->n_best = offer_all(part->best, offer_room(how), s->logits, how->temperature, s);
     } else {
         draw(s, how, part);
     }
 }
 
 /* Offers of neighbouring slices, in order of ids, become one. */
-static void merge_slices(const ls_sample_part *slice, int n, ls_sample_part *part) {
+static void merge_slices(const ls_sample_part *slice, int n, const ls_sample_params *how, ls_sample_part *part) {
     softmax_node node[LS_LEAVES], raw[LS_LEAVES];
     *part = slice[0];
     for (int i = 0; i < n; i++) {
@@ -167,7 +182,7 @@ static void merge_slices(const ls_sample_part *slice, int n, ls_sample_part *par
             part->drawn_id = slice[i].drawn_id;
         }
         for (int j = 0; j < slice[i].n_best; j++) {
-            offer(part->best, &part->n_best, LS_SAMPLE_BEST, slice[i].best[j]);
+            offer(part->best, &part->n_best, offer_room(how), slice[i].best[j]);
         }
         for (int j = 0; j < slice[i].n_top; j++) {
             offer(part->top, &part->n_top, LS_SAMPLE_TOP, slice[i].top[j]);
@@ -211,7 +226,7 @@ void ref_sample(const ls_op *op, int index, const ls_bind *bind, const ls_step *
     if (n_slices > 1 && team_wait(team)) {
         team_range(team, step->n_out, 1, &first, &last);
         for (int64_t i = first; i < last; i++) {
-            merge_slices(&slices[i * n_slices], n_slices, &part[i]);
+            merge_slices(&slices[i * n_slices], n_slices, &step->sample[i], &part[i]);
         }
     }
 }
