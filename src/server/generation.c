@@ -208,7 +208,7 @@ void generation_drained(generation *g) {
     ls_result result = LS_RESULT_INIT;
     for (int i = 0; i < g->n_choices; i++) {
         choice *ch = &g->choice[i];
-        if (!ch->told && ls_request_get_result(ch->request, &result, NULL) == LS_OK && !sse_push(ch, &result)) {
+        if (!ch->told && look(ch, &result) && !sse_push(ch, &result)) {
             return;
         }
     }

@@ -111,16 +111,16 @@ static void on_tick(evutil_socket_t fd, short what, void *arg) {
 
 /* The engine has made tokens, or requests have ended. */
 static void on_news(evutil_socket_t fd, short what, void *arg) {
-    enum { BATCH = 64 };
+    enum { BATCH = 64 }; /* then the loop's other events have their turn */
     server *s = arg;
-    ls_request *request[BATCH];
-    size_t n = 0;
     (void)fd, (void)what;
-    if (ls_engine_poll(s->model.engine, 0, request, BATCH, &n, NULL) != LS_OK) {
-        return;
-    }
-    for (size_t i = 0; i < n; i++) {
-        generation_news(ls_request_user(request[i]));
+    for (int i = 0; i < BATCH; i++) { /* one by one: hearing of one may free others, which leave the engine's list */
+        ls_request *request;
+        size_t n = 0;
+        if (ls_engine_poll(s->model.engine, 0, &request, 1, &n, NULL) != LS_OK || n == 0) {
+            break;
+        }
+        generation_news(ls_request_user(request));
     }
     look_whether_drained(s);
 }
