@@ -13,7 +13,10 @@
 #include "base/threads.h"
 #include "server/serving.h"
 
-enum { DEAD_FOR_US = 5000000 }; /* so long /health says why, then the process ends: its supervisor may start another */
+enum {
+    DEAD_FOR_US = 5000000,  /* so long /health says why, then the process ends: its supervisor may start another */
+    LAST_WORDS_US = 1000000 /* for clients to be told that the server ends */
+};
 
 /* ---- Opening the model, in a thread of its own ---- */
 
@@ -55,11 +58,16 @@ static void look_whether_drained(server *s) {
     }
     if (s->generations == NULL && s->calls == NULL) {
         event_base_loopbreak(s->base);
-    } else if (now_us() >= s->drain_until_us) {
-        if (s->generations != NULL) {
-            log_line(&s->params->log, LS_LOG_WARN, "--shutdown-timeout is over: ending what still runs");
-        }
+    } else if (now_us() >= s->drain_until_us && (s->ending || s->generations == NULL)) {
         stop_now(s);
+    } else if (now_us() >= s->drain_until_us) {
+        log_line(&s->params->log, LS_LOG_WARN, "--shutdown-timeout is over: ending what still runs");
+        s->ending = true;
+        s->drain_until_us = now_us() + LAST_WORDS_US;
+        for (generation *g = s->generations, *next; g != NULL; g = next) {
+            next = g->next;
+            generation_end(g, "the server is shutting down: --shutdown-timeout is over");
+        }
     }
 }
 
@@ -256,10 +264,10 @@ static ls_status serve(server *s, opening *o, server_end *end, ls_error *err) {
         }
         return o->status;
     }
-    *end = o->started                              ? SERVER_NOT_OPENED
-           : s->state == STATE_DEAD                ? SERVER_ENGINE_DIED
-           : s->generations != NULL || s->stopping ? SERVER_STOPPED
-                                                   : SERVER_DRAINED;
+    *end = o->started                                           ? SERVER_NOT_OPENED
+           : s->state == STATE_DEAD                             ? SERVER_ENGINE_DIED
+           : s->generations != NULL || s->ending || s->stopping ? SERVER_STOPPED
+                                                                : SERVER_DRAINED;
     return LS_OK;
 }
 
