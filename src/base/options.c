@@ -341,7 +341,7 @@ const option_def option_table[OPTION_COUNT] = {
     [OPT_MAX_CONNECTIONS] = {OPT_MAX_CONNECTIONS, COMMAND_SERVE, GROUP_SERVER, OPTION_INT, "max-connections", NULL, 0,
                              "N", "4096", 1, 1000000, NULL, "Most open connections; others wait until one closes"},
     [OPT_MAX_BODY_BYTES] = {OPT_MAX_BODY_BYTES, COMMAND_SERVE, GROUP_SERVER, OPTION_INT, "max-body-bytes", NULL, 0,
-                            "BYTES", "16777216", 1024, 1 << 30, NULL, "Longest body of a request; longer ones get 413"},
+                            "BYTES", "4194304", 1024, 1 << 30, NULL, "Longest body of a request; longer ones get 413"},
     [OPT_HTTP_TIMEOUT] = {OPT_HTTP_TIMEOUT, COMMAND_SERVE, GROUP_SERVER, OPTION_INT, "http-timeout", NULL, 0, "SECONDS",
                           "60", 1, 86400, NULL,
                           "A connection on which nothing is read or written for so long is closed; answers may take "

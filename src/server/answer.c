@@ -75,8 +75,9 @@ static json_int_t n_characters(const json_t *text) {
     return n;
 }
 
-/* The older form, of /v1/completions. Offsets are in characters, of the tokens' own texts from the first on. */
-static json_t *text_logprobs(const choice *ch, const ls_result *r, size_t first, size_t end, json_int_t offset) {
+/* The older form, of /v1/completions. Offsets are in characters, of the tokens' own texts from the first one that was sent on;
+ * the drawn token is among the most likely ones in any case. */
+static json_t *text_logprobs(choice *ch, const ls_result *r, size_t first, size_t end) {
     const server *s = ch->generation->server;
     json_t *tokens = json_array(), *values = json_array(), *tops = json_array(), *offsets = json_array();
     for (size_t i = first; i < end; i++) {
@@ -91,8 +92,11 @@ static json_t *text_logprobs(const choice *ch, const ls_result *r, size_t first,
                                  logprob_value(p.top[k].logprob));
             json_decref(other);
         }
-        json_array_append_new(offsets, json_integer(offset));
-        offset += n_characters(text);
+        if (!isnan(p.logprob)) {
+            json_object_setn_new(top, json_string_value(text), json_string_length(text), logprob_value(p.logprob));
+        }
+        json_array_append_new(offsets, json_integer(ch->text_offset));
+        ch->text_offset += n_characters(text);
         json_array_append_new(tokens, text);
         json_array_append_new(values, logprob_value(p.logprob));
         json_array_append_new(tops, top);
@@ -128,7 +132,7 @@ static json_t *prompt_logprobs(const choice *ch, const ls_result *r) {
 }
 
 /* Of the answer's tokens [first, end), counted from its beginning; `end` without the token that stopped it. */
-static json_t *logprobs_of(const choice *ch, const ls_result *r, size_t first, size_t end) {
+static json_t *logprobs_of(choice *ch, const ls_result *r, size_t first, size_t end) {
     const ask *a = &ch->generation->ask;
     bool hidden = r->stop_token >= 0 && !a->params.include_stop && r->n_prompt_tokens + end == r->n_tokens;
     if (!a->logprobs) {
@@ -137,7 +141,7 @@ static json_t *logprobs_of(const choice *ch, const ls_result *r, size_t first, s
     first += r->n_prompt_tokens;
     end += r->n_prompt_tokens - (hidden && end > 0 ? 1 : 0);
     return a->is_chat ? chat_logprobs(ch, r, first, end)
-                      : text_logprobs(ch, r, a->echo && first == r->n_prompt_tokens ? 0 : first, end, 0);
+                      : text_logprobs(ch, r, a->echo && first == r->n_prompt_tokens ? 0 : first, end);
 }
 
 /* ---- Text and ends ---- */
@@ -277,7 +281,7 @@ json_t *answer_delta_role(const choice *ch) {
                      "logprobs", "finish_reason");
 }
 
-json_t *answer_delta(const choice *ch, const ls_result *r, const char *text, size_t n_bytes, size_t n_tokens) {
+json_t *answer_delta(choice *ch, const ls_result *r, const char *text, size_t n_bytes, size_t n_tokens) {
     const ask *a = &ch->generation->ask;
     json_t *logprobs = logprobs_of(ch, r, ch->sent_tokens, n_tokens);
     json_t *out = a->is_chat

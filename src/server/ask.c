@@ -108,6 +108,11 @@ static ls_status read_bias(ask *a, ls_error *err) {
     return LS_OK;
 }
 
+static ls_status at_most(ask *a, const char *name, size_t n, size_t most, ls_error *err) {
+    return n <= most ? LS_OK
+                     : fields_error(&a->body, name, LS_EINVAL, err, "%zu of them; at most %zu are taken", n, most);
+}
+
 static ls_status read_filters(ask *a, ls_error *err) {
     fields *f = &a->body;
     ls_request_params *p = &a->params;
@@ -125,6 +130,7 @@ static ls_status read_filters(ask *a, ls_error *err) {
     TRY(read_bias(a, err));
     TRY(fields_ids(f, "allowed_token_ids", &a->allowed, &p->n_allowed_tokens, err));
     TRY(fields_strings(f, "bad_words", &a->bad_words, &p->n_bad_words, err));
+    TRY(at_most(a, "bad_words", p->n_bad_words, ASK_MAX_WORDS, err));
     p->allowed_tokens = a->allowed;
     p->bad_words = a->bad_words;
     return LS_OK;
@@ -142,6 +148,7 @@ static ls_status read_ends(ask *a, ls_error *err) {
     p->min_tokens = (int)min_tokens;
     TRY(fields_strings(f, "stop", &a->stop, &p->n_stop, err));
     TRY(fields_ids(f, "stop_token_ids", &a->stop_ids, &p->n_stop_tokens, err));
+    TRY(at_most(a, "stop_token_ids", p->n_stop_tokens, ASK_MAX_WORDS, err));
     p->stop = a->stop;
     p->stop_tokens = a->stop_ids;
     TRY(fields_bool(f, "include_stop_str_in_output", &p->include_stop, err));

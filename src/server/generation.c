@@ -71,6 +71,12 @@ static void fail(generation *g, ls_status st, const char *text) {
     generation_abandon(g);
 }
 
+void generation_end(generation *g, const char *why) {
+    if (g->call != NULL) {
+        fail(g, LS_EABORTED, why);
+    }
+}
+
 /* ---- Metrics ---- */
 
 static void seconds(histogram *h, int64_t us) {
@@ -208,7 +214,7 @@ void generation_drained(generation *g) {
     ls_result result = LS_RESULT_INIT;
     for (int i = 0; i < g->n_choices; i++) {
         choice *ch = &g->choice[i];
-        if (!ch->told && ls_request_get_result(ch->request, &result, NULL) == LS_OK && !sse_push(ch, &result)) {
+        if (!ch->told && look(ch, &result) && !sse_push(ch, &result)) {
             return;
         }
     }
@@ -309,10 +315,25 @@ static bool has_room(call *c, int64_t n) {
     return false;
 }
 
+/* Whether so many log probabilities of prompts may be asked for; otherwise the call has been told. */
+static bool may_list(call *c, const ask *a) {
+    char text[120];
+    int64_t n = 0;
+    for (size_t i = 0; i < a->n_prompts && a->params.prompt_logprobs >= 0; i++) {
+        n += (int64_t)a->prompt[i].n * (a->params.prompt_logprobs + 1) * a->n;
+    }
+    if (n > ASK_MAX_LOGPROBS) {
+        snprintf(text, sizeof text, "%lld log probabilities of prompts in one answer; at most %d are listed",
+                 (long long)n, (int)ASK_MAX_LOGPROBS);
+        call_fail(c, LS_EINVAL, text, a->prompt_logprobs ? "prompt_logprobs" : "logprobs");
+    }
+    return n <= ASK_MAX_LOGPROBS;
+}
+
 static void start(call *c, ask *a) {
     ls_error error = {0};
     char param[40];
-    if (!has_room(c, (int64_t)a->n_prompts * a->n)) {
+    if (!may_list(c, a) || !has_room(c, (int64_t)a->n_prompts * a->n)) {
         ask_deinit(a);
         return;
     }

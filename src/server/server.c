@@ -13,7 +13,10 @@
 #include "base/threads.h"
 #include "server/serving.h"
 
-enum { DEAD_FOR_US = 5000000 }; /* so long /health says why, then the process ends: its supervisor may start another */
+enum {
+    DEAD_FOR_US = 5000000,  /* so long /health says why, then the process ends: its supervisor may start another */
+    LAST_WORDS_US = 1000000 /* for clients to be told that the server ends */
+};
 
 /* ---- Opening the model, in a thread of its own ---- */
 
@@ -55,11 +58,16 @@ static void look_whether_drained(server *s) {
     }
     if (s->generations == NULL && s->calls == NULL) {
         event_base_loopbreak(s->base);
-    } else if (now_us() >= s->drain_until_us) {
-        if (s->generations != NULL) {
-            log_line(&s->params->log, LS_LOG_WARN, "--shutdown-timeout is over: ending what still runs");
-        }
+    } else if (now_us() >= s->drain_until_us && (s->ending || s->generations == NULL)) {
         stop_now(s);
+    } else if (now_us() >= s->drain_until_us) {
+        log_line(&s->params->log, LS_LOG_WARN, "--shutdown-timeout is over: ending what still runs");
+        s->ending = true;
+        s->drain_until_us = now_us() + LAST_WORDS_US;
+        for (generation *g = s->generations, *next; g != NULL; g = next) {
+            next = g->next;
+            generation_end(g, "the server is shutting down: --shutdown-timeout is over");
+        }
     }
 }
 
@@ -111,16 +119,16 @@ static void on_tick(evutil_socket_t fd, short what, void *arg) {
 
 /* The engine has made tokens, or requests have ended. */
 static void on_news(evutil_socket_t fd, short what, void *arg) {
-    enum { BATCH = 64 };
+    enum { BATCH = 64 }; /* then the loop's other events have their turn */
     server *s = arg;
-    ls_request *request[BATCH];
-    size_t n = 0;
     (void)fd, (void)what;
-    if (ls_engine_poll(s->model.engine, 0, request, BATCH, &n, NULL) != LS_OK) {
-        return;
-    }
-    for (size_t i = 0; i < n; i++) {
-        generation_news(ls_request_user(request[i]));
+    for (int i = 0; i < BATCH; i++) { /* one by one: hearing of one may free others, which leave the engine's list */
+        ls_request *request;
+        size_t n = 0;
+        if (ls_engine_poll(s->model.engine, 0, &request, 1, &n, NULL) != LS_OK || n == 0) {
+            break;
+        }
+        generation_news(ls_request_user(request));
     }
     look_whether_drained(s);
 }
@@ -256,10 +264,10 @@ static ls_status serve(server *s, opening *o, server_end *end, ls_error *err) {
         }
         return o->status;
     }
-    *end = o->started                              ? SERVER_NOT_OPENED
-           : s->state == STATE_DEAD                ? SERVER_ENGINE_DIED
-           : s->generations != NULL || s->stopping ? SERVER_STOPPED
-                                                   : SERVER_DRAINED;
+    *end = o->started                                           ? SERVER_NOT_OPENED
+           : s->state == STATE_DEAD                             ? SERVER_ENGINE_DIED
+           : s->generations != NULL || s->ending || s->stopping ? SERVER_STOPPED
+                                                                : SERVER_DRAINED;
     return LS_OK;
 }
 

@@ -76,7 +76,14 @@ void routes_handle(call *c);
 
 /* ---- ask.c: what a request asks of the engine ---- */
 
-enum { ASK_MAX_PROMPTS = 256, ASK_MAX_CHOICES = 128, ASK_MAX_ANSWERS = 512 };
+enum {
+    ASK_MAX_PROMPTS = 256,
+    ASK_MAX_CHOICES = 128,
+    ASK_MAX_ANSWERS = 512,
+    /* What takes the loop's time while others wait for it. */
+    ASK_MAX_WORDS = 1024,      /* bad_words; stop_token_ids */
+    ASK_MAX_LOGPROBS = 1 << 20 /* log probabilities of prompts in one answer */
+};
 
 typedef struct ask_prompt {
     int32_t *id; /* owned */
@@ -138,6 +145,7 @@ typedef struct choice {
     bool ended;                                        /* the engine is through with it */
     bool told;                                         /* its last chunk was sent */
     size_t sent_bytes, sent_tokens;                    /* of the answer */
+    json_int_t text_offset;                            /* characters of the tokens whose log probabilities were sent */
     size_t n_prompt_tokens, n_cached_tokens, n_tokens; /* as last seen; n_tokens of the answer */
     int64_t seen_us;                                   /* when it last had new tokens; 0: never */
     struct evbuffer *ids; /* what stands for the text of a model without a tokenizer, or NULL */
@@ -158,7 +166,8 @@ struct generation {
 void generation_ask(call *c, const json_t *body, ask_fn read);
 void generation_news(choice *ch);
 void generation_drained(generation *g);
-void generation_lost(generation *g);    /* its client is gone */
+void generation_lost(generation *g);                 /* its client is gone */
+void generation_end(generation *g, const char *why); /* the server ends: tells the client, cancels */
 void generation_abandon(generation *g); /* it has no call (any more): cancels, and goes when nothing runs */
 void generation_destroy(generation *g); /* of requests that still run it waits for the step */
 
@@ -171,7 +180,7 @@ json_t *answer_body(generation *g); /* of an answer that is not streamed; every 
 json_t *answer_chunk(const generation *g, json_t *one);
 json_t *answer_delta_role(const choice *ch);
 /* n_bytes of text, and the tokens [sent_tokens, n_tokens) of the answer. */
-json_t *answer_delta(const choice *ch, const ls_result *result, const char *text, size_t n_bytes, size_t n_tokens);
+json_t *answer_delta(choice *ch, const ls_result *result, const char *text, size_t n_bytes, size_t n_tokens);
 
 /* ---- sse.c ---- */
 
@@ -227,7 +236,7 @@ struct server {
     generation *generations;
     uint64_t n_ids;
     uint64_t id_salt;
-    bool draining, stopping;
+    bool draining, ending, stopping; /* ending: --shutdown-timeout is over, clients are being told */
     int n_interrupts;
     int64_t drain_until_us;
     metrics metrics;

@@ -55,15 +55,18 @@ static uint16_t advance(const stop_node *node, uint16_t at, char byte) {
     }
 }
 
-/* Nodes by depth, so that every `back` is known before it is followed. */
-static void link_back(stop_matcher *m, size_t deepest) {
-    for (size_t depth = 2; depth <= deepest; depth++) {
-        for (size_t i = 1; i < m->n_nodes; i++) {
-            stop_node *node = &m->node[i];
-            if (node->depth == depth) {
+/* Breadth first, so that every `back` is known before it is followed. queue has room for all nodes. */
+static void link_back(stop_matcher *m, uint16_t *queue) {
+    size_t n = 1;
+    queue[0] = 0;
+    for (size_t i = 0; i < n; i++) {
+        for (uint16_t at = m->node[queue[i]].child; at != 0; at = m->node[at].sibling) {
+            stop_node *node = &m->node[at];
+            if (node->depth > 1) {
                 node->back = advance(m->node, m->node[node->parent].back, node->byte);
                 node->string = node->string >= 0 ? node->string : m->node[node->back].string;
             }
+            queue[n++] = at;
         }
     }
 }
@@ -86,7 +89,9 @@ ls_status stop_init(stop_matcher *m, const char *const *string, const size_t *n_
     if (n_strings > 0) {
         fresh.node = calloc(total + 1, sizeof *fresh.node);
         fresh.longest = malloc(deepest);
-        if (fresh.node == NULL || fresh.longest == NULL) {
+        uint16_t *queue = malloc((total + 1) * sizeof *queue);
+        if (fresh.node == NULL || fresh.longest == NULL || queue == NULL) {
+            free(queue);
             stop_deinit(&fresh);
             return error_set(err, LS_ENOMEM, "out of memory: stop strings");
         }
@@ -95,7 +100,8 @@ ls_status stop_init(stop_matcher *m, const char *const *string, const size_t *n_
         for (size_t i = 0; i < n_strings; i++) {
             add_string(&fresh, string[i], n_bytes[i], (int16_t)i);
         }
-        link_back(&fresh, deepest);
+        link_back(&fresh, queue);
+        free(queue);
     }
     *m = fresh;
     return LS_OK;

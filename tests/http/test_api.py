@@ -171,6 +171,26 @@ def test_completion_logprobs_and_echo():
     assert text[0] == choice["text"]
 
 
+def test_streamed_logprobs():
+    """Offsets go on from chunk to chunk, and the drawn token is always among those listed."""
+    ask = {"prompt": PROMPT, "max_tokens": 8, "temperature": 3, "seed": 4, "logprobs": 1, "ignore_eos": True}
+    for echo in (False, True):
+        whole = server.complete(**ask, echo=echo)["choices"][0]["logprobs"]
+        parts = [chunk["choices"][0]["logprobs"] for chunk in server.stream(COMPLETIONS, {**ask, "echo": echo})]
+        for key in ("tokens", "text_offset", "token_logprobs", "top_logprobs"):
+            assert sum((part[key] for part in parts if part), []) == whole[key]
+        for token, value, top in zip(whole["tokens"], whole["token_logprobs"], whole["top_logprobs"]):
+            assert top is None or (top[token] == value and len(top) <= 2)
+    assert all(len(top) == 1 for top in server.complete(**{**ask, "logprobs": 0})["choices"][0]["logprobs"]["top_logprobs"])
+
+
+def test_lists_have_an_end():
+    server.refused(COMPLETIONS, {"prompt": PROMPT, "bad_words": ["ab"] * 1025}, param="bad_words", word="1024")
+    server.refused(COMPLETIONS, {"prompt": PROMPT, "stop_token_ids": [5] * 1025}, param="stop_token_ids", word="1024")
+    server.refused(COMPLETIONS, {"prompt": [300] * 2000, "n": 64, "prompt_logprobs": 20}, param="prompt_logprobs", word="1048576")
+    server.complete(bad_words=["ab"] * 1024, stop_token_ids=[5] * 1024, max_tokens=1)
+
+
 def test_prompt_logprobs():
     body = server.complete(prompt_logprobs=2, max_tokens=1)
     entries = body["choices"][0]["prompt_logprobs"]
@@ -319,7 +339,7 @@ def test_too_long():
 def test_far_too_long():
     """Refused before the time to tokenize it is spent."""
     begin = time.monotonic()
-    server.refused(COMPLETIONS, {"prompt": "x " * 4_000_000}, param="prompt", code="context_length_exceeded", word="bytes")
+    server.refused(COMPLETIONS, {"prompt": "x " * 1_500_000}, param="prompt", code="context_length_exceeded", word="bytes")
     assert time.monotonic() - begin < (20 if harness.SANITIZED else 2)
 
 

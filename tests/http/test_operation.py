@@ -67,11 +67,42 @@ def test_drain():
 def test_drain_has_an_end():
     server = Server("--shutdown-timeout", "1")
     streams = [server.stream(COMPLETIONS, {**LONG, "max_tokens": 2000, "n": 4}) for _ in range(4)]
+    refused = []
+    waiting = threading.Thread(target=lambda: refused.append(server.post(COMPLETIONS, {**LONG, "max_tokens": 2000, "n": 4})))
+    waiting.start()
+    server.wait_until(lambda: server.metric("num_requests_running") + server.metric("num_requests_waiting") == 20)
     begin = time.monotonic()
     server.stop(expect=1)
     assert time.monotonic() - begin < harness.PATIENCE / 2
-    for stream in streams:
-        stream.close()
+    waiting.join()
+    assert refused[0][0] == 503 and "--shutdown-timeout" in refused[0][2]["error"]["message"]
+    for stream in streams:  # told why, and that it is the end
+        assert "--shutdown-timeout" in [event for event in stream if "error" in event][0]["error"]["message"]
+
+
+def test_many_choices_beside_slow_work():
+    """The loop is kept busy, so that several choices end between two of its looks: each stream is whole all the same. Memory that was
+    given back is overwritten, so that whoever still reads it falls."""
+    text, stop, wrong = "Once upon a time there was a word. " * 4300, threading.Event(), []
+    n, n_streams = 8, 10 if harness.SANITIZED else 40
+    with Server("--max-num-seqs", str(n), "--max-model-len", "256", env={"MALLOC_PERTURB_": "165"}) as server:
+
+        def noise():
+            while not stop.is_set():
+                server.post("/tokenize", {"prompt": text})
+
+        busy = threading.Thread(target=noise)
+        busy.start()
+        for k in range(n_streams):
+            *_, last = server.stream("/v1/chat/completions", {
+                "messages": [{"role": "user", "content": "Hi"}], "n": n, "max_tokens": 3 + k % 3, "logprobs": True, "top_logprobs": 20,
+                "ignore_eos": True, "stream_options": {"include_usage": True}})
+            if last["usage"]["completion_tokens"] != n * (3 + k % 3):
+                wrong.append(last)
+        stop.set()
+        busy.join()
+        assert not wrong, wrong[:1]
+        assert server.metric("generation_tokens_total") == sum(n * (3 + k % 3) for k in range(n_streams))
 
 
 def test_interrupted_twice():
