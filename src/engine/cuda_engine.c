@@ -146,7 +146,7 @@ static ls_status cuda_reserve(ls_engine *engine, const ls_memory_plan *plan, ls_
 }
 
 /* What steps need besides weights, for the ranks on a leader's GPU. */
-static ls_status prepare(cuda_engine *leader, void *arg, ls_error *err) {
+static ls_status prepare(cuda_engine *leader, const void *arg, ls_error *err) {
     ls_engine *engine = leader->engine;
     (void)arg;
     TRY(cuda_rank_enter(&leader->rank, err));
@@ -204,7 +204,7 @@ static void *prepare_thread(void *arg) {
     cuda_engine *first = arg;
     agree_on_lt(first);
     range_begin("prepare");
-    first->unprepared.status = cuda_crew_run(first, prepare, NULL, &first->unprepared);
+    first->unprepared.status = cuda_crew_run(first, prepare, NULL, 0, &first->unprepared);
     range_end();
     return NULL;
 }
@@ -338,7 +338,7 @@ static void free_rank(cuda_engine *cuda) {
 
 static void cuda_close(ls_engine *engine) {
     cuda_engine *first = engine_cuda(engine);
-    bool idle = true;
+    bool idle = !(first != NULL && first->crew_lost);
     if (engine->model->start != NULL) { /* refused before the device was opened */
         cuda_start_release(engine->model->start);
     }
@@ -346,7 +346,7 @@ static void cuda_close(ls_engine *engine) {
         return;
     }
     if (first->nccl != NULL && (engine->death.status != LS_OK || !engine->is_open)) {
-        nccl_abort(first->nccl); /* a GPU may wait for one that was given nothing */
+        idle = nccl_abort(first->nccl) && idle; /* a GPU may wait for one that was given nothing */
     }
     for (int r = 0; r < first->n_ranks; r++) {
         end_opening_lt(first->of[r]);

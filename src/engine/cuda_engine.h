@@ -50,6 +50,7 @@ typedef struct cuda_engine {
     int here[LS_MAX_RANKS], n_here; /* of a leader: the ranks on its GPU */
     int64_t graphs_us;              /* that capturing took */
     cuda_crew *crew;                /* rank 0's */
+    bool crew_lost;                 /* a thread of it hangs: nothing that it may use can be freed */
     cuda_nccl *nccl;                /* rank 0's; NULL: exchanges are not NCCL's */
     exchange_group group;
     cuda_exchange exchange;
@@ -96,10 +97,10 @@ ls_status cuda_ranks_launch(cuda_engine *leader, int first, const ls_step *step,
 ls_status cuda_ranks_check(const ls_engine *engine, ls_error *err);
 
 /* cuda_crew.c: runs a job for every GPU at the same time, that of rank 0's on the calling thread; returns when all are done, with
- * the error of the first that failed. A job makes its leader's context the thread's. One at a time. */
-typedef ls_status (*cuda_job)(cuda_engine *leader, void *arg, ls_error *err);
+ * the error of the first that failed. Others than the caller get a copy of what arg points to. A job makes its leader's context the thread's. One at a time; none after crew_lost. */
+typedef ls_status (*cuda_job)(cuda_engine *leader, const void *arg, ls_error *err);
 ls_status cuda_crew_open(cuda_engine *first, ls_error *err);
-ls_status cuda_crew_run(cuda_engine *first, cuda_job job, void *arg, ls_error *err);
+ls_status cuda_crew_run(cuda_engine *first, cuda_job job, const void *arg, size_t arg_bytes, ls_error *err);
 void cuda_crew_close(cuda_engine *first); /* without one too */
 
 /* cuda_plan.c: refuses what GPUs do not do; then, with the programs of the ranks and the device's memory, all that the

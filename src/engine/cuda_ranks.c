@@ -65,21 +65,27 @@ static ls_status make_ranks(ls_engine *engine, const device_choice *choice, ls_e
 
 /* ---- Opening ---- */
 
-static ls_status open_rank(cuda_engine *cuda, bool generic, ls_error *err) {
+static ls_status open_rank(cuda_engine *cuda, int number, bool generic, ls_error *err) {
+    const int n_ranks = cuda->engine->config.n_ranks;
+    ls_status st = LS_OK;
     if (cuda->leader == cuda) {
-        TRY(cuda_rank_open(&cuda->rank, cuda->driver, cuda->ordinal, generic, err));
+        st = cuda_rank_open(&cuda->rank, cuda->driver, cuda->ordinal, generic, err);
     } else {
         cuda_rank_open_beside(&cuda->rank, &cuda->leader->rank);
     }
+    if (st != LS_OK) {
+        return n_ranks == 1 ? st : error_prefix(err, st, "rank %d", number);
+    }
+    cuda->rank.bind.group = (ls_group){number, n_ranks}; /* messages name it */
     TRY(cuda_load_open(&cuda->load_kernels, &cuda->rank, err));
     return cuda_rank_kernel(&cuda->rank, "copy_words", &cuda->copy_words, err);
 }
 
 /* The ranks of a GPU, its leader first. */
-static ls_status open_here(cuda_engine *leader, void *arg, ls_error *err) {
+static ls_status open_here(cuda_engine *leader, const void *arg, ls_error *err) {
     const bool *generic = arg;
     for (int i = 0; i < leader->n_here; i++) {
-        TRY(open_rank(cuda_of(leader->engine, leader->here[i]), *generic, err));
+        TRY(open_rank(cuda_of(leader->engine, leader->here[i]), leader->here[i], *generic, err));
     }
     return LS_OK;
 }
@@ -129,9 +135,13 @@ static ls_status enable_peers(cuda_engine *first, bool *can, ls_error *why, ls_e
     return cuda_rank_enter(&first->rank, err);
 }
 
-static ls_status join_nccl(cuda_engine *leader, void *arg, ls_error *err) {
+static ls_status join_nccl(cuda_engine *leader, const void *arg, ls_error *err) {
     const cuda_engine *first = engine_cuda(leader->engine);
-    TRY(cuda_rank_enter(&leader->rank, err));
+    ls_error why = {0};
+    if (cuda_rank_enter(&leader->rank, &why) != LS_OK) {
+        nccl_stay_away(first->nccl, &why);
+        return error_set(err, why.status, "%s", why.text);
+    }
     return nccl_join(first->nccl, arg, &leader->rank, leader->here[0], first->n_ranks, err);
 }
 
@@ -146,14 +156,15 @@ static ls_status open_nccl(cuda_engine *first, ls_error *err) {
                 leader->here[0], r, leader->ordinal);
         }
     }
-    ls_status st = nccl_open(&first->nccl, err);
+    const nccl_members here = {.count = first->n_ranks};
+    ls_status st = nccl_open(&first->nccl, &here, err);
     if (st != LS_OK) {
         return error_prefix(err, st,
                             "--exchange nccl needs NCCL's library (pip install nvidia-nccl-cu13); or leave it at auto");
     }
     ncclUniqueId id;
     TRY(nccl_new_id(first->nccl, &id, err));
-    TRY(cuda_crew_run(first, join_nccl, &id, err));
+    TRY(cuda_crew_run(first, join_nccl, &id, sizeof id, err));
     return cuda_rank_enter(&first->rank, err);
 }
 
@@ -198,7 +209,7 @@ ls_status cuda_ranks_open(ls_engine *engine, const ls_engine_params *params, boo
     TRY(count_devices(first->driver, &choice, engine->config.n_ranks, err));
     TRY(make_ranks(engine, &choice, err));
     TRY(cuda_crew_open(first, err));
-    TRY(cuda_crew_run(first, open_here, &generic, err));
+    TRY(cuda_crew_run(first, open_here, &generic, sizeof generic, err));
     TRY(cuda_rank_enter(&first->rank, err));
     TRY(check_same_kind(first, err));
     return choose_exchange(engine, params, err);
