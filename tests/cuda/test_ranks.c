@@ -255,10 +255,10 @@ static void pairs_are_measured(void **state) {
     ASSERT_OK(cuda_pair_patterns(&pair, can, &err), &err);
     for (int bytes = 4096; bytes <= 20 * 4096; bytes *= 20) {
         double us = 0, host_us = 0, word_us = 0;
-        ASSERT_OK(cuda_pair_exchange(&pair, bytes, true, &host_us, &err), &err);
+        ASSERT_OK(cuda_pair_exchange(&pair, bytes, PAIR_HOST, &host_us, &err), &err);
         if (can) {
             ASSERT_OK(cuda_pair_ping(&pair, &word_us, &err), &err);
-            ASSERT_OK(cuda_pair_exchange(&pair, bytes, false, &us, &err), &err);
+            ASSERT_OK(cuda_pair_exchange(&pair, bytes, PAIR_FUSED, &us, &err), &err);
         }
         print_message("%d bytes: a word %.2f us, exchange %.1f us, by the host %.1f us\n", bytes, word_us, us, host_us);
         assert_true(host_us > 0 && can == (us > 0));
@@ -272,7 +272,7 @@ static void pairs_are_measured(void **state) {
 
 static bool has_nccl(void) {
     cuda_nccl *nccl = NULL;
-    const bool has = nccl_open(&nccl, NULL) == LS_OK;
+    const bool has = nccl_open(&nccl, &(nccl_members){.count = 1}, NULL) == LS_OK;
     nccl_close(&nccl);
     return has;
 }
