@@ -592,11 +592,11 @@ static ls_status read_count(const char *name, int *out, ls_error *err) {
 
 ls_status options_launch_read(options_launch *out, ls_error *err) {
     static const struct {
-        const char *launcher, *process, *count;
-    } known[] = {{"torchrun (RANK, WORLD_SIZE)", "RANK", "WORLD_SIZE"},
-                 {"mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"},
-                 {"mpirun", "PMI_RANK", "PMI_SIZE"},
-                 {"srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"}};
+        const char *launcher, *process, *count, *local;
+    } known[] = {{"torchrun (RANK, WORLD_SIZE)", "RANK", "WORLD_SIZE", "LOCAL_RANK"},
+                 {"mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"},
+                 {"mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"},
+                 {"srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"}};
     const char *address = variable("MASTER_ADDR"), *port = variable("MASTER_PORT");
     *out = (options_launch){.n_processes = 1};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
@@ -606,6 +606,9 @@ ls_status options_launch_read(options_launch *out, ls_error *err) {
         out->launcher = known[i].launcher;
         TRY(read_count(known[i].process, &out->process, err));
         TRY(read_count(known[i].count, &out->n_processes, err));
+        if (variable(known[i].local) != NULL) {
+            TRY(read_count(known[i].local, &out->local, err));
+        }
         if (i == 0 && out->n_processes > 1 && (address == NULL || port == NULL)) {
             return error_set(err, LS_EINVAL,
                              "RANK and WORLD_SIZE are set, but not MASTER_ADDR and MASTER_PORT, where process 0 is to "

@@ -131,7 +131,7 @@ static ls_status cuda_reserve(ls_engine *engine, const ls_memory_plan *plan, ls_
     cuda_engine *first = engine_cuda(engine);
     const size_t host_bytes = memory_tags_sum(plan->host);
     for (int r = 0; r < first->n_ranks; r++) {
-        TRY(reserve_rank(engine, r, plan, err));
+        TRY(reserve_rank(engine, first_rank(engine) + r, plan, err));
     }
     TRY(cuda_rank_enter(&first->rank, err));
     /* Memory that comes in large pages is pinned several times faster than what the driver would allocate. */
@@ -264,7 +264,7 @@ static ls_status load_and_prepare(ls_engine *engine, ls_error *err) {
 static ls_status cuda_load(ls_engine *engine, ls_error *err) {
     cuda_engine *first = engine_cuda(engine);
     for (int r = 0; r < first->n_ranks; r++) {
-        TRY(bind_rank(engine, r, err));
+        TRY(bind_rank(engine, first_rank(engine) + r, err));
     }
     TRY(cuda_ranks_join(engine, err));
     TRY(cuda_rank_enter(&first->rank, err));
@@ -287,7 +287,7 @@ static double cuda_read_rate(ls_engine *engine) {
     double sum = 0;
     for (int r = 0; r < first->n_ranks; r++) {
         cuda_engine *cuda = first->of[r];
-        const int64_t bytes = (int64_t)engine->rank_arena[r].by_tag[MEM_WEIGHTS];
+        const int64_t bytes = (int64_t)engine->rank_arena[first_rank(engine) + r].by_tag[MEM_WEIGHTS];
         const CUdeviceptr sink = cuda->rank.workspace; /* nothing in it outlives a step */
         ls_rate rate = {0, 0};
         if (cuda->leader == cuda && cuda_rank_enter(&cuda->rank, NULL) == LS_OK) {

@@ -39,13 +39,13 @@ typedef struct cuda_profile {
 typedef struct cuda_crew cuda_crew;
 typedef struct cuda_persist cuda_persist;
 
-/* A rank's. engine->device is rank 0's, which has what all of them share: the driver, `of`, pinned memory, the group, the
+/* A rank's. engine->device is that of the first rank of this process ("rank 0's" below), which has what all of them share: the driver, `of`, pinned memory, the group, the
  * profile. Streams, graphs, events and cuBLASLt are the leaders', a GPU's first rank each: cuda_ranks.c. */
 typedef struct cuda_engine {
     ls_engine *engine;
-    struct cuda_engine *of[LS_MAX_RANKS]; /* all ranks', this one first */
-    int n_ranks;
-    int ordinal; /* the GPU */
+    struct cuda_engine *of[LS_MAX_RANKS]; /* those of the ranks of this process, this one first */
+    int n_ranks;                          /* of this process */
+    int ordinal;                          /* the GPU */
     struct cuda_engine *leader;
     int here[LS_MAX_RANKS], n_here; /* of a leader: the ranks on its GPU */
     int64_t graphs_us;              /* that capturing took */
@@ -82,7 +82,7 @@ static inline cuda_engine *engine_cuda(const ls_engine *engine) {
     return engine->device;
 }
 static inline cuda_engine *cuda_of(const ls_engine *engine, int rank) {
-    return engine_cuda(engine)->of[rank];
+    return engine_cuda(engine)->of[rank - first_rank(engine)];
 }
 
 /* cuda_ranks.c. check: words of parameters, before anything is opened. open: all ranks, with rank 0's driver; sets
@@ -91,7 +91,7 @@ static inline cuda_engine *cuda_of(const ls_engine *engine, int rank) {
 ls_status cuda_devices_check(const device_choice *choice, int n_ranks, ls_error *err);
 ls_status cuda_exchange_check(const ls_engine_params *params, ls_error *err);
 ls_status cuda_ranks_open(ls_engine *engine, const ls_engine_params *params, bool generic, ls_error *err);
-ls_status cuda_ranks_memory(const cuda_engine *first, double share, gpu_memory *out, ls_error *err);
+ls_status cuda_ranks_memory(const cuda_engine *first, double share, gpu_memory *out, ls_error *err); /* of all hosts */
 ls_status cuda_ranks_join(ls_engine *engine, ls_error *err);
 ls_status cuda_ranks_launch(cuda_engine *leader, int first, const ls_step *step, int rows, ls_error *err);
 ls_status cuda_ranks_check(const ls_engine *engine, ls_error *err);

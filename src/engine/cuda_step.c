@@ -98,9 +98,8 @@ static ls_status copy_words(cuda_engine *cuda, CUdeviceptr from, CUdeviceptr to,
 
 /* To the ranks of a GPU. */
 static ls_status copy_in_step(cuda_engine *leader, uint8_t *image, size_t bytes, ls_error *err) {
-    const cuda_engine *first = engine_cuda(leader->engine);
     for (int i = 0; i < leader->n_here; i++) {
-        cuda_engine *cuda = first->of[leader->here[i]];
+        cuda_engine *cuda = cuda_of(leader->engine, leader->here[i]);
         TRY(copy_words(cuda, (CUdeviceptr)(uintptr_t)image, cuda->rank.step, (bytes + 3) / 4, err));
     }
     return LS_OK;
@@ -302,9 +301,10 @@ typedef struct host_draw {
 } host_draw;
 
 /* The CPU's offers for the rows whose logits came back: what its own engine would make of these logits. */
-static void sample_on_host(void *arg, int i_rank, const ls_team *team) {
+static void sample_on_host(void *arg, int local, const ls_team *team) {
     const host_draw *draw = arg;
     const ls_engine *engine = draw->engine;
+    const int i_rank = first_rank(engine) + local;
     const ls_program *program = engine->program[i_rank];
     const ls_op *op = &program->op[program->n_ops - 1];
     const host_memory *host = &engine->host;
@@ -329,7 +329,7 @@ static void sample_on_host(void *arg, int i_rank, const ls_team *team) {
 /* A row that was drawn on the device, as `sample` would offer it; its value is compared with no other, since rank 0 alone has
  * an offer. */
 static void offer_drawn(const ls_engine *engine, const step_batch *batch, int i) {
-    for (int r = 0; r < engine->config.n_ranks; r++) {
+    for (int r = first_rank(engine); r < end_rank(engine); r++) {
         ls_sample_part *offer = (ls_sample_part *)(uintptr_t)&engine->rank[r].offers[i];
         const int32_t token = r == 0 ? batch->result[i] : -1;
         offer->drawn_id = token;
@@ -389,6 +389,7 @@ static ls_status wait_for_all(const ls_engine *engine, ptrdiff_t i, ls_error *er
         }
         if (first->nccl != NULL && look % LOOKS == 0) {
             TRY(nccl_check(first->nccl, err));
+            TRY(hosts_lost(engine->hosts) ? hosts_why(engine->hosts, err) : LS_OK);
         }
         if (waited > patience_ns) {
             nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
@@ -400,7 +401,7 @@ static ls_status wait_for_all(const ls_engine *engine, ptrdiff_t i, ls_error *er
 static ls_status add_where(const ls_engine *engine, ls_error *failure, ls_error *err) {
     const int64_t until = clock_ns() + 4500000000;
     ls_error where = {0};
-    while (engine_cuda(engine)->n_ranks > 1 && cuda_ranks_check(engine, &where) == LS_OK && clock_ns() < until) {
+    while (engine->config.n_ranks > 1 && cuda_ranks_check(engine, &where) == LS_OK && clock_ns() < until) {
         nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     }
     return where.status == LS_OK ? error_set(err, failure->status, "%s", failure->text)
@@ -449,6 +450,7 @@ static ls_status submit_on(cuda_engine *leader, const void *arg, ls_error *err) 
 ls_status cuda_submit(ls_engine *engine, step_batch *batch, ls_error *err) {
     cuda_engine *first = engine_cuda(engine);
     TRY(wait_for_step(engine, batch, err)); /* one that nobody collected */
+    TRY(host_step_send(engine, batch, err));
     submission what = {batch, pack_step(engine, &batch->step, batch->output, batch->image)};
     if (graph_of(first, &batch->step) < 0 || first->nccl != NULL) {
         return cuda_crew_run(first, submit_on, &what, sizeof what, err);
@@ -467,7 +469,7 @@ ls_status cuda_collect(ls_engine *engine, step_batch *batch, ls_error *err) {
     batch->ended_ns = clock_ns();
     TRY(cuda_profile_end(engine, batch, err));
     read_results(engine, batch);
-    return LS_OK;
+    return host_step_gather(engine, batch, err);
 }
 
 ls_status cuda_try_step(ls_engine *engine, ls_error *err) {
