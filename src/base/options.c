@@ -243,7 +243,7 @@ const option_def option_table[OPTION_COUNT] = {
         {OPT_EXCHANGE, COMMANDS_PLAN, GROUP_ENGINE, OPTION_CHOICE, "exchange", NULL, 0, "HOW", "auto", 0, 0,
          "auto|fused|nccl|host",
          "How ranks on GPUs add up: fused, by stores to one another's memory; host, through the host's; nccl, by "
-         "NCCL's library; auto takes fused where all GPUs can, else host"},
+         "NCCL's library; auto takes fused where all GPUs can, else host, and NCCL between several hosts"},
     [OPT_THREADS] = {OPT_THREADS, COMMANDS_PLAN | COMMAND_DOCTOR, GROUP_ENGINE, OPTION_INT, "threads", NULL, 't', "N",
                      NULL, 1, 1024, NULL, "CPU threads of each rank (default: the cores divided by the ranks)"},
     [OPT_DTYPE] = {OPT_DTYPE, COMMANDS_PLAN, GROUP_ENGINE, OPTION_CHOICE, "dtype", NULL, 0, "TYPE", "auto", 0, 0,

@@ -23,7 +23,7 @@
 
 /* Ends a communicator, which has no deadline of its own: on a thread that may be left behind. */
 typedef struct nccl_end {
-    __typeof__(&ncclCommAbort) abort;
+    __typeof__(&ncclCommAbort) end_comm;
     ncclComm_t comm;
     atomic_int parties; /* that may still look at it: the thread, and who waits for it */
     atomic_bool ended;
@@ -160,7 +160,19 @@ static ls_status settle(cuda_nccl *nccl, int number, int rc, const char *what, l
     return check(nccl, number, rc, what, err);
 }
 
-/* Sums of all sizes that are set up differently. */
+/* Until the stream is idle, or a rank has failed without which it never will be. */
+static ls_status wait_for_sums(cuda_nccl *nccl, const cuda_rank *rank, int number, ls_error *err) {
+    static const char what[] = "the first sums";
+    const int64_t begin = clock_ns();
+    CUresult rc;
+    while ((rc = rank->driver->cuStreamQuery(rank->stream)) == CUDA_ERROR_NOT_READY) {
+        TRY(check_waiting(nccl, number, (double)(clock_ns() - begin) / 1e9, what, err));
+        nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+    }
+    return cuda_check(rank, rc, what, err);
+}
+
+/* Sums of all sizes that are set up differently. Memory that a sum may still wait for is not freed: that would wait too. */
 static ls_status warm_up(cuda_nccl *nccl, const cuda_rank *rank, int number, ls_error *err) {
     enum { LEAST = 1 << 10, MOST = 4 << 20 };
     const cuda_driver *api = rank->driver;
@@ -171,9 +183,8 @@ static ls_status warm_up(cuda_nccl *nccl, const cuda_rank *rank, int number, ls_
     for (size_t n = LEAST; n <= MOST && st == LS_OK; n *= 4) {
         st = nccl_sum(nccl, rank, number, (float *)(uintptr_t)memory, n, err);
     }
-    st = st == LS_OK ? cuda_rank_wait(rank, "NCCL's first sums", 30, err) : st;
-    api->cuMemFree(memory);
-    return st;
+    TRY(st == LS_OK ? wait_for_sums(nccl, rank, number, err) : st);
+    return cuda_check(rank, api->cuMemFree(memory), "freeing memory", err);
 }
 
 static ls_status join(cuda_nccl *nccl, const ncclUniqueId *id, const cuda_rank *rank, int number, int n,
@@ -228,7 +239,7 @@ static void leave(nccl_end *end) {
 
 static void *end_thread(void *arg) {
     nccl_end *end = arg;
-    end->abort(end->comm);
+    end->end_comm(end->comm);
     atomic_store(&end->ended, true);
     leave(end);
     return NULL;
@@ -239,7 +250,7 @@ static nccl_end *begin_end(const cuda_nccl *nccl, ncclComm_t comm) {
     nccl_end *end = malloc(sizeof *end);
     pthread_t thread;
     if (end != NULL) {
-        *end = (nccl_end){.abort = nccl->ncclCommAbort, .comm = comm};
+        *end = (nccl_end){.end_comm = nccl->ncclCommAbort, .comm = comm};
         atomic_init(&end->parties, 2);
         if (thread_start(&thread, end_thread, end) == 0) {
             pthread_detach(thread);
