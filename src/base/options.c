@@ -413,8 +413,8 @@ const option_def option_table[OPTION_COUNT] = {
     [OPT_PROFILE] = {OPT_PROFILE, COMMAND_GENERATE, GROUP_OUTPUT, OPTION_FLAG, "profile", NULL, 0, NULL, NULL, 0, 0,
                      NULL,
                      "Time every kernel of a GPU (without graphs, so steps are slower), or on the CPU every op of the "
-                     "first rank, and "
-                     "print a table on standard error"},
+                     "first rank, and print a table on standard error; with several GPUs or ranks on this host, also "
+                     "what the fastest and the slowest of them took"},
     [OPT_TRACE] = {OPT_TRACE, COMMAND_GENERATE, GROUP_OUTPUT, OPTION_TEXT, "trace", NULL, 0, "FILE", NULL, 0, 0, NULL,
                    "Write what each rank did when, for chrome://tracing or ui.perfetto.dev"},
     [OPT_JSON] = {OPT_JSON,

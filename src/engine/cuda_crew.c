@@ -12,7 +12,7 @@
 #include "base/clock.h"
 #include "engine/cuda_engine.h"
 
-enum { CREW_ARG_BYTES = 128, GRACE_S = 4, PATIENCE_S = 30, PATIENCE_TIMES = 4 };
+enum { CREW_ARG_BYTES = 128, GRACE_S = 3, PATIENCE_S = 30, PATIENCE_TIMES = 4 };
 
 typedef struct crew_member {
     cuda_crew *crew;

@@ -75,7 +75,7 @@ static ls_status cuda_open(ls_engine *engine, const ls_engine_params *params, in
                  (double)cuda->rank.jit_us / 1e6);
     }
     if (params->profile || params->trace_events > 0) {
-        TRY(cuda_profile_open(cuda, engine->program[0]->n_ops, err));
+        TRY(cuda_profile_open(engine, err));
     }
     TRY(cuda_ranks_memory(cuda, memory_share(params), &memory, err));
     return cuda_config_complete(config, engine->program[0], params, &memory, err);

@@ -32,15 +32,15 @@ typedef struct cuda_profile {
     CUevent *event; /* [n_ops + 1] */
     int *first;     /* [n_ops + 1]: op with which launch i began */
     int n_events, n_launches;
-    int64_t begin_ns; /* when the step's first launch was made */
-    profile_lines lines;
+    int64_t begin_ns;    /* when the step's first launch was made */
+    profile_lines lines; /* of all GPUs: the first one's */
 } cuda_profile;
 
 typedef struct cuda_crew cuda_crew;
 typedef struct cuda_persist cuda_persist;
 
-/* A rank's. engine->device is that of the first rank of this process ("rank 0's" below), which has what all of them share: the driver, `of`, pinned memory, the group, the
- * profile. Streams, graphs, events and cuBLASLt are the leaders', a GPU's first rank each: cuda_ranks.c. */
+/* A rank's. engine->device is that of the first rank of this process ("rank 0's" below), which has what all of them share: the driver, `of`, pinned memory, the group.
+ * Streams, graphs, events, profiles and cuBLASLt are the leaders', a GPU's first rank each: cuda_ranks.c. */
 typedef struct cuda_engine {
     ls_engine *engine;
     struct cuda_engine *of[LS_MAX_RANKS]; /* those of the ranks of this process, this one first */
@@ -74,7 +74,7 @@ typedef struct cuda_engine {
     ls_error no_lt;      /* why */
     ls_error unprepared; /* rank 0's, of all; LS_OK: they are prepared */
     uint32_t epoch;
-    cuda_profile *profile; /* NULL: not asked for */
+    cuda_profile *profile; /* a leader's; NULL: not asked for */
     char kernels[128];     /* what cuda_kernels told last */
 } cuda_engine;
 
@@ -146,8 +146,8 @@ ls_status cuda_persist_launch(cuda_engine *cuda, int n_rows, ls_error *err);
 ls_status cuda_persist_check(const ls_engine *engine, ls_error *err);
 void cuda_persist_close(cuda_engine *cuda);
 
-/* cuda_profile.c: begin, a mark before each launch, end when the stream is idle again. No-ops where it is off. */
-ls_status cuda_profile_open(cuda_engine *cuda, int n_ops, ls_error *err);
+/* cuda_profile.c, of every GPU: begin, a mark before each launch, end when the streams are idle again. No-ops where it is off. */
+ls_status cuda_profile_open(ls_engine *engine, ls_error *err);
 void cuda_profile_close(cuda_engine *cuda);
 void cuda_profile_begin(cuda_engine *cuda);
 ls_status cuda_profile_mark(cuda_engine *cuda, int op, ls_error *err);

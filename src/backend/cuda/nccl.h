@@ -31,7 +31,7 @@ ls_status nccl_new_id(const cuda_nccl *nccl, ncclUniqueId *out, ls_error *err);
  * follow, so that what NCCL sets up at first use is there before anything is captured, and before memory is measured.
  * LS_EABORTED: a rank of this process did not come within seconds, and which; or one failed, and why; or not all of the group
  * have joined in NCCL_JOIN_S. */
-enum { NCCL_ABSENT_S = 4, NCCL_JOIN_S = 20 };
+enum { NCCL_ABSENT_S = 2, NCCL_JOIN_S = 20 };
 ls_status nccl_join(cuda_nccl *nccl, const ncclUniqueId *id, const cuda_rank *rank, int number, int n, ls_error *err);
 /* In place of nccl_join where that cannot be: the others of this process give up, and tell this. */
 void nccl_stay_away(cuda_nccl *nccl, const ls_error *why);
