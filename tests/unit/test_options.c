@@ -450,21 +450,21 @@ static void launchers_are_understood(void **state) {
         const char *address;
         int local;
     } good[] = {
-        {"", 0, 1, ""},
-        {"RANK=1", 0, 1, ""},
-        {"MASTER_ADDR=a MASTER_PORT=1", 0, 1, ""},
-        {"RANK=0 WORLD_SIZE=1", 0, 1, ""},
-        {"RANK=3 WORLD_SIZE=4 MASTER_ADDR=a MASTER_PORT=29500", 3, 4, "a:29500"},
+        {"", 0, 1, "", 0},
+        {"RANK=1", 0, 1, "", 0},
+        {"MASTER_ADDR=a MASTER_PORT=1", 0, 1, "", 0},
+        {"RANK=0 WORLD_SIZE=1", 0, 1, "", 0},
+        {"RANK=3 WORLD_SIZE=4 MASTER_ADDR=a MASTER_PORT=29500", 3, 4, "a:29500", 0},
         {"RANK=3 WORLD_SIZE=4 LOCAL_RANK=1 MASTER_ADDR=a MASTER_PORT=29500", 3, 4, "a:29500", 1},
-        {"OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2", 1, 2, ""},
+        {"OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2", 1, 2, "", 0},
         {"OMPI_COMM_WORLD_RANK=5 OMPI_COMM_WORLD_SIZE=8 OMPI_COMM_WORLD_LOCAL_RANK=1", 5, 8, "", 1},
         {"SLURM_PROCID=5 SLURM_STEP_NUM_TASKS=8 SLURM_LOCALID=2", 5, 8, "", 2},
         {"PMI_RANK=1 PMI_SIZE=8 MPI_LOCALRANKID=1", 1, 8, "", 1},
-        {"OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=7", 1, 2, "a:7"},
-        {"PMI_RANK=1 PMI_SIZE=8", 1, 8, ""},
-        {"SLURM_PROCID=5 SLURM_STEP_NUM_TASKS=8", 5, 8, ""},
-        {"SLURM_PROCID=0 SLURM_NTASKS=8", 0, 1, ""}, /* a batch script is alone */
-        {"RANK=1 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1 SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=4", 1, 2, "a:1"},
+        {"OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=7", 1, 2, "a:7", 0},
+        {"PMI_RANK=1 PMI_SIZE=8", 1, 8, "", 0},
+        {"SLURM_PROCID=5 SLURM_STEP_NUM_TASKS=8", 5, 8, "", 0},
+        {"SLURM_PROCID=0 SLURM_NTASKS=8", 0, 1, "", 0}, /* a batch script is alone */
+        {"RANK=1 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1 SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=4", 1, 2, "a:1", 0},
     };
     static const char *const bad[] = {"RANK=0 WORLD_SIZE=2", "RANK=x WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1",
                                       "PMI_RANK=-1 PMI_SIZE=2", "PMI_RANK=0 PMI_SIZE=2x",
