@@ -16,6 +16,7 @@ typedef struct ls_gpu_pair {
     char exchange[16];             /* what an engine on the two takes: "fused" or "host" */
     double nccl_us[LS_PAIR_SIZES]; /* an exchange by NCCL; 0: not measured */
     char no_nccl[256];             /* why not; "" if so */
+    int link_only;                 /* set by the caller: 1 leaves exchanges out */
 } ls_gpu_pair;
 #define LS_GPU_PAIR_INIT LS_SIZED(ls_gpu_pair)
 /* Tries and measures GPUs a and b: about a second. Errors: as ls_gpu_measure; LS_EINVAL: a is b; LS_EABORTED: the link between

@@ -59,7 +59,7 @@ static ls_status measure_all(open_pair *p, ls_gpu_pair *out, ls_error *err) {
     if (p->reach) {
         TRY(cuda_pair_ping(&p->pair, &out->word_us, err));
     }
-    for (int i = 0, bytes = 4096; i < LS_PAIR_SIZES; i++, bytes *= 4) {
+    for (int i = 0, bytes = 4096; i < LS_PAIR_SIZES && !out->link_only; i++, bytes *= 4) {
         ls_gpu_exchange exchange = {.bytes = bytes};
         TRY(measure_exchange(p, &exchange, err));
         out->exchange_bytes[i] = bytes;
@@ -75,6 +75,7 @@ ls_status ls_gpu_measure_pair(int a, int b, ls_gpu_pair *out, ls_error *err) {
     open_pair p = {0};
     TRY(check_struct_size("ls_gpu_pair", out->struct_size, SIZE_MAX, err));
     ls_gpu_pair found = {.struct_size = out->struct_size};
+    found.link_only = out->struct_size >= sizeof found && out->link_only;
     ls_status st = open_both(&p, a, b, err);
     st = st == LS_OK ? measure_all(&p, &found, err) : st;
     close_both(&p);

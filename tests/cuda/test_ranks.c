@@ -259,6 +259,10 @@ static void exchanges_are_measured(void **state) {
         assert_int_equal(list[i].nccl_us > 0, all.no_nccl[0] == '\0');
         assert_true(list[i].host_us > 0);
     }
+    ls_gpu_pair link = LS_GPU_PAIR_INIT;
+    link.link_only = 1;
+    ASSERT_OK(ls_gpu_measure_pair(0, 1, &link, &err), &err);
+    assert_true(link.there.best > 0 && link.back.best > 0 && link.host_us[0] == 0 && link.exchange_bytes[0] == 0);
     list[1].bytes = 100;
     ASSERT_FAILS(ls_gpu_measure_exchanges(0, 1, &all, &err), &err, LS_EINVAL, "an exchange of 100 bytes between GPUs");
 }

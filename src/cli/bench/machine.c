@@ -107,6 +107,7 @@ static ls_status link_limits(bench *b, int gpu, int n_gpus, ls_error *err) {
         results_absent(results_row(b->rows, test), "there is one GPU here");
         return LS_OK;
     }
+    pair.link_only = 1;
     for (int i = 0; i < b->repetitions; i++) {
         ls_status st = ls_gpu_measure_pair(gpu, (gpu + 1) % n_gpus, &pair, err);
         if (st < 0) {
