@@ -150,10 +150,12 @@ static ls_status check_waiting(cuda_nccl *nccl, int number, double waited_s, con
 /* Groups are joined without blocking, so any call may answer that it is under way; which ends within a step's time but for
  * the first ones. */
 static ls_status settle(cuda_nccl *nccl, int number, int rc, const char *what, ls_error *err) {
-    const int64_t begin = rc == NCCL_IN_PROGRESS ? clock_ns() : 0;
+    const int64_t begin = rc == NCCL_IN_PROGRESS ? clock_ns() : 0, busy_ns = 1000000;
     while (rc == NCCL_IN_PROGRESS) {
         TRY(check_waiting(nccl, number, (double)(clock_ns() - begin) / 1e9, what, err));
-        nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+        if (clock_ns() - begin > busy_ns) {
+            nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+        }
         const int asked = nccl->ncclCommGetAsyncError(nccl->comm[number], &rc);
         TRY(check(nccl, number, asked, what, err));
     }
