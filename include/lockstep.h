@@ -543,7 +543,8 @@ typedef struct ls_timeline {
 /* Measures the read bandwidth the first time it is called (0.1 to 2 s), between steps; later calls wait for nothing. */
 LS_API ls_status ls_engine_get_timeline(ls_engine *engine, ls_timeline *out, ls_error *err);
 
-/* All launches of one kind that the engine has made so far; on the CPU, ops of the first rank, with the waiting of its team. */
+/* All launches of one kind that the engine has made so far on the first GPU; on the CPU, ops of the first rank, with the waiting of
+ * its team. */
 typedef struct ls_profile_line {
     char ops[56]; /* the ops that a launch did, "exchange+qkv" */
     bool decode;  /* in steps without prompt rows */
@@ -551,6 +552,9 @@ typedef struct ls_profile_line {
     double total_us;
     double bytes; /* of weights and KV that they had to read */
     double flops; /* a multiplication and an addition are two; of matmuls and attention alone */
+    /* total_us of the GPU of this process, or the CPU rank, for which they took least, and most: equal where there is one. In an
+     * exchange the slowest waits least. */
+    double least_us, most_us;
 } ls_profile_line;
 
 /* At most n_max lines in the order of the program. *n is 0 without ls_engine_params.profile. */

@@ -243,7 +243,7 @@ const option_def option_table[OPTION_COUNT] = {
         {OPT_EXCHANGE, COMMANDS_PLAN, GROUP_ENGINE, OPTION_CHOICE, "exchange", NULL, 0, "HOW", "auto", 0, 0,
          "auto|fused|nccl|host",
          "How ranks on GPUs add up: fused, by stores to one another's memory; host, through the host's; nccl, by "
-         "NCCL's library; auto takes fused where all GPUs can, else host"},
+         "NCCL's library; auto takes fused where all GPUs can, else host, and NCCL between several hosts"},
     [OPT_THREADS] = {OPT_THREADS, COMMANDS_PLAN | COMMAND_DOCTOR, GROUP_ENGINE, OPTION_INT, "threads", NULL, 't', "N",
                      NULL, 1, 1024, NULL, "CPU threads of each rank (default: the cores divided by the ranks)"},
     [OPT_DTYPE] = {OPT_DTYPE, COMMANDS_PLAN, GROUP_ENGINE, OPTION_CHOICE, "dtype", NULL, 0, "TYPE", "auto", 0, 0,
@@ -413,8 +413,8 @@ const option_def option_table[OPTION_COUNT] = {
     [OPT_PROFILE] = {OPT_PROFILE, COMMAND_GENERATE, GROUP_OUTPUT, OPTION_FLAG, "profile", NULL, 0, NULL, NULL, 0, 0,
                      NULL,
                      "Time every kernel of a GPU (without graphs, so steps are slower), or on the CPU every op of the "
-                     "first rank, and "
-                     "print a table on standard error"},
+                     "first rank, and print a table on standard error; with several GPUs or ranks on this host, also "
+                     "what the fastest and the slowest of them took"},
     [OPT_TRACE] = {OPT_TRACE, COMMAND_GENERATE, GROUP_OUTPUT, OPTION_TEXT, "trace", NULL, 0, "FILE", NULL, 0, 0, NULL,
                    "Write what each rank did when, for chrome://tracing or ui.perfetto.dev"},
     [OPT_JSON] = {OPT_JSON,
@@ -592,11 +592,11 @@ static ls_status read_count(const char *name, int *out, ls_error *err) {
 
 ls_status options_launch_read(options_launch *out, ls_error *err) {
     static const struct {
-        const char *launcher, *process, *count;
-    } known[] = {{"torchrun (RANK, WORLD_SIZE)", "RANK", "WORLD_SIZE"},
-                 {"mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"},
-                 {"mpirun", "PMI_RANK", "PMI_SIZE"},
-                 {"srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"}};
+        const char *launcher, *process, *count, *local;
+    } known[] = {{"torchrun (RANK, WORLD_SIZE)", "RANK", "WORLD_SIZE", "LOCAL_RANK"},
+                 {"mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"},
+                 {"mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"},
+                 {"srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"}};
     const char *address = variable("MASTER_ADDR"), *port = variable("MASTER_PORT");
     *out = (options_launch){.n_processes = 1};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
@@ -606,6 +606,9 @@ ls_status options_launch_read(options_launch *out, ls_error *err) {
         out->launcher = known[i].launcher;
         TRY(read_count(known[i].process, &out->process, err));
         TRY(read_count(known[i].count, &out->n_processes, err));
+        if (variable(known[i].local) != NULL) {
+            TRY(read_count(known[i].local, &out->local, err));
+        }
         if (i == 0 && out->n_processes > 1 && (address == NULL || port == NULL)) {
             return error_set(err, LS_EINVAL,
                              "RANK and WORLD_SIZE are set, but not MASTER_ADDR and MASTER_PORT, where process 0 is to "

@@ -210,6 +210,7 @@ const char *options_cache_folder(const ls_options *options, char *scratch, size_
  * PMI_* (MPICH and others), SLURM_PROCID and SLURM_STEP_NUM_TASKS (srun), the first that are there. LS_EINVAL if they make no
  * sense. */
 typedef struct options_launch {
+    int local; /* this process's number among those of its host: LOCAL_RANK and the like; 0 where nothing says */
     int process, n_processes; /* 0 of 1: alone */
     const char *launcher;     /* "torchrun", "srun", ... */
     char address[300];        /* MASTER_ADDR:MASTER_PORT; empty where MPI is to find the others */

@@ -35,11 +35,13 @@ int cli_fail(const ls_error *error, bool verbose);
 void cli_log(void *user, ls_log_level level, const char *text);
 
 /* The processes that share a command's ranks. Zeroed: this one is alone. Stays where it is between joining and leaving. */
+enum { CLI_GPUS = 32 };
 typedef struct cli_hosts {
     ls_hosts *group;
     _Atomic(ls_hosts *) named; /* the same, for the thread that waits for SIGTERM */
     pthread_t watch;
     bool watched;
+    char gpus[CLI_GPUS]; /* what --device became, if it did: cli_hosts_join */
 } cli_hosts;
 
 /* open.c: an argument, or what is in the file it names with @. *out is malloc'ed; NULL for an option that was not given. */
@@ -63,7 +65,7 @@ ls_status cli_open_engine(const ls_options *options, ls_model *model, const ls_e
 /* hosts.c: meets the other processes if a launcher started several; out->group stays NULL if not. Where its number is not 0 the
  * command is host 0's, and cli_follow all that is left to do: params.hosts says whom. Then both leave, after their engine
  * is closed, with the error that ended them. */
-ls_status cli_hosts_join(const ls_options *options, cli_hosts *out, ls_error *err);
+ls_status cli_hosts_join(ls_options *options, cli_hosts *out, ls_error *err);
 ls_status cli_follow(const ls_options *options, ls_engine_params params, ls_error *err);
 void cli_hosts_leave(cli_hosts *hosts, ls_status st, const ls_error *why);
 /* The engine's parameters as the options give them. */

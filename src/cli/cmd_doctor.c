@@ -21,7 +21,7 @@ typedef enum check_verdict { GOOD, WARNING, PROBLEM } check_verdict;
 typedef struct check {
     const char *name;
     check_verdict verdict;
-    char text[512];
+    char text[1024];
     char advice[256]; /* what to do; "" where there is nothing to do */
 } check;
 
@@ -305,6 +305,17 @@ static void check_peers(doctor *d) {
     }
 }
 
+/* The ways that engines on the two do not take of themselves: " (NCCL 20.1, host 12.3)". */
+static void tell_others(check *c, const ls_gpu_pair *is, int i) {
+    if (is->nccl_us[i] > 0) {
+        add(c, " (NCCL %.1f", is->nccl_us[i]);
+    }
+    if (is->reach) {
+        add(c, "%s %.1f", is->nccl_us[i] > 0 ? ", host" : " (host", is->host_us[i]);
+    }
+    add(c, "%s", is->reach || is->nccl_us[i] > 0 ? ")" : "");
+}
+
 static void tell_pair(doctor *d, const gpu_pair *pair) {
     const ls_gpu_pair *is = &pair->is;
     check *c = say(d, "GPU pair", "%d and %d: copies %.1f GB/s there, %.1f back, patterns came as they were sent; ",
@@ -315,11 +326,11 @@ static void tell_pair(doctor *d, const gpu_pair *pair) {
     add(c, "exchange of");
     for (int i = 0; i < LS_PAIR_SIZES; i++) {
         add(c, "%s %d KiB ", i > 0 ? "," : "", is->exchange_bytes[i] / 1024);
-        if (is->reach) {
-            add(c, "%.1f us (host %.1f)", is->fused_us[i], is->host_us[i]);
-        } else {
-            add(c, "%.1f us", is->host_us[i]);
-        }
+        add(c, "%.1f us", is->reach ? is->fused_us[i] : is->host_us[i]);
+        tell_others(c, is, i);
+    }
+    if (is->no_nccl[0] != '\0') {
+        add(c, "; NCCL is absent (%s)", is->no_nccl);
     }
     add(c, "; engines use %s", is->exchange);
     if (!is->reach) {
@@ -701,16 +712,18 @@ static json_t *pairs_json(const doctor *d) {
         const ls_gpu_pair *is = &pair->is;
         json_t *exchanges = json_array();
         for (int i = 0; i < LS_PAIR_SIZES; i++) {
-            json_array_append_new(exchanges, json_pack("{s:i, s:o, s:f}", "bytes", is->exchange_bytes[i], "fused_us",
-                                                       is->reach ? json_real(is->fused_us[i]) : json_null(), "host_us",
-                                                       is->host_us[i]));
+            json_array_append_new(exchanges,
+                                  json_pack("{s:i, s:o, s:o, s:f}", "bytes", is->exchange_bytes[i], "fused_us",
+                                            is->reach ? json_real(is->fused_us[i]) : json_null(), "nccl_us",
+                                            is->nccl_us[i] > 0 ? json_real(is->nccl_us[i]) : json_null(), "host_us",
+                                            is->host_us[i]));
         }
-        json_array_append_new(pairs,
-                              json_pack("{s:[i, i], s:b, s:o, s:o, s:o, s:o, s:s, s:o}", "devices", pair->a, pair->b,
-                                        "reach", is->reach, "why_not", text_json(is->why_not), "there_bytes_per_s",
-                                        one_rate_json(is->there), "back_bytes_per_s", one_rate_json(is->back),
-                                        "word_us", is->reach ? json_real(is->word_us) : json_null(), "exchange",
-                                        is->exchange, "exchanges", exchanges));
+        json_array_append_new(pairs, json_pack("{s:[i, i], s:b, s:o, s:o, s:o, s:o, s:o, s:s, s:o}", "devices", pair->a,
+                                               pair->b, "reach", is->reach, "why_not", text_json(is->why_not),
+                                               "no_nccl", text_json(is->no_nccl), "there_bytes_per_s",
+                                               one_rate_json(is->there), "back_bytes_per_s", one_rate_json(is->back),
+                                               "word_us", is->reach ? json_real(is->word_us) : json_null(), "exchange",
+                                               is->exchange, "exchanges", exchanges));
     }
     return pairs;
 }

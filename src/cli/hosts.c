@@ -45,7 +45,25 @@ static void on_lost(void *user, const ls_error *why) {
     _exit(code);
 }
 
-ls_status cli_hosts_join(const ls_options *options, cli_hosts *out, ls_error *err) {
+/* Several processes on one host, as torchrun starts them, take its GPUs in order, unless --devices names theirs or each sees none
+ * but its own. */
+static ls_status choose_gpus(ls_options *options, const options_launch *launch, char list[CLI_GPUS], ls_error *err) {
+    const int n_here = (int)options->value[OPT_TENSOR_PARALLEL_SIZE].integer / launch->n_processes;
+    const int first = launch->local * n_here;
+    int n_gpus = 0;
+    if (strcmp(options->value[OPT_DEVICE].text, "cuda") != 0 || launch->local == 0 ||
+        ls_gpu_count(&n_gpus, NULL) != LS_OK || n_gpus < first + n_here || n_here > 8) {
+        return LS_OK;
+    }
+    list[0] = '\0';
+    for (int i = 0; i < n_here; i++) {
+        const size_t used = strlen(list);
+        snprintf(list + used, CLI_GPUS - used, "%s%d", i > 0 ? "," : "", first + i);
+    }
+    return n_here > 0 ? options_set(options, OPT_DEVICE, list, err) : LS_OK;
+}
+
+ls_status cli_hosts_join(ls_options *options, cli_hosts *out, ls_error *err) {
     const option_value *v = options->value;
     options_launch launch;
     ls_hosts_params params = LS_HOSTS_PARAMS_INIT;
@@ -56,6 +74,7 @@ ls_status cli_hosts_join(const ls_options *options, cli_hosts *out, ls_error *er
     if (launch.n_processes <= 1) {
         return LS_OK;
     }
+    TRY(choose_gpus(options, &launch, out->gpus, err));
     params.n_hosts = launch.n_processes;
     params.host = launch.process;
     params.address = launch.address[0] != '\0' ? launch.address : NULL;

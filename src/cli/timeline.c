@@ -124,24 +124,35 @@ json_t *timeline_json(const ls_timeline *t) {
     return object;
 }
 
+/* Where several GPUs or ranks are timed: each of the fastest one, and of the slowest. */
+static void print_spread(FILE *out, const ls_profile_line *l, bool several) {
+    if (several) {
+        fprintf(out, " %10.2f %10.2f", l->least_us / (double)l->launches, l->most_us / (double)l->launches);
+    }
+    fputc('\n', out);
+}
+
 void profile_print(FILE *out, const ls_profile_line *line, size_t n, double limit_bytes_per_s) {
     for (int decode = 1; decode >= 0; decode--) {
         double all_us = 0;
+        bool several = false;
         for (size_t i = 0; i < n; i++) {
+            several = several || line[i].most_us > line[i].least_us;
             all_us += line[i].decode == decode ? line[i].total_us : 0;
         }
         if (all_us <= 0) {
             continue;
         }
-        fprintf(out, "\n%-8s %28s %10s %10s %7s %10s %9s %8s\n", decode ? "decode" : "prefill", "ops", "launches",
-                "us each", "share", "MB each", "GB/s", "limit");
+        fprintf(out, "\n%-8s %28s %10s %10s %7s %10s %9s %8s%s\n", decode ? "decode" : "prefill", "ops", "launches",
+                "us each", "share", "MB each", "GB/s", "limit", several ? "   least us    most us" : "");
         for (size_t i = 0; i < n; i++) {
             const ls_profile_line *l = &line[i];
             if (l->decode == decode) {
                 double each = (double)l->launches, gb_per_s = l->bytes / (l->total_us * 1e3);
-                fprintf(out, "%-8s %28s %10lld %10.2f %6.1f%% %10.3f %9.1f %7.1f%%\n", "", l->ops,
-                        (long long)l->launches, l->total_us / each, l->total_us / all_us * 100, l->bytes / each / 1e6,
-                        gb_per_s, limit_bytes_per_s > 0 ? gb_per_s * 1e11 / limit_bytes_per_s : 0);
+                fprintf(out, "%-8s %28s %10lld %10.2f %6.1f%% %10.3f %9.1f %7.1f%%", "", l->ops, (long long)l->launches,
+                        l->total_us / each, l->total_us / all_us * 100, l->bytes / each / 1e6, gb_per_s,
+                        limit_bytes_per_s > 0 ? gb_per_s * 1e11 / limit_bytes_per_s : 0);
+                print_spread(out, l, several);
             }
         }
     }

@@ -75,7 +75,7 @@ static ls_status cuda_open(ls_engine *engine, const ls_engine_params *params, in
                  (double)cuda->rank.jit_us / 1e6);
     }
     if (params->profile || params->trace_events > 0) {
-        TRY(cuda_profile_open(cuda, engine->program[0]->n_ops, err));
+        TRY(cuda_profile_open(engine, err));
     }
     TRY(cuda_ranks_memory(cuda, memory_share(params), &memory, err));
     return cuda_config_complete(config, engine->program[0], params, &memory, err);
@@ -131,7 +131,7 @@ static ls_status cuda_reserve(ls_engine *engine, const ls_memory_plan *plan, ls_
     cuda_engine *first = engine_cuda(engine);
     const size_t host_bytes = memory_tags_sum(plan->host);
     for (int r = 0; r < first->n_ranks; r++) {
-        TRY(reserve_rank(engine, r, plan, err));
+        TRY(reserve_rank(engine, first_rank(engine) + r, plan, err));
     }
     TRY(cuda_rank_enter(&first->rank, err));
     /* Memory that comes in large pages is pinned several times faster than what the driver would allocate. */
@@ -146,7 +146,7 @@ static ls_status cuda_reserve(ls_engine *engine, const ls_memory_plan *plan, ls_
 }
 
 /* What steps need besides weights, for the ranks on a leader's GPU. */
-static ls_status prepare(cuda_engine *leader, void *arg, ls_error *err) {
+static ls_status prepare(cuda_engine *leader, const void *arg, ls_error *err) {
     ls_engine *engine = leader->engine;
     (void)arg;
     TRY(cuda_rank_enter(&leader->rank, err));
@@ -204,7 +204,7 @@ static void *prepare_thread(void *arg) {
     cuda_engine *first = arg;
     agree_on_lt(first);
     range_begin("prepare");
-    first->unprepared.status = cuda_crew_run(first, prepare, NULL, &first->unprepared);
+    first->unprepared.status = cuda_crew_run(first, prepare, NULL, 0, &first->unprepared);
     range_end();
     return NULL;
 }
@@ -264,7 +264,7 @@ static ls_status load_and_prepare(ls_engine *engine, ls_error *err) {
 static ls_status cuda_load(ls_engine *engine, ls_error *err) {
     cuda_engine *first = engine_cuda(engine);
     for (int r = 0; r < first->n_ranks; r++) {
-        TRY(bind_rank(engine, r, err));
+        TRY(bind_rank(engine, first_rank(engine) + r, err));
     }
     TRY(cuda_ranks_join(engine, err));
     TRY(cuda_rank_enter(&first->rank, err));
@@ -287,7 +287,7 @@ static double cuda_read_rate(ls_engine *engine) {
     double sum = 0;
     for (int r = 0; r < first->n_ranks; r++) {
         cuda_engine *cuda = first->of[r];
-        const int64_t bytes = (int64_t)engine->rank_arena[r].by_tag[MEM_WEIGHTS];
+        const int64_t bytes = (int64_t)engine->rank_arena[first_rank(engine) + r].by_tag[MEM_WEIGHTS];
         const CUdeviceptr sink = cuda->rank.workspace; /* nothing in it outlives a step */
         ls_rate rate = {0, 0};
         if (cuda->leader == cuda && cuda_rank_enter(&cuda->rank, NULL) == LS_OK) {
@@ -338,7 +338,7 @@ static void free_rank(cuda_engine *cuda) {
 
 static void cuda_close(ls_engine *engine) {
     cuda_engine *first = engine_cuda(engine);
-    bool idle = true;
+    bool idle = !(first != NULL && first->crew_lost);
     if (engine->model->start != NULL) { /* refused before the device was opened */
         cuda_start_release(engine->model->start);
     }
@@ -346,7 +346,7 @@ static void cuda_close(ls_engine *engine) {
         return;
     }
     if (first->nccl != NULL && (engine->death.status != LS_OK || !engine->is_open)) {
-        nccl_abort(first->nccl); /* a GPU may wait for one that was given nothing */
+        idle = nccl_abort(first->nccl) && idle; /* a GPU may wait for one that was given nothing */
     }
     for (int r = 0; r < first->n_ranks; r++) {
         end_opening_lt(first->of[r]);

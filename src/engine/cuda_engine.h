@@ -32,24 +32,25 @@ typedef struct cuda_profile {
     CUevent *event; /* [n_ops + 1] */
     int *first;     /* [n_ops + 1]: op with which launch i began */
     int n_events, n_launches;
-    int64_t begin_ns; /* when the step's first launch was made */
-    profile_lines lines;
+    int64_t begin_ns;    /* when the step's first launch was made */
+    profile_lines lines; /* of all GPUs: the first one's */
 } cuda_profile;
 
 typedef struct cuda_crew cuda_crew;
 typedef struct cuda_persist cuda_persist;
 
-/* A rank's. engine->device is rank 0's, which has what all of them share: the driver, `of`, pinned memory, the group, the
- * profile. Streams, graphs, events and cuBLASLt are the leaders', a GPU's first rank each: cuda_ranks.c. */
+/* A rank's. engine->device is that of the first rank of this process ("rank 0's" below), which has what all of them share: the driver, `of`, pinned memory, the group.
+ * Streams, graphs, events, profiles and cuBLASLt are the leaders', a GPU's first rank each: cuda_ranks.c. */
 typedef struct cuda_engine {
     ls_engine *engine;
-    struct cuda_engine *of[LS_MAX_RANKS]; /* all ranks', this one first */
-    int n_ranks;
-    int ordinal; /* the GPU */
+    struct cuda_engine *of[LS_MAX_RANKS]; /* those of the ranks of this process, this one first */
+    int n_ranks;                          /* of this process */
+    int ordinal;                          /* the GPU */
     struct cuda_engine *leader;
     int here[LS_MAX_RANKS], n_here; /* of a leader: the ranks on its GPU */
     int64_t graphs_us;              /* that capturing took */
     cuda_crew *crew;                /* rank 0's */
+    bool crew_lost;                 /* a thread of it hangs: nothing that it may use can be freed */
     cuda_nccl *nccl;                /* rank 0's; NULL: exchanges are not NCCL's */
     exchange_group group;
     cuda_exchange exchange;
@@ -73,7 +74,7 @@ typedef struct cuda_engine {
     ls_error no_lt;      /* why */
     ls_error unprepared; /* rank 0's, of all; LS_OK: they are prepared */
     uint32_t epoch;
-    cuda_profile *profile; /* NULL: not asked for */
+    cuda_profile *profile; /* a leader's; NULL: not asked for */
     char kernels[128];     /* what cuda_kernels told last */
 } cuda_engine;
 
@@ -81,7 +82,7 @@ static inline cuda_engine *engine_cuda(const ls_engine *engine) {
     return engine->device;
 }
 static inline cuda_engine *cuda_of(const ls_engine *engine, int rank) {
-    return engine_cuda(engine)->of[rank];
+    return engine_cuda(engine)->of[rank - first_rank(engine)];
 }
 
 /* cuda_ranks.c. check: words of parameters, before anything is opened. open: all ranks, with rank 0's driver; sets
@@ -90,16 +91,16 @@ static inline cuda_engine *cuda_of(const ls_engine *engine, int rank) {
 ls_status cuda_devices_check(const device_choice *choice, int n_ranks, ls_error *err);
 ls_status cuda_exchange_check(const ls_engine_params *params, ls_error *err);
 ls_status cuda_ranks_open(ls_engine *engine, const ls_engine_params *params, bool generic, ls_error *err);
-ls_status cuda_ranks_memory(const cuda_engine *first, double share, gpu_memory *out, ls_error *err);
+ls_status cuda_ranks_memory(const cuda_engine *first, double share, gpu_memory *out, ls_error *err); /* of all hosts */
 ls_status cuda_ranks_join(ls_engine *engine, ls_error *err);
 ls_status cuda_ranks_launch(cuda_engine *leader, int first, const ls_step *step, int rows, ls_error *err);
 ls_status cuda_ranks_check(const ls_engine *engine, ls_error *err);
 
 /* cuda_crew.c: runs a job for every GPU at the same time, that of rank 0's on the calling thread; returns when all are done, with
- * the error of the first that failed. A job makes its leader's context the thread's. One at a time. */
-typedef ls_status (*cuda_job)(cuda_engine *leader, void *arg, ls_error *err);
+ * the error of the first that failed. Others than the caller get a copy of what arg points to. A job makes its leader's context the thread's. One at a time; none after crew_lost. */
+typedef ls_status (*cuda_job)(cuda_engine *leader, const void *arg, ls_error *err);
 ls_status cuda_crew_open(cuda_engine *first, ls_error *err);
-ls_status cuda_crew_run(cuda_engine *first, cuda_job job, void *arg, ls_error *err);
+ls_status cuda_crew_run(cuda_engine *first, cuda_job job, const void *arg, size_t arg_bytes, ls_error *err);
 void cuda_crew_close(cuda_engine *first); /* without one too */
 
 /* cuda_plan.c: refuses what GPUs do not do; then, with the programs of the ranks and the device's memory, all that the
@@ -145,8 +146,8 @@ ls_status cuda_persist_launch(cuda_engine *cuda, int n_rows, ls_error *err);
 ls_status cuda_persist_check(const ls_engine *engine, ls_error *err);
 void cuda_persist_close(cuda_engine *cuda);
 
-/* cuda_profile.c: begin, a mark before each launch, end when the stream is idle again. No-ops where it is off. */
-ls_status cuda_profile_open(cuda_engine *cuda, int n_ops, ls_error *err);
+/* cuda_profile.c, of every GPU: begin, a mark before each launch, end when the streams are idle again. No-ops where it is off. */
+ls_status cuda_profile_open(ls_engine *engine, ls_error *err);
 void cuda_profile_close(cuda_engine *cuda);
 void cuda_profile_begin(cuda_engine *cuda);
 ls_status cuda_profile_mark(cuda_engine *cuda, int op, ls_error *err);

@@ -286,15 +286,15 @@ static ls_status finish(load_job *job, ls_error *err) {
 
 ls_status cuda_load_weights(ls_engine *engine, ls_error *err) {
     const ls_model *model = engine->model;
-    const int n_ranks = engine->config.n_ranks;
+    const int n_ranks = engine->config.rank_count;
     load_job job[LS_MAX_RANKS];
     ls_status st = LS_OK;
     for (int r = 0; r < n_ranks; r++) {
         job[r] = (load_job){.engine = engine,
-                            .cuda = cuda_of(engine, r),
-                            .rank = r,
+                            .cuda = engine_cuda(engine)->of[r],
+                            .rank = first_rank(engine) + r,
                             .source = {model->checkpoint, model->dummy_seed, model->spec.dtype},
-                            .cleared = cuda_of(engine, r)->cleared,
+                            .cleared = engine_cuda(engine)->of[r]->cleared,
                             .lock = PTHREAD_MUTEX_INITIALIZER};
     }
     for (int r = 0; r < n_ranks && st == LS_OK; r++) {

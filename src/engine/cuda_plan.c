@@ -10,7 +10,7 @@ static const int64_t driver_bytes = 600000000, later_bytes = (int64_t)64 << 20;
 ls_status cuda_config_check(const engine_config *config, const ls_engine_params *params, ls_error *err) {
     device_choice choice;
     TRY(device_choice_read(&choice, params->device, err));
-    TRY(cuda_devices_check(&choice, config->n_ranks, err));
+    TRY(cuda_devices_check(&choice, config->rank_count, err));
     TRY(cuda_exchange_check(params, err));
     if (config->quantization == LS_QUANTIZATION_W8A8) {
         return error_set(err, LS_EUNSUPPORTED, "--quantization w8a8: for CPUs; on a GPU use w8a16, or --device cpu");
@@ -82,7 +82,8 @@ static ls_status fit_pages(engine_config *config, const ls_program *program, con
     whole.n_pages = INT32_MAX; /* for scratch: as many as may turn out to be there */
     TRY(size_workspace(&whole, program, params, memory, err));
     whole.n_pages = 0;
-    whole.rank_count = 1; /* the first, which has no less than the others */
+    whole.rank_first = 0; /* the first, which has no less than the others */
+    whole.rank_count = 1;
     TRY(memory_plan_make(&plan, &whole, &program, err));
     const int here = memory->n_ranks > 1 ? memory->n_ranks : 1;
     const int64_t all =
@@ -110,7 +111,8 @@ static void set_for_device(engine_config *config, const ls_engine_params *params
     enum { MOST_THREADS = 16 }; /* they read files and sample odd rows */
     config->on_device = true;
     config->staged = staged;
-    config->runs_ahead = wants_async_scheduling(params) && !params->profile && params->trace_events == 0;
+    config->runs_ahead =
+        wants_async_scheduling(params) && !params->profile && params->trace_events == 0 && config->n_hosts == 1;
     if (params->threads == 0 && config->n_threads > MOST_THREADS) {
         config->n_threads = MOST_THREADS;
     }

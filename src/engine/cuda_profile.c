@@ -4,7 +4,7 @@
 #include "base/clock.h"
 #include "engine/cuda_engine.h"
 
-ls_status cuda_profile_open(cuda_engine *cuda, int n_ops, ls_error *err) {
+static ls_status open_one(cuda_engine *cuda, int n_ops, ls_error *err) {
     cuda_profile *profile = calloc(1, sizeof *profile);
     cuda->profile = profile;
     if (profile == NULL) {
@@ -15,12 +15,26 @@ ls_status cuda_profile_open(cuda_engine *cuda, int n_ops, ls_error *err) {
     if (profile->event == NULL || profile->first == NULL) {
         return error_set(err, LS_ENOMEM, "profile: out of memory");
     }
+    TRY(cuda_rank_enter(&cuda->rank, err));
     for (int i = 0; i <= n_ops; i++) {
         TRY(cuda_check(&cuda->rank, cuda->driver->cuEventCreate(&profile->event[i], CU_EVENT_DEFAULT),
                        "creating an event", err));
         profile->n_events++;
     }
     return LS_OK;
+}
+
+ls_status cuda_profile_open(ls_engine *engine, ls_error *err) {
+    cuda_engine *first = engine_cuda(engine);
+    int n_gpus = 0;
+    for (int r = 0; r < first->n_ranks; r++) {
+        if (first->of[r]->leader == first->of[r]) {
+            TRY(open_one(first->of[r], engine->program[0]->n_ops, err));
+            n_gpus++;
+        }
+    }
+    first->profile->lines.n_runners = n_gpus;
+    return cuda_rank_enter(&first->rank, err);
 }
 
 void cuda_profile_close(cuda_engine *cuda) {
@@ -55,23 +69,41 @@ ls_status cuda_profile_mark(cuda_engine *cuda, int op, ls_error *err) {
                       err);
 }
 
-ls_status cuda_profile_end(ls_engine *engine, step_batch *batch, ls_error *err) {
-    cuda_engine *cuda = engine_cuda(engine);
+/* A GPU's launches; those of the first one go to the trace and the timeline too. */
+static ls_status end_one(ls_engine *engine, cuda_engine *cuda, step_batch *batch, int runner, ls_error *err) {
     cuda_profile *profile = cuda->profile;
-    trace_row *trace = trace_rank_row(engine, 0, 0);
+    profile_lines *lines = &engine_cuda(engine)->profile->lines;
+    trace_row *trace = runner == 0 ? trace_rank_row(engine, first_rank(engine), 0) : NULL;
     double begin_ms = 0;
-    for (int i = 0; profile != NULL && i + 1 < profile->n_launches; i++) {
+    TRY(cuda_rank_enter(&cuda->rank, err));
+    for (int i = 0; i + 1 < profile->n_launches; i++) {
+        const int first = profile->first[i], last = profile->first[i + 1];
         float ms;
         TRY(cuda_check(&cuda->rank, cuda->driver->cuEventElapsedTime(&ms, profile->event[i], profile->event[i + 1]),
                        "timing a launch", err));
         if (trace != NULL) {
-            trace_add(trace, profile->first[i], batch->step.n_rows, profile->begin_ns + (int64_t)(begin_ms * 1e6),
+            trace_add(trace, first, batch->step.n_rows, profile->begin_ns + (int64_t)(begin_ms * 1e6),
                       profile->begin_ns + (int64_t)((begin_ms + (double)ms) * 1e6));
         }
         begin_ms += (double)ms;
-        profile_add(&profile->lines, engine, batch, profile->first[i], profile->first[i + 1], (double)ms * 1000);
-        batch->exchange_ns +=
-            engine->program[0]->op[profile->first[i]].kind == OP_EXCHANGE ? (int64_t)((double)ms * 1e6) : 0;
+        profile_add(lines, engine, batch, first, last, runner, (double)ms * 1000);
+        if (runner == 0 && engine->program[0]->op[first].kind == OP_EXCHANGE) {
+            batch->exchange_ns += (int64_t)((double)ms * 1e6);
+        }
     }
     return LS_OK;
+}
+
+ls_status cuda_profile_end(ls_engine *engine, step_batch *batch, ls_error *err) {
+    cuda_engine *first = engine_cuda(engine);
+    int runner = 0;
+    if (first->profile == NULL) {
+        return LS_OK;
+    }
+    for (int r = 0; r < first->n_ranks; r++) {
+        if (first->of[r]->leader == first->of[r]) {
+            TRY(end_one(engine, first->of[r], batch, runner++, err));
+        }
+    }
+    return cuda_rank_enter(&first->rank, err);
 }

@@ -42,7 +42,7 @@ static ls_status count_devices(const cuda_driver *driver, const device_choice *c
 
 static ls_status make_ranks(ls_engine *engine, const device_choice *choice, ls_error *err) {
     cuda_engine *first = engine_cuda(engine);
-    const int n_ranks = engine->config.n_ranks;
+    const int n_ranks = engine->config.rank_count;
     for (int r = 0; r < n_ranks; r++) {
         cuda_engine *cuda = r == 0 ? first : calloc(1, sizeof *cuda);
         if (cuda == NULL) {
@@ -58,28 +58,34 @@ static ls_status make_ranks(ls_engine *engine, const device_choice *choice, ls_e
         for (int i = 0; i <= r && cuda->leader == NULL; i++) {
             cuda->leader = first->of[i]->ordinal == cuda->ordinal ? first->of[i] : NULL;
         }
-        cuda->leader->here[cuda->leader->n_here++] = r;
+        cuda->leader->here[cuda->leader->n_here++] = first_rank(engine) + r;
     }
     return LS_OK;
 }
 
 /* ---- Opening ---- */
 
-static ls_status open_rank(cuda_engine *cuda, bool generic, ls_error *err) {
+static ls_status open_rank(cuda_engine *cuda, int number, bool generic, ls_error *err) {
+    const int n_ranks = cuda->engine->config.n_ranks;
+    ls_status st = LS_OK;
     if (cuda->leader == cuda) {
-        TRY(cuda_rank_open(&cuda->rank, cuda->driver, cuda->ordinal, generic, err));
+        st = cuda_rank_open(&cuda->rank, cuda->driver, cuda->ordinal, generic, err);
     } else {
         cuda_rank_open_beside(&cuda->rank, &cuda->leader->rank);
     }
+    if (st != LS_OK) {
+        return n_ranks == 1 ? st : error_prefix(err, st, "rank %d", number);
+    }
+    cuda->rank.bind.group = (ls_group){number, n_ranks}; /* messages name it */
     TRY(cuda_load_open(&cuda->load_kernels, &cuda->rank, err));
     return cuda_rank_kernel(&cuda->rank, "copy_words", &cuda->copy_words, err);
 }
 
 /* The ranks of a GPU, its leader first. */
-static ls_status open_here(cuda_engine *leader, void *arg, ls_error *err) {
+static ls_status open_here(cuda_engine *leader, const void *arg, ls_error *err) {
     const bool *generic = arg;
     for (int i = 0; i < leader->n_here; i++) {
-        TRY(open_rank(cuda_of(leader->engine, leader->here[i]), *generic, err));
+        TRY(open_rank(cuda_of(leader->engine, leader->here[i]), leader->here[i], *generic, err));
     }
     return LS_OK;
 }
@@ -129,10 +135,32 @@ static ls_status enable_peers(cuda_engine *first, bool *can, ls_error *why, ls_e
     return cuda_rank_enter(&first->rank, err);
 }
 
-static ls_status join_nccl(cuda_engine *leader, void *arg, ls_error *err) {
+static ls_status join_nccl(cuda_engine *leader, const void *arg, ls_error *err) {
     const cuda_engine *first = engine_cuda(leader->engine);
-    TRY(cuda_rank_enter(&leader->rank, err));
-    return nccl_join(first->nccl, arg, &leader->rank, leader->here[0], first->n_ranks, err);
+    ls_error why = {0};
+    if (cuda_rank_enter(&leader->rank, &why) != LS_OK) {
+        nccl_stay_away(first->nccl, &why);
+        return error_set(err, why.status, "%s", why.text);
+    }
+    return nccl_join(first->nccl, arg, &leader->rank, leader->here[0], first->engine->config.n_ranks, err);
+}
+
+static bool is_host_lost(const void *engine) {
+    return hosts_lost(((const ls_engine *)engine)->hosts);
+}
+
+/* Host 0 names the group, all hosts know it. */
+static ls_status name_group(const cuda_engine *first, ncclUniqueId *out, ls_error *err) {
+    ls_hosts *hosts = first->engine->hosts;
+    ncclUniqueId all[HOSTS_MAX];
+    if (hosts == NULL || ls_hosts_self(hosts) == 0) {
+        TRY(nccl_new_id(first->nccl, out, err));
+    }
+    if (hosts != NULL) {
+        TRY(hosts_swap(hosts, out, all, sizeof *out, err));
+        *out = all[0];
+    }
+    return LS_OK;
 }
 
 static ls_status open_nccl(cuda_engine *first, ls_error *err) {
@@ -143,17 +171,19 @@ static ls_status open_nccl(cuda_engine *first, ls_error *err) {
                 err, LS_EUNSUPPORTED,
                 "--exchange nccl: ranks %d and %d share GPU %d, which NCCL cannot; name a GPU for each rank "
                 "(--devices), or use fused",
-                leader->here[0], r, leader->ordinal);
+                leader->here[0], first_rank(first->engine) + r, leader->ordinal);
         }
     }
-    ls_status st = nccl_open(&first->nccl, err);
+    const nccl_members here = {first_rank(first->engine), first->n_ranks, is_host_lost, first->engine};
+    ls_status st = nccl_open(&first->nccl, &here, err);
     if (st != LS_OK) {
         return error_prefix(err, st,
                             "--exchange nccl needs NCCL's library (pip install nvidia-nccl-cu13); or leave it at auto");
     }
-    ncclUniqueId id;
-    TRY(nccl_new_id(first->nccl, &id, err));
-    TRY(cuda_crew_run(first, join_nccl, &id, err));
+    ncclUniqueId id = {{0}};
+    TRY(name_group(first, &id, err));
+    st = cuda_crew_run(first, join_nccl, &id, sizeof id, err);
+    TRY(st != LS_OK && hosts_lost(first->engine->hosts) ? hosts_why(first->engine->hosts, err) : st);
     return cuda_rank_enter(&first->rank, err);
 }
 
@@ -162,7 +192,7 @@ static ls_status choose_exchange(ls_engine *engine, const ls_engine_params *para
     const char *asked = params->exchange != NULL ? params->exchange : "auto";
     ls_error why = {0};
     bool can = true;
-    if (first->n_ranks > 1 && strcmp(asked, "nccl") == 0) {
+    if (engine->hosts != NULL || (first->n_ranks > 1 && strcmp(asked, "nccl") == 0)) {
         return open_nccl(first, err);
     }
     if (first->n_ranks == 1 || strcmp(asked, "host") == 0) {
@@ -195,13 +225,34 @@ ls_status cuda_ranks_open(ls_engine *engine, const ls_engine_params *params, boo
     cuda_engine *first = engine_cuda(engine);
     device_choice choice;
     TRY(device_choice_read(&choice, params->device, err));
-    TRY(count_devices(first->driver, &choice, engine->config.n_ranks, err));
+    TRY(count_devices(first->driver, &choice, engine->config.rank_count, err));
     TRY(make_ranks(engine, &choice, err));
     TRY(cuda_crew_open(first, err));
-    TRY(cuda_crew_run(first, open_here, &generic, err));
+    TRY(cuda_crew_run(first, open_here, &generic, sizeof generic, err));
     TRY(cuda_rank_enter(&first->rank, err));
     TRY(check_same_kind(first, err));
     return choose_exchange(engine, params, err);
+}
+
+/* The same among hosts, whose GPUs are of one kind too. */
+static ls_status least_of_hosts(const cuda_engine *first, double share, gpu_memory *least, ls_error *err) {
+    ls_hosts *hosts = first->engine->hosts;
+    const gpu_memory ours = *least;
+    gpu_memory all[HOSTS_MAX];
+    if (hosts == NULL) {
+        return LS_OK;
+    }
+    TRY(hosts_swap(hosts, &ours, all, sizeof ours, err));
+    for (int host = 0; host < hosts_count(hosts); host++) {
+        if (all[host].sm_count != ours.sm_count || all[host].cc_major != ours.cc_major) {
+            return error_set(err, LS_EUNSUPPORTED,
+                             "ranks want GPUs of one kind: those of %s have %d SMs (sm_%dx), those here %d (sm_%dx)",
+                             hosts_label(hosts, host), all[host].sm_count, all[host].cc_major, ours.sm_count,
+                             ours.cc_major);
+        }
+        *least = memory_left(&all[host], share) < memory_left(least, share) ? all[host] : *least;
+    }
+    return LS_OK;
 }
 
 /* What the fullest GPU has for each of its ranks decides for all. */
@@ -218,6 +269,7 @@ ls_status cuda_ranks_memory(const cuda_engine *first, double share, gpu_memory *
             *out = found;
         }
     }
+    TRY(least_of_hosts(first, share, out, err));
     return cuda_rank_enter(&first->rank, err);
 }
 
@@ -227,21 +279,21 @@ ls_status cuda_ranks_join(ls_engine *engine, ls_error *err) {
     cuda_engine *first = engine_cuda(engine);
     const engine_config *config = &engine->config;
     exchange_group *group = &first->group;
-    if (first->n_ranks == 1) {
+    if (config->n_ranks == 1) {
         return LS_OK;
     }
-    group->args.n_ranks = first->n_ranks;
+    group->args.n_ranks = config->n_ranks;
     group->args.patience_ns = patience_ns;
     group->args.layout = exchange_layout_of(engine->model->spec.d_model, config->n_out_max);
     group->stuck = engine->host.stuck;
     group->staged = config->staged;
     group->nccl = first->nccl;
-    for (int r = 0; r < first->n_ranks; r++) {
+    for (int r = first_rank(engine); r < end_rank(engine); r++) {
         group->args.box[r] = config->staged ? engine->host.box[r] : engine->rank[r].box;
         group->x[r] = engine->rank[r].bind.buf[BUF_X];
     }
-    for (int r = 0; r < first->n_ranks; r++) {
-        cuda_engine *cuda = first->of[r];
+    for (int r = first_rank(engine); r < end_rank(engine); r++) {
+        cuda_engine *cuda = cuda_of(engine, r);
         for (int peer = 0; peer < first->n_ranks && config->staged; peer++) {
             cuda->rank.bind.peer_part[peer] = engine->host.staged[peer];
         }
@@ -265,7 +317,6 @@ static int nodes_before(const cuda_rank *rank, const ls_op *op, int first, const
 
 ls_status cuda_ranks_launch(cuda_engine *leader, int first, const ls_step *step, int rows, ls_error *err) {
     const ls_engine *engine = leader->engine;
-    const cuda_engine *all = engine_cuda(engine);
     const engine_config *config = &engine->config;
     const int n = leader->n_here, n_ops = engine->program[0]->n_ops;
     const bool decode = rows > 0 && rows <= CUDA_MAX_DECODE;
@@ -275,7 +326,7 @@ ls_status cuda_ranks_launch(cuda_engine *leader, int first, const ls_step *step,
     cuda_exchange *here[LS_MAX_RANKS] = {NULL};
     const ls_op *op[LS_MAX_RANKS] = {NULL};
     for (int i = 0; i < n; i++) {
-        here[i] = &all->of[leader->here[i]]->exchange;
+        here[i] = &cuda_of(engine, leader->here[i])->exchange;
         op[i] = engine->program[leader->here[i]]->op;
     }
     const ls_op_kind kind = op[0][first].kind;
@@ -299,6 +350,7 @@ ls_status cuda_ranks_launch(cuda_engine *leader, int first, const ls_step *step,
 /* Why a step that came to its end, or did not, is of no use; LS_OK: nobody waited in vain. */
 ls_status cuda_ranks_check(const ls_engine *engine, ls_error *err) {
     const cuda_engine *first = engine_cuda(engine);
-    return first->n_ranks == 1 ? LS_OK
-                               : exchange_check(&first->group, engine->program[0]->op, engine->program[0]->n_ops, err);
+    return engine->config.n_ranks == 1
+               ? LS_OK
+               : exchange_check(&first->group, engine->program[0]->op, engine->program[0]->n_ops, err);
 }

@@ -98,9 +98,8 @@ static ls_status copy_words(cuda_engine *cuda, CUdeviceptr from, CUdeviceptr to,
 
 /* To the ranks of a GPU. */
 static ls_status copy_in_step(cuda_engine *leader, uint8_t *image, size_t bytes, ls_error *err) {
-    const cuda_engine *first = engine_cuda(leader->engine);
     for (int i = 0; i < leader->n_here; i++) {
-        cuda_engine *cuda = first->of[leader->here[i]];
+        cuda_engine *cuda = cuda_of(leader->engine, leader->here[i]);
         TRY(copy_words(cuda, (CUdeviceptr)(uintptr_t)image, cuda->rank.step, (bytes + 3) / 4, err));
     }
     return LS_OK;
@@ -302,9 +301,10 @@ typedef struct host_draw {
 } host_draw;
 
 /* The CPU's offers for the rows whose logits came back: what its own engine would make of these logits. */
-static void sample_on_host(void *arg, int i_rank, const ls_team *team) {
+static void sample_on_host(void *arg, int local, const ls_team *team) {
     const host_draw *draw = arg;
     const ls_engine *engine = draw->engine;
+    const int i_rank = first_rank(engine) + local;
     const ls_program *program = engine->program[i_rank];
     const ls_op *op = &program->op[program->n_ops - 1];
     const host_memory *host = &engine->host;
@@ -329,7 +329,7 @@ static void sample_on_host(void *arg, int i_rank, const ls_team *team) {
 /* A row that was drawn on the device, as `sample` would offer it; its value is compared with no other, since rank 0 alone has
  * an offer. */
 static void offer_drawn(const ls_engine *engine, const step_batch *batch, int i) {
-    for (int r = 0; r < engine->config.n_ranks; r++) {
+    for (int r = first_rank(engine); r < end_rank(engine); r++) {
         ls_sample_part *offer = (ls_sample_part *)(uintptr_t)&engine->rank[r].offers[i];
         const int32_t token = r == 0 ? batch->result[i] : -1;
         offer->drawn_id = token;
@@ -365,54 +365,63 @@ static bool is_over(const cuda_engine *cuda, ptrdiff_t i, ls_status *st, ls_erro
     return rc != CUDA_ERROR_NOT_READY;
 }
 
-/* NCCL's waiting has no end of its own: all GPUs are looked at, and what NCCL itself has noticed. */
-static ls_status wait_by_nccl(const cuda_engine *first, ptrdiff_t i, ls_error *err) {
+/* For every GPU, all looked at in turn: one that fails is told at once, though others wait for it. NCCL's waiting has no end of
+ * its own, so what NCCL itself has noticed is asked for too, and whether another host was lost. */
+static ls_status wait_for_all(const ls_engine *engine, ptrdiff_t i, ls_error *err) {
     enum { LOOKS = 1000 };
-    const int64_t until = clock_ns() + (int64_t)CUDA_STEP_TIMEOUT_S * 1000000000, patience_ns = 20000000;
-    const int64_t begin = clock_ns();
+    const cuda_engine *first = engine_cuda(engine);
+    const int64_t begin = clock_ns(), patience_ns = 20000000;
     for (int look = 1;; look++) {
-        bool over = true;
+        const cuda_engine *late = NULL;
         for (int r = 0; r < first->n_ranks; r++) {
-            ls_status st;
-            over = is_over(first->of[r], i, &st, err) && over;
+            ls_status st = LS_OK;
+            const cuda_engine *cuda = first->of[r];
+            late = cuda->leader == cuda && !is_over(cuda, i, &st, err) ? cuda : late;
             TRY(st);
         }
-        const int64_t now = clock_ns();
-        if (over || now > until) {
-            return over ? LS_OK : error_set(err, LS_EABORTED, "a step did not end in %d s", CUDA_STEP_TIMEOUT_S);
+        if (late == NULL) {
+            return LS_OK;
         }
-        if (look % LOOKS == 0) {
+        const int64_t waited = clock_ns() - begin;
+        if (waited > (int64_t)CUDA_STEP_TIMEOUT_S * 1000000000) {
+            return error_set(err, LS_EABORTED, "a step on rank %d (%s, device %d): no end after %d s",
+                             late->rank.bind.group.rank, late->rank.facts.name, late->ordinal, CUDA_STEP_TIMEOUT_S);
+        }
+        if (first->nccl != NULL && look % LOOKS == 0) {
             TRY(nccl_check(first->nccl, err));
+            TRY(hosts_lost(engine->hosts) ? hosts_why(engine->hosts, err) : LS_OK);
         }
-        if (now - begin > patience_ns) {
+        if (waited > patience_ns) {
             nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
         }
     }
 }
 
-/* On every GPU. A rank that waited in vain for another is told rather than what came of it; that is known before the step
- * ends where a GPU does not come to its end. */
+/* A GPU has failed. In which op is not known of it, but those who need its sums notice in which one they wait in vain. */
+static ls_status add_where(const ls_engine *engine, ls_error *failure, ls_error *err) {
+    const int64_t until = clock_ns() + 4500000000;
+    ls_error where = {0};
+    while (engine->config.n_ranks > 1 && cuda_ranks_check(engine, &where) == LS_OK && clock_ns() < until) {
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    }
+    return where.status == LS_OK ? error_set(err, failure->status, "%s", failure->text)
+                                 : error_set(err, failure->status, "%s; %s", failure->text, where.text);
+}
+
+/* On every GPU. A rank that waited in vain for another is told rather than what came of it. */
 static ls_status wait_for_step(ls_engine *engine, const step_batch *batch, ls_error *err) {
     const cuda_engine *first = engine_cuda(engine);
-    const ptrdiff_t i = batch - engine->batch;
-    ls_status st = LS_OK;
+    ls_error failure = {0};
+    ls_status st = wait_for_all(engine, batch - engine->batch, &failure);
     if (first->nccl != NULL) {
-        st = wait_by_nccl(first, i, err);
         if (st != LS_OK) {
             nccl_abort(first->nccl);
         }
-        return st;
+        return st == LS_OK ? st : error_set(err, st, "%s", failure.text);
     }
-    for (int r = 0; r < first->n_ranks && st == LS_OK; r++) {
-        const cuda_engine *cuda = first->of[r];
-        if (cuda->leader == cuda) {
-            TRY(cuda_rank_enter(&cuda->rank, err));
-            st = cuda_rank_wait_event(&cuda->rank, cuda->done[i], "a step", CUDA_STEP_TIMEOUT_S, err);
-        }
-    }
-    ls_status waited = cuda_ranks_check(engine, err);
+    ls_status waited = st == LS_OK ? cuda_ranks_check(engine, err) : LS_OK;
     waited = waited == LS_OK ? cuda_persist_check(engine, err) : waited;
-    return waited != LS_OK ? waited : st;
+    return waited != LS_OK ? waited : st == LS_OK ? st : add_where(engine, &failure, err);
 }
 
 typedef struct submission {
@@ -423,7 +432,7 @@ typedef struct submission {
 /* All of it goes to a GPU's one stream: the input, the ops, the results' way back. So a step that was submitted before its
  * predecessor was collected finds the device's copy of the input, the drawn tokens and the faults free for it; only the
  * host's ends of the copies are the batch's own. */
-static ls_status submit_on(cuda_engine *leader, void *arg, ls_error *err) {
+static ls_status submit_on(cuda_engine *leader, const void *arg, ls_error *err) {
     const submission *what = arg;
     step_batch *batch = what->batch;
     TRY(cuda_rank_enter(&leader->rank, err)); /* any thread may drive the engine */
@@ -441,9 +450,10 @@ static ls_status submit_on(cuda_engine *leader, void *arg, ls_error *err) {
 ls_status cuda_submit(ls_engine *engine, step_batch *batch, ls_error *err) {
     cuda_engine *first = engine_cuda(engine);
     TRY(wait_for_step(engine, batch, err)); /* one that nobody collected */
+    TRY(host_step_send(engine, batch, err));
     submission what = {batch, pack_step(engine, &batch->step, batch->output, batch->image)};
     if (graph_of(first, &batch->step) < 0 || first->nccl != NULL) {
-        return cuda_crew_run(first, submit_on, &what, err);
+        return cuda_crew_run(first, submit_on, &what, sizeof what, err);
     }
     for (int r = first->n_ranks - 1; r >= 0; r--) {
         cuda_engine *cuda = first->of[r];
@@ -459,7 +469,7 @@ ls_status cuda_collect(ls_engine *engine, step_batch *batch, ls_error *err) {
     batch->ended_ns = clock_ns();
     TRY(cuda_profile_end(engine, batch, err));
     read_results(engine, batch);
-    return LS_OK;
+    return host_step_gather(engine, batch, err);
 }
 
 ls_status cuda_try_step(ls_engine *engine, ls_error *err) {

@@ -431,7 +431,7 @@ ls_status device_choice_ranks(ls_engine_params *params, ls_error *err) {
     device_choice choice;
     TRY(device_choice_read(&choice, params->device, err));
     if (params->tensor_parallel_size == 0 && choice.n_devices > 1) {
-        params->tensor_parallel_size = choice.n_devices;
+        params->tensor_parallel_size = choice.n_devices * hosts_count(params->hosts);
     }
     return LS_OK;
 }

@@ -84,6 +84,7 @@ static void describe(comparison *all, const ls_engine *engine) {
     add(all, "--max-num-seqs", "%d", c->max_seqs);
     add(all, "--max-num-batched-tokens", "%d", c->m_max);
     add(all, "KV cache", "%d pages (--kv-cache-memory-bytes)", c->n_pages);
+    add(all, "device", "%.60s", c->on_device ? engine->device_name : "CPU");
 }
 
 static ls_status compare(const ls_engine *engine, int host, const comparison *theirs, const comparison *ours,

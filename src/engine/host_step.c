@@ -41,12 +41,25 @@ ls_status host_device_check(device_choice *choice, const ls_engine_params *param
     if (params->hosts == NULL) {
         return LS_OK;
     }
-    choice->may_be_cuda = false;
-    return choice->may_be_cpu ? LS_OK
-                              : error_set(err, LS_EUNSUPPORTED,
-                                          "--device %s: ranks on several hosts run on the CPU; give --device cpu, or "
-                                          "run one process",
-                                          params->device);
+    const bool by_nccl =
+        params->exchange == NULL || strcmp(params->exchange, "auto") == 0 || strcmp(params->exchange, "nccl") == 0;
+    if (!choice->may_be_cpu && !by_nccl) {
+        return error_set(err, LS_EUNSUPPORTED,
+                         "--exchange %s: GPUs of several hosts exchange by NCCL; leave it at auto", params->exchange);
+    }
+    choice->may_be_cuda =
+        !choice->may_be_cpu; /* auto is the CPU: a GPU that one host lacks is no choice for it alone */
+    const int32_t ours = choice->may_be_cuda;
+    int32_t all[HOSTS_MAX];
+    TRY(hosts_swap(params->hosts, &ours, all, sizeof ours, err));
+    for (int host = 0; host < hosts_count(params->hosts); host++) {
+        if (all[host] != ours) {
+            return error_set(err, LS_EINVAL, "%s runs on %s, this host on %s: give all hosts the same --device",
+                             hosts_label(params->hosts, host), all[host] ? "GPUs" : "the CPU",
+                             ours ? "GPUs" : "the CPU");
+        }
+    }
+    return LS_OK;
 }
 
 /* What the exchange op and the sampler see of other hosts' ranks. */
@@ -324,6 +337,7 @@ static ls_status follow_step(ls_engine *engine, const step_head *head, ls_error 
     TRY(receive(engine, steps->body, steps->bytes, STEP_TIMEOUT_NS, err));
     TRY(unpack(steps, head, batch, err));
     TRY(engine->backend->submit(engine, batch, err));
+    TRY(engine->backend->collect(engine, batch, err));
     for (int r = first_rank(engine); r < end_rank(engine); r++) { /* host 0 has them */
         memset(engine->host.fault[r], 0, (size_t)head->n_rows * sizeof *engine->host.fault[r]);
     }

@@ -183,7 +183,7 @@ static bool node_is_part(const engine_config *config, int host) {
 static ls_status place_for_hosts(host_memory *out, const engine_config *config, const ls_spec *spec, ls_arena *arena,
                                  ls_error *err) {
     const size_t node = 2 * (size_t)config->m_max * (size_t)spec->d_model, n_out = (size_t)config->n_out_max;
-    for (int host = 0; host < config->n_hosts; host++) {
+    for (int host = 0; host < config->n_hosts && !config->on_device; host++) {
         if (!node_is_part(config, host)) {
             TRY(arena_take(arena, MEM_EXCHANGE, node * sizeof(float), &out->node[host], err));
         }

@@ -52,12 +52,26 @@ static ls_profile_line *line_of(profile_lines *lines, const char *ops, bool deco
     return line;
 }
 
+static void add_runner(profile_lines *lines, ls_profile_line *line, int runner, double us) {
+    double *runner_us = lines->runner_us[line - lines->line];
+    runner_us[runner] += us;
+    line->least_us = line->most_us = runner_us[0];
+    for (int i = 1; i < lines->n_runners; i++) {
+        line->least_us = runner_us[i] < line->least_us ? runner_us[i] : line->least_us;
+        line->most_us = runner_us[i] > line->most_us ? runner_us[i] : line->most_us;
+    }
+}
+
 void profile_add(profile_lines *lines, const ls_engine *engine, const step_batch *batch, int first, int last,
-                 double us) {
+                 int runner, double us) {
     const ls_program *program = engine->program[0];
     char ops[sizeof lines->line->ops];
     name_ops(program, first, last, ops, sizeof ops);
     ls_profile_line *line = line_of(lines, ops, batch->step.n_pre == 0);
+    add_runner(lines, line, runner, us);
+    if (runner > 0) {
+        return;
+    }
     line->launches++;
     line->total_us += us;
     for (int i = first; i < last; i++) {
@@ -74,15 +88,21 @@ void profile_add(profile_lines *lines, const ls_engine *engine, const step_batch
 }
 
 ls_status cpu_profile_open(ls_engine *engine, ls_error *err) {
-    const size_t n_ops = (size_t)engine->program[0]->n_ops;
-    engine->profile = calloc(1, sizeof *engine->profile + n_ops * sizeof *engine->profile->op_ns);
-    return engine->profile != NULL ? LS_OK : error_set(err, LS_ENOMEM, "profile: out of memory");
+    const size_t n = (size_t)engine->program[0]->n_ops * (size_t)engine->config.rank_count;
+    engine->profile = calloc(1, sizeof *engine->profile + n * sizeof *engine->profile->op_ns);
+    if (engine->profile == NULL) {
+        return error_set(err, LS_ENOMEM, "profile: out of memory");
+    }
+    engine->profile->lines.n_runners = engine->config.rank_count;
+    return LS_OK;
 }
 
 void cpu_profile_step(ls_engine *engine, const step_batch *batch) {
     struct cpu_profile *profile = engine->profile;
-    for (int i = 0; profile != NULL && i < engine->program[0]->n_ops; i++) {
-        profile_add(&profile->lines, engine, batch, i, i + 1, (double)profile->op_ns[i] / 1000);
+    const int n_ops = engine->program[0]->n_ops;
+    for (int i = 0; profile != NULL && i < n_ops * engine->config.rank_count; i++) {
+        const int op = i % n_ops;
+        profile_add(&profile->lines, engine, batch, op, op + 1, i / n_ops, (double)profile->op_ns[i] / 1000);
         profile->op_ns[i] = 0;
     }
 }

@@ -38,7 +38,9 @@ static void run_rank(void *arg, int local, const ls_team *team) {
     ls_engine *engine = job->engine;
     const int rank = first_rank(engine) + local;
     int64_t *exchange_ns = local == 0 && team->thread == 0 ? &job->exchange_ns : NULL;
-    int64_t *op_ns = exchange_ns != NULL && engine->profile != NULL ? engine->profile->op_ns : NULL;
+    int64_t *op_ns = team->thread == 0 && engine->profile != NULL
+                         ? engine->profile->op_ns + (ptrdiff_t)local * engine->program[0]->n_ops
+                         : NULL;
     if (!plan_run(job->plan, &engine->rank[rank].bind, job->step, engine->exchange, team, exchange_ns, op_ns,
                   trace_rank_row(engine, rank, team->thread))) {
         atomic_store(&job->aborted, true);

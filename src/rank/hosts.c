@@ -291,6 +291,21 @@ ls_status hosts_transfer(ls_hosts *hosts, host_transfer *transfer, int n, int64_
     return hosts_why(hosts, err);
 }
 
+ls_status hosts_swap(ls_hosts *hosts, const void *mine, void *all, size_t bytes, ls_error *err) {
+    host_transfer transfer[2 * HOSTS_MAX];
+    int n = 0;
+    for (int host = 0; host < hosts->link->count; host++) {
+        void *theirs = (char *)all + (size_t)host * bytes;
+        if (host == hosts->link->self) {
+            memcpy(theirs, mine, bytes);
+            continue;
+        }
+        transfer[n++] = (host_transfer){.host = host, .sends = true, .data = (void *)(uintptr_t)mine, .bytes = bytes};
+        transfer[n++] = (host_transfer){.host = host, .data = theirs, .bytes = bytes};
+    }
+    return hosts_transfer(hosts, transfer, n, 0, err);
+}
+
 /* ---- Joining and leaving ---- */
 
 static ls_status check_count(int n_hosts, ls_error *err) {

@@ -30,6 +30,9 @@ void hosts_set_phase(ls_hosts *hosts, host_phase phase, int64_t number);
  * may take although all hosts are alive; 0: for ever. Nothing can be moved after a failure. */
 ls_status hosts_transfer(ls_hosts *hosts, host_transfer *transfer, int n, int64_t timeout_ns, ls_error *err);
 
+/* all[hosts_count][bytes] = what each process has in `mine`; as long as that takes while all are alive. */
+ls_status hosts_swap(ls_hosts *hosts, const void *mine, void *all, size_t bytes, ls_error *err);
+
 /* Whether a host was lost; why. NULL hosts are never lost. From any thread. */
 bool hosts_lost(const ls_hosts *hosts);
 ls_status hosts_why(ls_hosts *hosts, ls_error *err);

@@ -8,7 +8,7 @@
  *   plans       equal engines, for every rank
  *   refusals    by name
  *   pairs       of GPUs: patterns, words, exchanges both ways; who is no pair
- *   nccl        two ranks: the bits of one; four: within tolerance; its errors are told, within 5 s
+ *   nccl        the bits of one rank, and larger steps within tolerance; its errors are told, within 5 s
  *   a rank that stays away is named by one that waits for it, within 5 s, and closing the engine does not wait for it
  */
 #include <math.h>
@@ -231,6 +231,42 @@ static void what_cannot_be_is_refused(void **state) {
     ls_model_close(&model);
 }
 
+static bool has_nccl(void) {
+    cuda_nccl *nccl = NULL;
+    const bool has = nccl_open(&nccl, &(nccl_members){.count = 1}, NULL) == LS_OK;
+    nccl_close(&nccl);
+    return has;
+}
+
+/* As bench exchange and bench limits do. */
+static void exchanges_are_measured(void **state) {
+    (void)state;
+    ls_gpu_exchange list[] = {{.bytes = 64}, {.bytes = 10240}};
+    ls_gpu_exchanges all = LS_GPU_EXCHANGES_INIT;
+    ls_error err = {0};
+    all.list = list;
+    all.n = 2;
+    ASSERT_FAILS(ls_gpu_measure_exchanges(0, 0, &all, &err), &err, LS_EINVAL, "GPUs 0 and 0 are no pair");
+    if (n_gpus() < 2) {
+        skip();
+    }
+    ASSERT_OK(ls_gpu_measure_exchanges(0, 1, &all, &err), &err);
+    for (int i = 0; i < 2; i++) {
+        print_message("%d bytes: fused %.1f us, NCCL %.1f us, host %.1f us\n", list[i].bytes, list[i].fused_us,
+                      list[i].nccl_us, list[i].host_us);
+        assert_int_equal(list[i].fused_us > 0, all.no_fused[0] == '\0');
+        assert_int_equal(list[i].nccl_us > 0, has_nccl());
+        assert_int_equal(list[i].nccl_us > 0, all.no_nccl[0] == '\0');
+        assert_true(list[i].host_us > 0);
+    }
+    ls_gpu_pair link = LS_GPU_PAIR_INIT;
+    link.link_only = 1;
+    ASSERT_OK(ls_gpu_measure_pair(0, 1, &link, &err), &err);
+    assert_true(link.there.best > 0 && link.back.best > 0 && link.host_us[0] == 0 && link.exchange_bytes[0] == 0);
+    list[1].bytes = 100;
+    ASSERT_FAILS(ls_gpu_measure_exchanges(0, 1, &all, &err), &err, LS_EINVAL, "an exchange of 100 bytes between GPUs");
+}
+
 /* Exchanges of 1 row by words and of 20 by their owners. */
 static void pairs_are_measured(void **state) {
     (void)state;
@@ -253,15 +289,23 @@ static void pairs_are_measured(void **state) {
     ASSERT_OK(cuda_pair_open(&pair, &rank[0], &rank[1], &err), &err);
     ASSERT_OK(cuda_pair_enable(&pair, &can, &why, &err), &err);
     ASSERT_OK(cuda_pair_patterns(&pair, can, &err), &err);
+    const bool joined = has_nccl();
+    if (joined) {
+        ASSERT_OK(cuda_pair_join(&pair, &err), &err);
+    }
     for (int bytes = 4096; bytes <= 20 * 4096; bytes *= 20) {
-        double us = 0, host_us = 0, word_us = 0;
-        ASSERT_OK(cuda_pair_exchange(&pair, bytes, true, &host_us, &err), &err);
+        double us = 0, host_us = 0, word_us = 0, nccl_us = 0;
+        ASSERT_OK(cuda_pair_exchange(&pair, bytes, PAIR_HOST, &host_us, &err), &err);
         if (can) {
             ASSERT_OK(cuda_pair_ping(&pair, &word_us, &err), &err);
-            ASSERT_OK(cuda_pair_exchange(&pair, bytes, false, &us, &err), &err);
+            ASSERT_OK(cuda_pair_exchange(&pair, bytes, PAIR_FUSED, &us, &err), &err);
         }
-        print_message("%d bytes: a word %.2f us, exchange %.1f us, by the host %.1f us\n", bytes, word_us, us, host_us);
-        assert_true(host_us > 0 && can == (us > 0));
+        if (joined) {
+            ASSERT_OK(cuda_pair_exchange(&pair, bytes, PAIR_NCCL, &nccl_us, &err), &err);
+        }
+        print_message("%d bytes: a word %.2f us, exchange %.1f us, by NCCL %.1f us, by the host %.1f us\n", bytes,
+                      word_us, us, nccl_us, host_us);
+        assert_true(host_us > 0 && can == (us > 0) && joined == (nccl_us > 0));
     }
     cuda_pair_close(&pair);
     for (int i = 0; i < 2; i++) {
@@ -270,14 +314,7 @@ static void pairs_are_measured(void **state) {
     cuda_driver_close(&driver);
 }
 
-static bool has_nccl(void) {
-    cuda_nccl *nccl = NULL;
-    const bool has = nccl_open(&nccl, NULL) == LS_OK;
-    nccl_close(&nccl);
-    return has;
-}
-
-/* Two ranks: the bits of fused, by graphs and launch by launch, and of one rank. Four: within tolerance. */
+/* Steps of up to 16 rows: the bits of one rank, by graphs and launch by launch. Longer prompts: within tolerance. */
 static void nccl_agrees(void **state) {
     (void)state;
     static const char *const graphs[] = {NULL, "none"};
@@ -287,8 +324,9 @@ static void nccl_agrees(void **state) {
     ls_model *model = shapes_of_demo();
     ls_model_info info = LS_MODEL_INFO_INIT;
     assert_int_equal(ls_model_get_info(model, &info, NULL), LS_OK);
-    for (int i = 0; i < 4; i++) {
-        const int n_ranks = i < 2 ? 2 : n_gpus() >= 4 ? 4 : 0;
+    for (int i = 0; i < 5; i++) {
+        const bool is_long = i == 4; /* larger steps */
+        const int n_ranks = n_gpus() >= 4 && i >= 2 ? 4 : i < 2 || is_long ? 2 : 0;
         const ls_dtype dtype = i % 2 == 0 ? LS_F32 : LS_BF16;
         job told[2];
         for (int v = 0; v < 2 && n_ranks > 0; v++) {
@@ -300,24 +338,26 @@ static void nccl_agrees(void **state) {
             params.max_model_len_tokens = 64;
             params.max_num_seqs = 1;
             ls_engine *engine = open_on(model, &params);
-            told[v] = (job){.text = "Once",
+            told[v] = (job){.text = is_long ? STORY : "Once",
                             .max_tokens = 3,
                             .prompt_logits = true,
-                            .n_rows = 16,
-                            .logits = calloc((size_t)16 * (size_t)info.n_vocab, sizeof(float))};
+                            .n_rows = 64,
+                            .logits = calloc((size_t)64 * (size_t)info.n_vocab, sizeof(float))};
             assert_non_null(told[v].logits);
             jobs_run(engine, &told[v], 1);
             ls_engine_close(&engine);
         }
-        if (n_ranks == 2) {
-            assert_same_answer(&told[0], &told[1], "two ranks by nccl");
+        if (n_ranks > 0 && !is_long) {
+            assert_same_answer(&told[0], &told[1], "ranks by nccl");
         }
         double worst = 0;
         for (int pos = 0; n_ranks > 0 && pos < told[0].n_prompt; pos++) {
             const size_t at = (size_t)pos * (size_t)info.n_vocab;
             worst = fmax(worst, row_error(told[1].logits + at, told[0].logits + at, info.n_vocab));
         }
-        print_message("%d ranks by nccl, %s: %.1e\n", n_ranks, ls_dtype_name(dtype), worst);
+        print_message("%d ranks by nccl, %s, %d tokens: %.1e\n", n_ranks, ls_dtype_name(dtype),
+                      n_ranks > 0 ? told[0].n_prompt : 0, worst);
+        assert_true(!is_long || told[0].n_prompt > 16);
         assert_true(worst <= (dtype == LS_F32 ? 1e-4 : 2e-2));
         for (int v = 0; v < 2 && n_ranks > 0; v++) {
             free(told[v].logits);
@@ -391,15 +431,11 @@ static void an_absent_rank_is_named(void **state) {
 /* One test, or those that a pattern names: an argument. */
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(decode_bits_in_bf16),
-        cmocka_unit_test(decode_bits_in_f16),
-        cmocka_unit_test(decode_bits_in_f32),
-        cmocka_unit_test(prefill_agrees),
-        cmocka_unit_test(plans_equal_engines_of_ranks),
-        cmocka_unit_test(what_cannot_be_is_refused),
-        cmocka_unit_test(pairs_are_measured),
-        cmocka_unit_test(an_absent_rank_is_named),
-        cmocka_unit_test(nccl_agrees),
+        cmocka_unit_test(decode_bits_in_bf16),          cmocka_unit_test(decode_bits_in_f16),
+        cmocka_unit_test(decode_bits_in_f32),           cmocka_unit_test(prefill_agrees),
+        cmocka_unit_test(plans_equal_engines_of_ranks), cmocka_unit_test(what_cannot_be_is_refused),
+        cmocka_unit_test(pairs_are_measured),           cmocka_unit_test(exchanges_are_measured),
+        cmocka_unit_test(an_absent_rank_is_named),      cmocka_unit_test(nccl_agrees),
         cmocka_unit_test(an_error_of_nccl_is_told),
     };
     cmocka_set_test_filter(argc > 1 ? argv[1] : NULL);

@@ -181,6 +181,7 @@ static void ops(void **state) {
     json_decref(root);
     EXPECT_TOOL("generate -m demo --device cpu -t 1 -p Once -n 3 --temp 0 --profile", 0, "us each", "ffn_in",
                 "prefill");
+    EXPECT_TOOL("generate -m demo --device cpu -t 1 -tp 2 -p Once -n 3 --temp 0 --profile", 0, "least us    most us");
 }
 
 static void limits(void **state) {

@@ -72,7 +72,7 @@ static void drivers_that_do_not_serve(void **state) {
                  {"FAKE_INIT=999", "the NVIDIA driver does not start: cuInit: CUDA_ERROR_X (as the driver says it)"},
                  {"FAKE_VERSION=12040", "the NVIDIA driver is for CUDA 12.4: it is too old for this program"},
                  {"FAKE_VERSION=99000 FAKE_CHIP=52", "Paper GPU is sm_52; this program has kernels for"},
-                 {"FAKE_VERSION=99000 FAKE_CHIP=52 FAKE_CONTEXT=2", "creating a context on rank 0 (Paper GPU"}};
+                 {"FAKE_VERSION=99000 FAKE_CHIP=52 FAKE_CONTEXT=2", "creating a context on device 0 (Paper GPU"}};
     char folder[PATH_BYTES];
     if (!has_program("cc")) {
         skip();

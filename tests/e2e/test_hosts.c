@@ -480,8 +480,11 @@ static void wrong_settings_are_refused(void **state) {
     expect(run, 0, ">Once");
     differ(ARGS(DEMO, "-p", "Once", "-t", "1", "-tp", "1"), ARGS(DEMO, "-p", "Once", "-t", "1", "-tp", "1"),
            WORDS("--tensor-parallel-size 1", "2 hosts"));
-    differ(ARGS(DEMO, BRIEF, "--device", "cuda"), ARGS(DEMO, BRIEF, "--device", "cuda"),
-           WORDS("--device cuda", "several hosts", "--device cpu"));
+    differ(ARGS(DEMO, BRIEF, "--device", "cuda", "--exchange", "fused"),
+           ARGS(DEMO, BRIEF, "--device", "cuda", "--exchange", "fused"),
+           WORDS("--exchange fused", "GPUs of several hosts exchange by NCCL", "auto"));
+    differ(ARGS(DEMO, BRIEF, "--device", "cuda"), ARGS(DEMO, BRIEF),
+           WORDS("host 1 (", "runs on the CPU, this host on GPUs", "the same --device"));
 }
 
 /* Somebody connects who is not one of us. */

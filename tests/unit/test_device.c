@@ -263,9 +263,11 @@ static void plans_for_gpus(void **state) {
     assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_EINVAL);
     assert_non_null(strstr(err.text, "names 2 GPUs for 4 ranks"));
     params.device = "cuda";
-    params.exchange = "nccl";
-    assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_EUNSUPPORTED);
-    assert_non_null(strstr(err.text, "--exchange nccl"));
+    params.exchange = "rings";
+    assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_EINVAL);
+    assert_non_null(strstr(err.text, "--exchange rings"));
+    params.exchange = "nccl"; /* its own memory is the driver's affair */
+    assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_OK);
     params.exchange = "host"; /* boxes are the host's then */
     assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_OK);
     assert_true(plan.shared_bytes[LS_MEMORY_EXCHANGE] > 4 * plan.rank_bytes[0][LS_MEMORY_EXCHANGE]);

@@ -416,8 +416,9 @@ static void hub_variables(void **state) {
 /* ---- Launchers ---- */
 
 static const char *const launch_names[] = {
-    "RANK",         "WORLD_SIZE",           "OMPI_COMM_WORLD_RANK", "PMI_RANK",    "OMPI_COMM_WORLD_SIZE", "PMI_SIZE",
-    "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS",         "MASTER_ADDR", "MASTER_PORT"};
+    "RANK",        "WORLD_SIZE",   "OMPI_COMM_WORLD_RANK",       "PMI_RANK",      "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",    "SLURM_PROCID", "SLURM_STEP_NUM_TASKS",       "SLURM_NTASKS",  "MASTER_ADDR",
+    "MASTER_PORT", "LOCAL_RANK",   "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", "MPI_LOCALRANKID"};
 
 /* text: "NAME=value NAME=value". */
 static ls_status read_launch(const char *text, options_launch *out, ls_error *err) {
@@ -447,18 +448,23 @@ static void launchers_are_understood(void **state) {
         const char *text;
         int process, n_processes;
         const char *address;
+        int local;
     } good[] = {
-        {"", 0, 1, ""},
-        {"RANK=1", 0, 1, ""},
-        {"MASTER_ADDR=a MASTER_PORT=1", 0, 1, ""},
-        {"RANK=0 WORLD_SIZE=1", 0, 1, ""},
-        {"RANK=3 WORLD_SIZE=4 MASTER_ADDR=a MASTER_PORT=29500", 3, 4, "a:29500"},
-        {"OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2", 1, 2, ""},
-        {"OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=7", 1, 2, "a:7"},
-        {"PMI_RANK=1 PMI_SIZE=8", 1, 8, ""},
-        {"SLURM_PROCID=5 SLURM_STEP_NUM_TASKS=8", 5, 8, ""},
-        {"SLURM_PROCID=0 SLURM_NTASKS=8", 0, 1, ""}, /* a batch script is alone */
-        {"RANK=1 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1 SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=4", 1, 2, "a:1"},
+        {"", 0, 1, "", 0},
+        {"RANK=1", 0, 1, "", 0},
+        {"MASTER_ADDR=a MASTER_PORT=1", 0, 1, "", 0},
+        {"RANK=0 WORLD_SIZE=1", 0, 1, "", 0},
+        {"RANK=3 WORLD_SIZE=4 MASTER_ADDR=a MASTER_PORT=29500", 3, 4, "a:29500", 0},
+        {"RANK=3 WORLD_SIZE=4 LOCAL_RANK=1 MASTER_ADDR=a MASTER_PORT=29500", 3, 4, "a:29500", 1},
+        {"OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2", 1, 2, "", 0},
+        {"OMPI_COMM_WORLD_RANK=5 OMPI_COMM_WORLD_SIZE=8 OMPI_COMM_WORLD_LOCAL_RANK=1", 5, 8, "", 1},
+        {"SLURM_PROCID=5 SLURM_STEP_NUM_TASKS=8 SLURM_LOCALID=2", 5, 8, "", 2},
+        {"PMI_RANK=1 PMI_SIZE=8 MPI_LOCALRANKID=1", 1, 8, "", 1},
+        {"OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=7", 1, 2, "a:7", 0},
+        {"PMI_RANK=1 PMI_SIZE=8", 1, 8, "", 0},
+        {"SLURM_PROCID=5 SLURM_STEP_NUM_TASKS=8", 5, 8, "", 0},
+        {"SLURM_PROCID=0 SLURM_NTASKS=8", 0, 1, "", 0}, /* a batch script is alone */
+        {"RANK=1 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1 SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=4", 1, 2, "a:1", 0},
     };
     static const char *const bad[] = {"RANK=0 WORLD_SIZE=2", "RANK=x WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1",
                                       "PMI_RANK=-1 PMI_SIZE=2", "PMI_RANK=0 PMI_SIZE=2x",
@@ -470,6 +476,7 @@ static void launchers_are_understood(void **state) {
         assert_int_equal(launch.process, good[i].process);
         assert_int_equal(launch.n_processes, good[i].n_processes);
         assert_string_equal(launch.address, good[i].address);
+        assert_int_equal(launch.local, good[i].local);
     }
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_int_equal(read_launch(bad[i], &launch, &err), LS_EINVAL);

@@ -15,9 +15,12 @@ ls_status cuda_check(const cuda_rank *rank, CUresult rc, const char *what, ls_er
         return LS_OK;
     }
     ls_status status = rc == CUDA_ERROR_OUT_OF_MEMORY ? LS_ENOMEM : LS_EABORTED;
-    return error_set(err, status, "%s on rank %d (%s, device %d): %s: %s", what, rank->bind.group.rank,
-                     rank->facts.name[0] != '\0' ? rank->facts.name : "a GPU", rank->facts.device,
-                     cuda_error_name(rank->driver, rc), cuda_error_text(rank->driver, rc));
+    const char *gpu = rank->facts.name[0] != '\0' ? rank->facts.name : "a GPU";
+    const char *name = cuda_error_name(rank->driver, rc), *text = cuda_error_text(rank->driver, rc);
+    return rank->bind.group.size == 0
+               ? error_set(err, status, "%s on device %d (%s): %s: %s", what, rank->facts.device, gpu, name, text)
+               : error_set(err, status, "%s on rank %d (%s, device %d): %s: %s", what, rank->bind.group.rank, gpu,
+                           rank->facts.device, name, text);
 }
 
 ls_status cuda_launch(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,

@@ -193,7 +193,8 @@ static ls_status stage_part(const cuda_rank *rank, int slot, const decode_how *h
     return LS_OK;
 }
 
-/* Padding of a bucket is added up too, as far as the buffers go. */
+/* Decode's rows: all ranks' nodes come here, where words would lie, and the leaf tree over them is one over nodes of this rank's.
+ * More rows: NCCL adds up. Padding of a bucket goes with them, as far as the buffers go. */
 static ls_status launch_by_nccl(const cuda_exchange *e, const ls_op *op, int n_ops, int first, const decode_how *how,
                                 ls_error *err) {
     const ls_bind *bind = &e->rank->bind;
@@ -212,7 +213,17 @@ static ls_status launch_by_nccl(const cuda_exchange *e, const ls_op *op, int n_o
         TRY(launch(e, e->sum, "exchange_sum", (unsigned)rows, 1, row_threads(d), 0, &args, err));
         args.n_nodes = 1;
     }
-    TRY(nccl_sum(e->group->nccl, e->rank, bind->group.rank, (float *)(uintptr_t)m.part, (size_t)rows * (size_t)d, err));
+    const size_t count = (size_t)rows * (size_t)d;
+    const int number = bind->group.rank;
+    if (how->n_rows <= EXCHANGE_ROWS) {
+        float *all = (float *)(uintptr_t)e->group->args.box[number];
+        TRY(nccl_gather(e->group->nccl, e->rank, number, m.part, all, count * sizeof(float), err));
+        args.member[0].part = all;
+        args.node_stride = (int64_t)count;
+        args.n_nodes = e->group->args.n_ranks;
+    } else {
+        TRY(nccl_sum(e->group->nccl, e->rank, number, (float *)(uintptr_t)m.part, count, err));
+    }
     return cuda_launch(e->rank, e->take, "exchange_take", (unsigned)rows, 1, 1, row_threads(d), row_bytes(d),
                        (void *[]){&args}, err);
 }

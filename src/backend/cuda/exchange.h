@@ -7,8 +7,9 @@
  * Where the group is `staged` (there is no peer access) those meet, and then read each other's BUF_PART by decode_exchange, from
  * copies of it in pinned memory (bind.peer_part).
  *
- * With a library (group->nccl; a rank a GPU) each rank's sum of its nodes is added up by NCCL, in f32, and each rank goes on as if
- * it were alone. Two ranks get the bits of the other ways, more ranks those of NCCL's order.
+ * With a library (group->nccl; a rank a GPU) NCCL moves the sums, and each rank goes on as if it were alone. Of steps of up to
+ * EXCHANGE_ROWS rows each rank gathers all ranks' nodes and adds them up itself: the bits of the other ways. Of more rows NCCL adds
+ * up, in f32: two ranks have one order, more ranks that of NCCL's rings or trees, which sizes and machines decide.
  *
  * Else the order of the sums is the leaf tree's in all cases. Words are f32, so that the bits are those of one rank; what is sent
  * of more rows is bf16 where that is the run dtype. (f16 would overflow where sums do not: they go as f32.)

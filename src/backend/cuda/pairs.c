@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "backend/cuda/kern/pair_args.h"
+#include "base/threads.h"
 
 enum { TIMEOUT_S = 30, THREADS = 256, PASSES = 5 };
 
@@ -33,6 +34,7 @@ ls_status cuda_pair_open(cuda_pair *out, cuda_rank *a, cuda_rank *b, ls_error *e
 }
 
 void cuda_pair_close(cuda_pair *pair) {
+    nccl_close(&pair->nccl);
     for (int i = 1; i >= 0; i--) {
         if (pair->buffer[i] != 0 && cuda_rank_enter(pair->rank[i], NULL) == LS_OK) {
             pair->rank[i]->driver->cuMemFree(pair->buffer[i]);
@@ -234,7 +236,7 @@ fail:
 
 /* ---- Exchanges ---- */
 
-enum { D = 1024, MOST_ROWS = PAIR_MOST_EXCHANGED / (D * 4), IN_GRAPH = 20 };
+enum { MOST_FLOATS = PAIR_MOST_EXCHANGED / 4, IN_GRAPH = 20 };
 
 /* Two ranks of a program of two exchanges, in turn in one slot and the other. */
 typedef struct exchange_bench {
@@ -245,27 +247,69 @@ typedef struct exchange_bench {
     CUgraphExec graph[2];
     const void *part[2]; /* what the other reads, or stores to */
     uint8_t *pinned;     /* stuck, and where it is staged boxes and parts */
+    const cuda_pair *pair;
+    const pair_timer *timer;
+    ncclUniqueId id;
+    int rows, d;
 } exchange_bench;
 
-static const size_t part_bytes = (size_t)2 * CUDA_NODES * MOST_ROWS * D * sizeof(float);
+/* What is done for each of the two: by one thread, or where NCCL is in it by two (nccl.h). */
+typedef ls_status (*side_fn)(exchange_bench *b, int i, ls_error *err);
+
+typedef struct second_side {
+    exchange_bench *b;
+    side_fn fn;
+    ls_error error;
+} second_side;
+
+static void *run_second(void *arg) {
+    second_side *side = arg;
+    side->error.status = side->fn(side->b, 1, &side->error);
+    return NULL;
+}
+
+static ls_status on_both(exchange_bench *b, side_fn fn, ls_error *err) {
+    second_side side = {.b = b, .fn = fn};
+    pthread_t thread;
+    if (b->group.nccl == NULL) {
+        TRY(fn(b, 1, err));
+        return fn(b, 0, err);
+    }
+    const int rc = thread_start(&thread, run_second, &side);
+    if (rc != 0) {
+        return error_set(err, LS_ENOMEM, "no thread for the second GPU: %s", strerror(rc));
+    }
+    ls_status st = fn(b, 0, err);
+    pthread_join(thread, NULL);
+    return st != LS_OK || side.error.status == LS_OK ? st : error_set(err, side.error.status, "%s", side.error.text);
+}
+
+static const size_t part_bytes = (size_t)2 * CUDA_NODES * MOST_FLOATS * sizeof(float);
+
+static size_t box_bytes_of(int d) {
+    return ((size_t)exchange_layout_of(d, 1).bytes + 255) / 256 * 256;
+}
 
 /* In a rank's buffer: the step, epochs, box, h, x, parts. */
-static ls_status place(const cuda_pair *pair, exchange_bench *b, int i, int rows, bool staged, ls_error *err) {
+static ls_status place(exchange_bench *b, int i, ls_error *err) {
+    const cuda_pair *pair = b->pair;
+    const bool staged = b->group.staged;
     cuda_rank *rank = &b->rank[i];
     const cuda_driver *api = rank->driver;
-    const size_t box_bytes = ((size_t)b->group.args.layout.bytes + 255) / 256 * 256, act = (size_t)MOST_ROWS * D * 4;
-    const cuda_step step = {.n_rows = rows};
+    const size_t box_bytes = box_bytes_of(b->d), act = (size_t)MOST_FLOATS * 4;
+    const cuda_step step = {.n_rows = b->rows};
     const CUdeviceptr base = pair->buffer[i], box = base + 1024, h = box + box_bytes, x = h + act, part = x + act;
     const CUdeviceptr fault = part + part_bytes;
-    if (fault + MOST_ROWS * sizeof(int32_t) > base + PAIR_BYTES) {
+    const int most_rows = MOST_FLOATS / b->d;
+    if (fault + (size_t)most_rows * sizeof(int32_t) > base + PAIR_BYTES) {
         return error_set(err, LS_EINTERNAL, "exchanges of a pair need more than %d bytes", PAIR_BYTES);
     }
     rank->overlap = pair->rank[i]->overlap;
     rank->step = base;
     rank->bind = (ls_bind){.group = {i, 2},
                            .dtype = LS_F32,
-                           .d_model = D,
-                           .m_max = MOST_ROWS,
+                           .d_model = b->d,
+                           .m_max = most_rows,
                            .fault = at(fault),
                            .buf = {[BUF_H] = at(h), [BUF_X] = at(x), [BUF_PART] = at(part)}};
     b->group.x[i] = at(x);
@@ -278,10 +322,10 @@ static ls_status place(const cuda_pair *pair, exchange_bench *b, int i, int rows
     return exchange_open(&b->exchange[i], rank, &b->group, base + 512, 1, err);
 }
 
-static ls_status capture(exchange_bench *b, int i, int rows, ls_error *err) {
+static ls_status capture(exchange_bench *b, int i, ls_error *err) {
     const cuda_rank *rank = &b->rank[i];
     const cuda_driver *api = rank->driver;
-    const decode_how how = {.n_rows = rows, .n_nodes = 1};
+    const decode_how how = {.n_rows = b->rows, .n_nodes = 1};
     CUgraph graph = NULL;
     ls_status st = LS_OK;
     TRY(cuda_rank_enter(rank, err));
@@ -298,39 +342,40 @@ static ls_status capture(exchange_bench *b, int i, int rows, ls_error *err) {
     return cuda_check(rank, rc, "making a graph", err);
 }
 
-static ls_status run_graphs(const cuda_pair *pair, const exchange_bench *b, const pair_timer *t, float *ms,
-                            ls_error *err) {
-    const cuda_driver *api = pair->rank[0]->driver;
-    for (int i = 1; i >= 0; i--) {
-        const cuda_rank *rank = &b->rank[i];
-        TRY(cuda_rank_enter(rank, err));
-        for (int k = 0; k < 2; k++) { /* the first makes them begin together */
-            if (i == 0 && k == 1) {
-                TRY(cuda_check(rank, api->cuEventRecord(t->begin, rank->stream), "timing", err));
-            }
-            TRY(cuda_check(rank, api->cuGraphLaunch(b->graph[i], rank->stream), "exchanging", err));
+static ls_status launch_graphs(exchange_bench *b, int i, ls_error *err) {
+    const cuda_rank *rank = &b->rank[i];
+    const cuda_driver *api = rank->driver;
+    TRY(cuda_rank_enter(rank, err));
+    for (int k = 0; k < 2; k++) { /* the first makes them begin together */
+        if (i == 0 && k == 1) {
+            TRY(cuda_check(rank, api->cuEventRecord(b->timer->begin, rank->stream), "timing", err));
         }
+        TRY(cuda_check(rank, api->cuGraphLaunch(b->graph[i], rank->stream), "exchanging", err));
     }
-    TRY(cuda_check(pair->rank[0], api->cuEventRecord(t->end, pair->rank[0]->stream), "timing", err));
-    TRY(wait_both(pair, "exchanging", err));
-    TRY(exchange_check(&b->group, b->op, 2, err));
-    return cuda_check(pair->rank[0], api->cuEventElapsedTime(ms, t->begin, t->end), "timing", err);
+    return i == 0 ? cuda_check(rank, api->cuEventRecord(b->timer->end, rank->stream), "timing", err) : LS_OK;
 }
 
-static ls_status time_exchanges(const cuda_pair *pair, exchange_bench *b, int rows, bool staged, const pair_timer *t,
-                                double *out_us, ls_error *err) {
+static ls_status run_graphs(exchange_bench *b, float *ms, ls_error *err) {
+    const cuda_rank *rank = b->pair->rank[0];
+    TRY(on_both(b, launch_graphs, err));
+    TRY(wait_both(b->pair, "exchanging", err));
+    TRY(exchange_check(&b->group, b->op, 2, err));
+    return cuda_check(rank, rank->driver->cuEventElapsedTime(ms, b->timer->begin, b->timer->end), "timing", err);
+}
+
+static ls_status time_exchanges(exchange_bench *b, double *out_us, ls_error *err) {
     double us[PASSES];
     for (int i = 1; i >= 0; i--) {
-        TRY(place(pair, b, i, rows, staged, err));
+        TRY(place(b, i, err));
     }
     for (int i = 1; i >= 0; i--) {
         b->rank[i].bind.peer_part[0] = b->part[0];
         b->rank[i].bind.peer_part[1] = b->part[1];
-        TRY(capture(b, i, rows, err));
     }
+    TRY(on_both(b, capture, err));
     for (int pass = -1; pass < PASSES; pass++) {
         float ms = 0;
-        TRY(run_graphs(pair, b, t, &ms, err));
+        TRY(run_graphs(b, &ms, err));
         us[pass < 0 ? 0 : pass] = (double)ms * 1000 / IN_GRAPH;
     }
     qsort(us, PASSES, sizeof *us, compare_doubles);
@@ -338,14 +383,49 @@ static ls_status time_exchanges(const cuda_pair *pair, exchange_bench *b, int ro
     return LS_OK;
 }
 
-ls_status cuda_pair_exchange(const cuda_pair *pair, int bytes, bool staged, double *out_us, ls_error *err) {
+static ls_status join_side(exchange_bench *b, int i, ls_error *err) {
+    const cuda_pair *pair = b->pair;
+    ls_error why = {0};
+    if (cuda_rank_enter(pair->rank[i], &why) != LS_OK) {
+        nccl_stay_away(pair->nccl, &why);
+        return error_set(err, why.status, "%s", why.text);
+    }
+    return nccl_join(pair->nccl, &b->id, pair->rank[i], i, 2, err);
+}
+
+ls_status cuda_pair_join(cuda_pair *pair, ls_error *err) {
+    exchange_bench b = {.pair = pair};
+    ls_status st = nccl_open(&pair->nccl, &(nccl_members){.count = 2}, err);
+    b.group.nccl = pair->nccl;
+    TRY_GOTO(st, fail);
+    TRY_GOTO(nccl_new_id(pair->nccl, &b.id, err), fail);
+    TRY_GOTO(on_both(&b, join_side, err), fail);
+    return cuda_rank_enter(pair->rank[0], err);
+fail:
+    nccl_close(&pair->nccl);
+    return st;
+}
+
+ls_status cuda_pair_exchange(const cuda_pair *pair, int bytes, pair_way way, double *out_us, ls_error *err) {
     const cuda_driver *api = pair->rank[0]->driver;
-    const size_t pinned_bytes = 4096 + (staged ? 2 * part_bytes + 2 * ((size_t)8 << 20) : 0);
-    exchange_bench b = {.op = {{.kind = OP_EXCHANGE, .layer = -1, .exchange = {.bias = -1, .slot = 0}},
+    const bool staged = way == PAIR_HOST;
+    const int d = bytes % PAIR_ROW == 0 ? PAIR_ROW / 4 : bytes / 4;
+    const size_t pinned_bytes = 4096 + (staged ? 2 * part_bytes + 2 * box_bytes_of(d) : 0);
+    exchange_bench b = {.pair = pair,
+                        .rows = bytes / 4 / (d > 0 ? d : 1),
+                        .d = d,
+                        .op = {{.kind = OP_EXCHANGE, .layer = -1, .exchange = {.bias = -1, .slot = 0}},
                                {.kind = OP_EXCHANGE, .layer = -1, .exchange = {.bias = -1, .slot = 1}}}};
     pair_timer t = {NULL, NULL};
     ls_status st = LS_OK;
     void *pinned = NULL;
+    if (bytes < 64 || bytes > PAIR_MOST_EXCHANGED || bytes % 64 != 0 ||
+        (bytes % PAIR_ROW != 0 && bytes > PAIR_ONE_ROW)) {
+        return error_set(err, LS_EINVAL,
+                         "an exchange of %d bytes between GPUs: must be a multiple of %d up to %d, or of 64 up to %d",
+                         bytes, PAIR_ROW, PAIR_MOST_EXCHANGED, PAIR_ONE_ROW);
+    }
+    b.timer = &t;
     for (int i = 1; i >= 0; i--) {
         cuda_rank_open_beside(&b.rank[i], pair->rank[i]);
     }
@@ -357,11 +437,12 @@ ls_status cuda_pair_exchange(const cuda_pair *pair, int bytes, bool staged, doub
         fail);
     memset(pinned, 0, pinned_bytes);
     b.pinned = pinned;
-    b.group.args = (exchange_group_args){.n_ranks = 2, .patience_ns = patience_ns, .layout = exchange_layout_of(D, 1)};
+    b.group.args = (exchange_group_args){.n_ranks = 2, .patience_ns = patience_ns, .layout = exchange_layout_of(d, 1)};
     b.group.stuck = pinned;
     b.group.staged = staged;
+    b.group.nccl = way == PAIR_NCCL ? pair->nccl : NULL;
     TRY_GOTO(open_timer(pair->rank[0], &t, err), fail);
-    TRY_GOTO(time_exchanges(pair, &b, bytes / (D * 4), staged, &t, out_us, err), fail);
+    TRY_GOTO(time_exchanges(&b, out_us, err), fail);
 fail:
     for (int i = 1; i >= 0 && b.pinned != NULL; i--) {
         if (cuda_rank_enter(pair->rank[i], NULL) == LS_OK && b.graph[i] != NULL) {

@@ -12,7 +12,11 @@
 typedef struct cuda_pair {
     cuda_rank *rank[2];
     CUdeviceptr buffer[2]; /* PAIR_BYTES each */
+    cuda_nccl *nccl;       /* once joined */
 } cuda_pair;
+
+/* Ways to exchange: stores to one another's memory, pinned memory, NCCL. */
+typedef enum pair_way { PAIR_FUSED, PAIR_HOST, PAIR_NCCL } pair_way;
 
 enum { PAIR_BYTES = 96 << 20 };
 
@@ -27,9 +31,11 @@ ls_status cuda_pair_copies(const cuda_pair *pair, ls_rate *there, ls_rate *back,
 ls_status cuda_pair_patterns(const cuda_pair *pair, bool stores, ls_error *err);
 /* Microseconds of a word's way, half of there and back. LS_EABORTED: none came. */
 ls_status cuda_pair_ping(const cuda_pair *pair, double *out_us, ls_error *err);
-/* Microseconds of an exchange of `bytes` of f32 sums in graphs of several (a multiple of 4096, at most PAIR_MOST_EXCHANGED);
- * staged: through pinned memory. */
-enum { PAIR_MOST_EXCHANGED = 4 << 20 };
-ls_status cuda_pair_exchange(const cuda_pair *pair, int bytes, bool staged, double *out_us, ls_error *err);
+/* NCCL's group of the two, for PAIR_NCCL. LS_ENOTFOUND: there is no library. */
+ls_status cuda_pair_join(cuda_pair *pair, ls_error *err);
+/* Microseconds of an exchange of `bytes` of f32 sums in graphs of several: rows of PAIR_ROW bytes, PAIR_MOST_EXCHANGED in all at most;
+ * or one row, of a multiple of 64 bytes up to PAIR_ONE_ROW. LS_EINVAL: another size. */
+enum { PAIR_ROW = 4096, PAIR_ONE_ROW = 32 << 10, PAIR_MOST_EXCHANGED = 4 << 20 };
+ls_status cuda_pair_exchange(const cuda_pair *pair, int bytes, pair_way way, double *out_us, ls_error *err);
 
 #endif

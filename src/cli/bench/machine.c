@@ -99,8 +99,32 @@ static ls_status gpu_limits(bench *b, int n, ls_error *err) {
     return LS_OK;
 }
 
+/* Of this GPU and the next one. */
+static ls_status link_limits(bench *b, int gpu, int n_gpus, ls_error *err) {
+    static const char test[] = "link of 2 GPUs";
+    ls_gpu_pair pair = LS_GPU_PAIR_INIT;
+    if (n_gpus < 2) {
+        results_absent(results_row(b->rows, test), "there is one GPU here");
+        return LS_OK;
+    }
+    pair.link_only = 1;
+    for (int i = 0; i < b->repetitions; i++) {
+        ls_status st = ls_gpu_measure_pair(gpu, (gpu + 1) % n_gpus, &pair, err);
+        if (st < 0) {
+            results_absent(results_row(b->rows, test), err->text);
+            return LS_OK;
+        }
+        if (pair.reach) {
+            add_rate(b->rows, test, 0, "latency_us", pair.word_us);
+        }
+        add_rate(b->rows, test, 0, "bytes_per_s", pair.there.best);
+    }
+    return LS_OK;
+}
+
 ls_status bench_limits(bench *b, ls_error *err) {
     const int gpu = gpu_of(&b->options);
+    int n_gpus = 0;
     for (int i = 0; i < b->repetitions; i++) {
         if (gpu >= 0) {
             TRY(gpu_limits(b, gpu, err));
@@ -108,7 +132,8 @@ ls_status bench_limits(bench *b, ls_error *err) {
         TRY(cpu_limits(b, err));
     }
     if (gpu >= 0) {
-        results_absent(results_row(b->rows, "link of 2 GPUs"), "this build does not measure it");
+        TRY(ls_gpu_count(&n_gpus, err));
+        TRY(link_limits(b, gpu, n_gpus, err));
     } else {
         results_absent(results_row(b->rows, "HBM read"), "no GPU here, or --device cpu");
     }
@@ -156,24 +181,102 @@ static ls_status exchange(bench *b, int n_ranks, int64_t bytes, const char *devi
     return LS_OK;
 }
 
+/* ---- exchange between GPUs ---- */
+
+enum { FUSED, NCCL, HOST, WAYS };
+
+/* A row for each way and size. */
+static json_t *way_row(bench *b, int way, int64_t bytes) {
+    static const char *const name[WAYS] = {"fused", "nccl", "host"};
+    json_t *row = results_row(b->rows, "exchange");
+    results_set(row, "device", json_string("cuda"));
+    results_set(row, "tp", json_integer(2));
+    results_set(row, "bytes", json_integer((json_int_t)bytes));
+    results_set(row, "transport", json_string(name[way]));
+    return row;
+}
+
+static void add_ways(json_t *const row[WAYS], const ls_gpu_exchange *is, const ls_gpu_exchanges *all) {
+    const double us[WAYS] = {is->fused_us, is->nccl_us, is->host_us};
+    const char *const why[WAYS] = {all->no_fused, all->no_nccl, ""};
+    for (int way = 0; way < WAYS; way++) {
+        if (us[way] > 0) {
+            results_add(row[way], "exchange_us", LESS_IS_BETTER, us[way]);
+            results_add(row[way], "bytes_per_s", MORE_IS_BETTER, (double)is->bytes * 1e6 / us[way]);
+        } else {
+            results_absent(row[way], why[way]);
+        }
+    }
+}
+
+/* Why a size is not measured between two GPUs; NULL: it is. */
+static const char *no_exchange(int64_t bytes, int n_gpus, const ls_error *no_driver) {
+    enum { MOST = 4 << 20, ROW = 4096, ONE_ROW = 32 << 10 };
+    const bool fits = bytes <= MOST && (bytes % ROW == 0 || (bytes <= ONE_ROW && bytes % 64 == 0));
+    return no_driver->status != LS_OK ? no_driver->text
+           : n_gpus < 2               ? "there is one GPU here"
+           : fits                     ? NULL
+                  : "between GPUs, multiples of 4 KiB up to 4 MiB are measured, and of 64 bytes up to 32 KiB";
+}
+
+/* The GPU of --device and the next one, by every way that there is. */
+static ls_status exchange_gpus(bench *b, const int_list *sizes, ls_error *err) {
+    ls_gpu_exchange list[LIST_MOST];
+    json_t *row[LIST_MOST][WAYS];
+    ls_gpu_exchanges all = LS_GPU_EXCHANGES_INIT;
+    ls_error no_driver = {0};
+    const int gpu = gpu_of(&b->options);
+    int n_gpus = 0;
+    all.list = list;
+    if (ls_gpu_count(&n_gpus, &no_driver) != LS_OK) {
+        error_prefix(&no_driver, no_driver.status, "--device cuda");
+    }
+    for (int i = 0; i < sizes->n; i++) {
+        const char *why = no_exchange(sizes->item[i], n_gpus, &no_driver);
+        for (int way = 0; way < WAYS; way++) {
+            row[all.n][way] = way_row(b, way, sizes->item[i]);
+            if (why != NULL) {
+                results_absent(row[all.n][way], why);
+            }
+        }
+        list[all.n].bytes = (int)sizes->item[i];
+        all.n += why == NULL;
+    }
+    for (int i = 0; i < b->repetitions && all.n > 0; i++) {
+        ls_status st = ls_gpu_measure_exchanges(gpu, (gpu + 1) % n_gpus, &all, err);
+        for (int k = 0; k < all.n; k++) {
+            for (int way = 0; way < WAYS && st < 0; way++) {
+                results_absent(row[k][way], err->text);
+            }
+            if (st == LS_OK) {
+                add_ways(row[k], &list[k], &all);
+            }
+        }
+        if (st < 0) {
+            return LS_OK;
+        }
+    }
+    return LS_OK;
+}
+
 ls_status bench_exchange(bench *b, ls_error *err) {
     int_list sizes;
     const bool given = options_given(&b->options, OPT_TENSOR_PARALLEL_SIZE);
     const int only = (int)b->options.value[OPT_TENSOR_PARALLEL_SIZE].integer;
-    const bool gpu = strncmp(b->options.value[OPT_DEVICE].text, "cuda", 4) == 0;
+    const bool only_gpus = strncmp(b->options.value[OPT_DEVICE].text, "cuda", 4) == 0;
     TRY(bench_list(b, OPT_EXCHANGE_SIZES, NULL, 64, (int64_t)1 << 30, &sizes, err));
-    for (int n_ranks = 2; n_ranks <= 8; n_ranks *= 2) {
+    for (int n_ranks = 2; n_ranks <= 8 && !only_gpus; n_ranks *= 2) {
         for (int i = 0; i < sizes.n && (!given || only == n_ranks); i++) {
-            TRY(exchange(b, n_ranks, sizes.item[i], gpu ? b->options.value[OPT_DEVICE].text : "cpu", err));
+            TRY(exchange(b, n_ranks, sizes.item[i], "cpu", err));
         }
     }
-    int n_gpus = 0;
-    if (!gpu && gpu_of(&b->options) >= 0 && ls_gpu_count(&n_gpus, NULL) == LS_OK && n_gpus > 1) {
-        TRY(exchange(b, 2, sizes.item[0], "cuda", err));
+    if ((only_gpus || gpu_of(&b->options) >= 0) && (!given || only == 2) && b->hosts.group == NULL) {
+        TRY(exchange_gpus(b, &sizes, err));
     }
     return json_array_size(b->rows) > 0
                ? LS_OK
-               : error_set(err, LS_EINVAL, "--tensor-parallel-size %d: an exchange has 2, 4 or 8 ranks", only);
+               : error_set(err, LS_EINVAL, "--tensor-parallel-size %d: an exchange has 2, 4 or 8 ranks%s", only,
+                           only_gpus ? ", of GPUs 2" : "");
 }
 
 /* ---- ops ---- */

@@ -3,9 +3,18 @@
  * kernels are those of the emulators beside this folder. Streams are threads, so that GPUs run side by side and wait for one
  * another; what is launched between BeginCapture and EndCapture is a graph. Slow, for tiny models: it is there to test what
  * the host does.
+ *
+ *   LS_EMULATE_NO_PEERS, LS_EMULATE_BROKEN_LINK   GPUs do not reach each other; a word changes on its way
+ *   LS_EMULATE_FAILS=D:NAME:N    the N-th run of kernel NAME on GPU D fails: nothing runs on it any more, and it says so; or,
+ *                                of cuStreamCreate, cuCtxSetCurrent, cuMemAlloc, cuLaunchKernel and cuGraphLaunch, the N-th
+ *                                call for GPU D fails
+ *   LS_EMULATE_HANGS=D:NAME:N    such a call does not come back
+ *
+ * Where something fails it says `emulated: ...` on stderr.
  */
 #include <cuda.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
@@ -42,7 +51,11 @@ typedef std::function<void()> task;
 
 /* ---- Streams ---- */
 
+static thread_local CUcontext context_now;
+
 struct CUstream_st {
+    const int gpu = (int)(uintptr_t)context_now - 1;
+    std::atomic<bool> broken{false}; /* its GPU has failed */
     std::mutex lock;
     std::condition_variable changed;
     std::deque<task> tasks;
@@ -97,7 +110,37 @@ struct CUstream_st {
     }
 };
 
+/* Whether this is the one of NAME's on the GPU that the variable means. */
+static bool is_meant(const char *variable, int gpu, const char *name) {
+    static std::atomic<long> seen;
+    const char *text = getenv(variable);
+    char wanted[64] = "";
+    int of = -1;
+    long n = 0;
+    if (text == NULL || sscanf(text, "%d:%63[^:]:%ld", &of, wanted, &n) != 3 || of != gpu ||
+        strcmp(wanted, name) != 0 || ++seen != n) {
+        return false;
+    }
+    fprintf(stderr, "emulated: %s=%s\n", variable, text);
+    return true;
+}
+
+static bool call_fails(int gpu, const char *name) {
+    if (is_meant("LS_EMULATE_HANGS", gpu, name)) {
+        for (;;) {
+            std::this_thread::sleep_for(std::chrono::seconds(1));
+        }
+    }
+    return is_meant("LS_EMULATE_FAILS", gpu, name);
+}
+
+static bool kernel_fails(CUstream stream, const char *name) {
+    stream->broken = stream->broken || is_meant("LS_EMULATE_FAILS", stream->gpu, name);
+    return stream->broken;
+}
+
 struct CUevent_st {
+    bool broken = false;
     std::mutex lock;
     std::condition_variable changed;
     uint64_t n_recorded = 0, n_happened = 0;
@@ -205,14 +248,15 @@ static CUresult launch(const char *name, unsigned x, unsigned y, unsigned z, uns
         std::vector<char> own(copy.size() + 64);
         char *at = reinterpret_cast<char *>((reinterpret_cast<uintptr_t>(own.data()) + 63) / 64 * 64);
         memcpy(at, copy.data(), copy.size());
+        if (kernel_fails(stream, name)) {
+            return;
+        }
         run_kernel(name, grid, block, shared, at);
     });
     return CUDA_SUCCESS;
 }
 
 /* ---- The driver's functions ---- */
-
-static thread_local CUcontext context_now;
 
 extern "C" {
 /* libnccl.cpp's: behind what the stream has, or into what it captures. Takes the task over. */
@@ -275,6 +319,9 @@ CUresult cuDevicePrimaryCtxRelease(CUdevice) {
     return CUDA_SUCCESS;
 }
 CUresult cuCtxSetCurrent(CUcontext context) {
+    if (call_fails((int)(uintptr_t)context - 1, "cuCtxSetCurrent")) {
+        return CUDA_ERROR_UNKNOWN;
+    }
     context_now = context;
     return CUDA_SUCCESS;
 }
@@ -287,6 +334,9 @@ CUresult cuMemGetInfo(size_t *free_bytes, size_t *total) {
     return CUDA_SUCCESS;
 }
 CUresult cuMemAlloc(CUdeviceptr *out, size_t bytes) {
+    if (call_fails((int)(uintptr_t)context_now - 1, "cuMemAlloc")) {
+        return CUDA_ERROR_UNKNOWN;
+    }
     void *p = aligned_alloc(256, (bytes + 255) / 256 * 256);
     *out = (CUdeviceptr)p;
     memset(p, 0xff, bytes);
@@ -349,6 +399,9 @@ CUresult cuMemsetD2D32Async(CUdeviceptr to, size_t pitch, unsigned value, size_t
     return CUDA_SUCCESS;
 }
 CUresult cuStreamCreate(CUstream *out, unsigned) {
+    if (call_fails((int)(uintptr_t)context_now - 1, "cuStreamCreate")) {
+        return CUDA_ERROR_UNKNOWN;
+    }
     *out = new CUstream_st;
     return context_now == NULL ? CUDA_ERROR_INVALID_CONTEXT : CUDA_SUCCESS;
 }
@@ -361,7 +414,7 @@ CUresult cuStreamSynchronize(CUstream stream) {
     return CUDA_SUCCESS;
 }
 CUresult cuStreamQuery(CUstream stream) {
-    return stream->idle() ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+    return stream->broken ? CUDA_ERROR_ILLEGAL_ADDRESS : stream->idle() ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
 }
 CUresult cuEventCreate(CUevent *out, unsigned) {
     *out = new CUevent_st;
@@ -379,13 +432,16 @@ CUresult cuEventRecord(CUevent event, CUstream stream) {
     stream->give([=] {
         std::lock_guard<std::mutex> held(event->lock);
         event->n_happened++;
+        event->broken = event->broken || stream->broken;
         event->changed.notify_all();
     });
     return CUDA_SUCCESS;
 }
 CUresult cuEventQuery(CUevent event) {
     std::lock_guard<std::mutex> held(event->lock);
-    return event->n_happened == event->n_recorded ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+    return event->n_happened != event->n_recorded ? CUDA_ERROR_NOT_READY
+           : event->broken                        ? CUDA_ERROR_ILLEGAL_ADDRESS
+                                                  : CUDA_SUCCESS;
 }
 CUresult cuEventSynchronize(CUevent event) {
     std::unique_lock<std::mutex> held(event->lock);
@@ -421,6 +477,9 @@ CUresult cuGraphUpload(CUgraphExec, CUstream) {
     return CUDA_SUCCESS;
 }
 CUresult cuGraphLaunch(CUgraphExec exec, CUstream stream) {
+    if (call_fails(stream->gpu, "cuGraphLaunch")) {
+        return CUDA_ERROR_UNKNOWN;
+    }
     for (const task &t : exec->tasks) {
         stream->give(t);
     }
@@ -469,10 +528,13 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType, cuuint32_
 }
 CUresult cuLaunchKernel(CUfunction fn, unsigned x, unsigned y, unsigned z, unsigned block, unsigned, unsigned,
                         unsigned shared, CUstream stream, void **args, void **) {
-    return launch(fn->name.c_str(), x, y, z, block, shared, stream, args);
+    return call_fails(stream->gpu, "cuLaunchKernel") ? CUDA_ERROR_UNKNOWN
+                                                     : launch(fn->name.c_str(), x, y, z, block, shared, stream, args);
 }
 CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction fn, void **args, void **) {
-    return launch(fn->name.c_str(), c->gridDimX, c->gridDimY, c->gridDimZ, c->blockDimX, c->sharedMemBytes, c->hStream,
-                  args);
+    return call_fails(c->hStream->gpu, "cuLaunchKernel")
+               ? CUDA_ERROR_UNKNOWN
+               : launch(fn->name.c_str(), c->gridDimX, c->gridDimY, c->gridDimZ, c->blockDimX, c->sharedMemBytes,
+                        c->hStream, args);
 }
 }

@@ -1,15 +1,20 @@
 /*
  * A libnccl.so.2 for the emulated GPUs of libcuda.cpp: ranks meet in a file of /dev/shm that the group's id names, also those of
- * several processes; the last that joins removes it. Sums go from rank 0 to the last, in f32. With LS_EMULATE_NCCL_FAILS=N the N-th
- * sum of rank 1 never ends, and its communicator tells of an error.
+ * several processes; the last that joins removes it. Sums go from rank 0 to the last, in f32.
+ *
+ *   LS_EMULATE_NCCL_FAILS=N    the N-th sum or gather of rank 1 never ends, and its communicator tells of an error
+ *   LS_EMULATE_NCCL_ABSENT=R   rank R's joining never ends, so that nobody's does
+ *   LS_EMULATE_NCCL_STUCK=1    ncclCommAbort does not come back
  */
 #include <cuda.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <string>
 #include <thread>
 
 #include <fcntl.h>
@@ -31,8 +36,9 @@ struct id {
 struct ncclComm {
     meeting *at;
     int rank, n;
+    std::string name;
     uint64_t turn = 0;
-    long sums = 0;
+    long sums = 0; /* and gathers */
     std::atomic<bool> aborted{false};
     std::atomic<int> error{0};
 };
@@ -56,6 +62,7 @@ static bool fails(ncclComm *c) {
     if (at == NULL || c->rank != 1 || ++c->sums != atol(at)) {
         return false;
     }
+    fprintf(stderr, "emulated: LS_EMULATE_NCCL_FAILS=%s\n", at);
     c->error = 6;
     while (!c->aborted) {
         std::this_thread::yield();
@@ -83,35 +90,65 @@ static void all_reduce(ncclComm *c, const float *from, float *to, size_t count) 
     }
 }
 
+static void all_gather(ncclComm *c, const char *from, char *to, size_t count) {
+    for (size_t i = 0; i < count && !c->aborted; i += PIECE) {
+        const size_t n = std::min(count - i, (size_t)PIECE);
+        memcpy(c->at->piece[c->rank], from + i, n);
+        if (!meet(c)) {
+            return;
+        }
+        for (int r = 0; r < c->n; r++) {
+            memcpy(to + r * count + i, c->at->piece[r], n);
+        }
+        if (!meet(c)) {
+            return;
+        }
+    }
+}
+
 extern "C" {
 int ncclGetUniqueId(id *out) {
     static std::atomic<int> n;
     snprintf(out->name, sizeof out->name, "/dev/shm/emulated-nccl-%d-%d", (int)getpid(), n++);
     return 0;
 }
-int ncclCommInitRank(ncclComm **out, int n, id group, int rank) {
+struct config {
+    size_t size;
+    unsigned magic, version;
+    int blocking;
+};
+int ncclCommInitRankConfig(ncclComm **out, int n, id group, int rank, const config *how) {
+    const char *absent = getenv("LS_EMULATE_NCCL_ABSENT");
+    if (how->size < 20 || how->magic != 0xcafebeef || how->version < 21400 || how->blocking != 0) {
+        return 4;
+    }
     int fd = open(group.name, O_RDWR | O_CREAT, 0600);
     if (fd < 0 || ftruncate(fd, sizeof(meeting)) != 0) {
         return 2;
     }
     void *p = mmap(NULL, sizeof(meeting), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     close(fd);
-    ncclComm *c = new ncclComm{static_cast<meeting *>(p), rank, n};
+    ncclComm *c = new ncclComm{static_cast<meeting *>(p), rank, n, group.name};
     *out = c;
-    if (++c->at->joined == n) {
+    if (absent != NULL && atoi(absent) == rank) {
+        fprintf(stderr, "emulated: LS_EMULATE_NCCL_ABSENT=%s\n", absent);
+    } else if (++c->at->joined == n) {
         unlink(group.name);
     }
-    while (c->at->joined < n) {
+    return 7;
+}
+int ncclCommAbort(ncclComm *c) { /* what is under way may look at it still */
+    c->aborted = true;
+    if (c->at->joined < c->n) {
+        unlink(c->name.c_str());
+    }
+    while (getenv("LS_EMULATE_NCCL_STUCK") != NULL) {
         std::this_thread::yield();
     }
     return 0;
 }
-int ncclCommAbort(ncclComm *c) { /* what is under way may look at it still */
-    c->aborted = true;
-    return 0;
-}
 int ncclCommGetAsyncError(ncclComm *c, int *out) {
-    *out = c->error;
+    *out = c->at->joined < c->n ? 7 : c->error.load();
     return 0;
 }
 const char *ncclGetErrorString(int) {
@@ -132,16 +169,12 @@ int ncclAllReduce(const void *from, void *to, size_t count, int type, int op, nc
     return 0;
 }
 int ncclAllGather(const void *from, void *to, size_t count, int type, ncclComm *c, CUstream stream) {
-    if (type != 0 || count > PIECE) {
+    if (type != 0) {
         return 4;
     }
     emulate_give(stream, new std::function<void()>([=] {
-                     memcpy(c->at->piece[c->rank], from, count);
-                     if (meet(c)) {
-                         for (int r = 0; r < c->n; r++) {
-                             memcpy(static_cast<char *>(to) + r * count, c->at->piece[r], count);
-                         }
-                         meet(c);
+                     if (!fails(c)) {
+                         all_gather(c, static_cast<const char *>(from), static_cast<char *>(to), count);
                      }
                  }));
     return 0;
