@@ -334,7 +334,7 @@ static void a_step_in_vain_is_told(void **state) {
         engine = engine_open(model, &params);
         assert_string_equal(engine->decode_plan, "persistent");
         job jobs[] = {{.text = STORY, .max_tokens = 20}, {.text = STORY, .max_tokens = 20, .temperature = 1}};
-        *engine->host.persist_stuck = (persist_stuck){.is_set = 1, .op = 1, .layer = 0, .block = 7};
+        *engine->host.persist_stuck = (persist_stuck){.claimed = 1, .op = 1, .layer = 0, .block = 7};
         jobs_run(engine, jobs, 2);
         for (size_t i = 0; i < COUNT(jobs); i++) {
             assert_int_equal(jobs[i].status, LS_EABORTED);

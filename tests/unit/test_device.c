@@ -143,8 +143,13 @@ static void no_gpu_is_told(void **state) {
     assert_non_null(strstr(err.text, "--plan tape"));
     on_gpu.plan = "persistent";
     on_gpu.tensor_parallel_size = 2;
-    assert_int_equal(ls_engine_open(model, &on_gpu, &engine, &err), LS_EUNSUPPORTED);
-    assert_non_null(strstr(err.text, "--plan persistent"));
+    for (int i = 0; i < 2; i++) { /* exchanges that are not inside of a kernel */
+        const char *by[] = {"host", "nccl"}, *says[] = {"persistent with --exchange host", "with --exchange nccl"};
+        on_gpu.exchange = by[i];
+        assert_int_equal(ls_engine_open(model, &on_gpu, &engine, &err), LS_EINVAL);
+        assert_non_null(strstr(err.text, says[i]));
+    }
+    on_gpu.exchange = NULL;
     on_gpu.tensor_parallel_size = 1;
     on_gpu.kernels = "generic";
     assert_int_equal(ls_engine_open(model, &on_gpu, &engine, &err), LS_EINVAL);
@@ -238,8 +243,26 @@ static void plans_for_gpus(void **state) {
     assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_OK);
     assert_true(plan.n_pages >= (fit.largest_num_seqs - 1) * LEN / LS_PAGE_TOKENS);
 
-    /* Ranks: each has about its part of the weights, and all fit on their GPU, or on the one that they share. */
+    /* Ranks: each has about its part of the weights, and all fit on their GPU, or on the one that they share. The persistent kernel's
+     * words are each rank's own; all have room for as many. */
     const int64_t weights = plan.rank_bytes[0][LS_MEMORY_WEIGHTS];
+    int64_t of_graphs[4];
+    params.max_num_seqs = SEQS;
+    params.tensor_parallel_size = 4;
+    for (int persistent = 0; persistent < 2; persistent++) {
+        params.plan = persistent ? "persistent" : NULL;
+        assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_OK);
+        for (int r = 0; r < 4; r++) {
+            const int64_t all = plan.rank_bytes[r][LS_MEMORY_ACTIVATIONS];
+            of_graphs[r] = persistent ? of_graphs[r] : all;
+            const int64_t of_kernel = all - of_graphs[r];
+            assert_true(!persistent || of_kernel > 8 * (1 + 2 + 4 + 8) * (2 * d + 2 * 8 * d));
+        }
+    }
+    params.exchange = "host";
+    assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_EINVAL);
+    assert_non_null(strstr(err.text, "--plan persistent with --exchange host"));
+    params.exchange = NULL;
     params.max_num_seqs = 256;
     params.plan = NULL;
     for (int shared = 0; shared < 2; shared++) {
@@ -264,8 +287,7 @@ static void plans_for_gpus(void **state) {
     assert_non_null(strstr(err.text, "names 2 GPUs for 4 ranks"));
     params.device = "cuda";
     params.exchange = "nccl";
-    assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_EUNSUPPORTED);
-    assert_non_null(strstr(err.text, "--exchange nccl"));
+    assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_OK);
     params.exchange = "host"; /* boxes are the host's then */
     assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_OK);
     assert_true(plan.shared_bytes[LS_MEMORY_EXCHANGE] > 4 * plan.rank_bytes[0][LS_MEMORY_EXCHANGE]);
