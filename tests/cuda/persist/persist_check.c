@@ -462,7 +462,7 @@ static bool ranks_without(check *c, const char *what, int n_launched, const int6
  * and its layer. */
 static void check_stuck_ranks(check *c) {
     const int64_t forever = (int64_t)300 * 1000000000,
-                  short_ns = (device_is_slow(c->dev) ? 20 : 1) * (int64_t)200000000;
+                  short_ns = (device_is_slow(c->dev) ? 20 : 5) * (int64_t)200000000;
     const int last = c->n_ranks - 1;
     char what[160], wanted[64], detail[600];
     for (int k = 0; k < 2; k++) {
