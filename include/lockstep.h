@@ -194,8 +194,8 @@ typedef struct ls_engine_params {
     /* Of ranks on GPUs: "fused" (stores to one another's memory), "host" (through the host's memory), "auto" (default: fused
      * where all GPUs can, else host). */
     const char *exchange;
-    /* Of one rank on a GPU, how decode steps of up to 16 rows run: "graph", a launch an op; "persistent", one launch a step,
-     * for chips from Hopper on; "auto" (default): graph, so far. */
+    /* Of ranks on GPUs, how decode steps of up to 16 rows run: "graph", a launch an op; "persistent", one launch a step,
+     * for chips from Hopper on, of several ranks with an exchange that is fused; "auto" (default): graph, so far. */
     const char *plan;
 } ls_engine_params;
 #define LS_ENGINE_PARAMS_INIT LS_SIZED(ls_engine_params)

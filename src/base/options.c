@@ -285,7 +285,7 @@ const option_def option_table[OPTION_COUNT] = {
         {OPT_PLAN, COMMANDS_RUN, GROUP_ENGINE, OPTION_CHOICE, "plan", NULL, 0, "PLAN", "auto", 0, 0,
          "auto|graph|persistent",
          "How a GPU runs decode steps of up to 16 sequences: graph is a launch an op; persistent one launch a step, "
-         "for one rank on a chip from Hopper on; auto is graph, so far"},
+         "on chips from Hopper on, with GPUs that reach each other's memory; auto is graph, so far"},
     [OPT_GRAPH_SIZES] = {OPT_GRAPH_SIZES, COMMANDS_RUN, GROUP_ENGINE, OPTION_TEXT, "graph-sizes", NULL, 0, "SIZES",
                          "1,2,4,8,16,24,32,48,64,96,128,192,256", 0, 0, NULL,
                          "On a GPU, decode steps of up to so many rows are captured as graphs at the start: rising "

@@ -175,6 +175,7 @@ static ls_status choose_plan(ls_engine *engine, ls_error *err) {
     if (cuda->persist == NULL) {
         return LS_OK;
     }
+    cuda_persist_join(cuda);
     ls_status st = cuda_try_step(engine, &why);
     if (st == LS_OK) {
         engine->decode_plan = "persistent";
@@ -184,8 +185,12 @@ static ls_status choose_plan(ls_engine *engine, ls_error *err) {
         return error_set(err, st, "--plan persistent: %s", why.text);
     }
     log_line(&engine->model->log, LS_LOG_WARN, "decode steps run as graphs: %s", why.text);
-    cuda_persist_close(cuda);
-    return cuda_rank_wait(&cuda->rank, "a step that failed", CUDA_STEP_TIMEOUT_S, err);
+    for (int r = 0; r < cuda->n_ranks; r++) {
+        cuda_persist_close(cuda->of[r]);
+        TRY(cuda_rank_enter(&cuda->of[r]->rank, err));
+        TRY(cuda_rank_wait(&cuda->of[r]->rank, "a step that failed", CUDA_STEP_TIMEOUT_S, err));
+    }
+    return cuda_rank_enter(&cuda->rank, err);
 }
 
 /* Ranks must do the same: with cuBLASLt on all GPUs, or on none. */

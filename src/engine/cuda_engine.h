@@ -64,7 +64,7 @@ typedef struct cuda_engine {
     int n_graphs;
     int graph_rows[CUDA_GRAPHS]; /* rising: most rows of graph i */
     CUgraphExec graph[CUDA_GRAPHS];
-    cuda_persist *persist; /* rank 0's, alone; NULL: graphs run all decode steps */
+    cuda_persist *persist; /* every rank's; NULL: graphs run all decode steps */
     CUevent done[2];       /* the step of engine->batch[i] is over and its results are there */
     /* While weights are loaded: a thread opens cuBLASLt, another prepares kernels and captures graphs, for all GPUs once all
      * cuBLASLts are open. */
@@ -89,6 +89,7 @@ static inline cuda_engine *cuda_of(const ls_engine *engine, int rank) {
  * config.staged. join: once memory is placed. launch: op `first` on the ranks of a GPU, for decode-only steps of at most
  * `rows` rows, or (rows = 0) for this step; n_ranks > 1. */
 ls_status cuda_devices_check(const device_choice *choice, int n_ranks, ls_error *err);
+int cuda_most_on_a_device(const device_choice *choice, int n_ranks); /* ranks that share one */
 ls_status cuda_exchange_check(const ls_engine_params *params, ls_error *err);
 ls_status cuda_ranks_open(ls_engine *engine, const ls_engine_params *params, bool generic, ls_error *err);
 ls_status cuda_ranks_memory(const cuda_engine *first, double share, gpu_memory *out, ls_error *err); /* of all hosts */
@@ -126,23 +127,24 @@ ls_status cuda_graphs_read(cuda_engine *cuda, const char *sizes, int max_seqs, l
 ls_status cuda_graphs_capture(cuda_engine *leader, ls_error *err);
 ls_status cuda_submit(ls_engine *engine, step_batch *batch, ls_error *err);
 ls_status cuda_collect(ls_engine *engine, step_batch *batch, ls_error *err);
-/* Runs a step of one token, which nobody wants, by the persistent kernel. */
+/* Runs a step of one token, which nobody wants, by the persistent kernel, on all ranks. */
 ls_status cuda_try_step(ls_engine *engine, ls_error *err);
 /* One op by the kernels for any step, which leave what ops.h says at every border. */
 ls_status cuda_run_op(ls_engine *engine, const ls_step *step, int index, ls_error *err);
 ls_status cuda_run_decode(ls_engine *engine, const ls_step *step, int first, int *n_taken, ls_error *err);
 const char *cuda_kernels(ls_engine *engine);
 
-/* cuda_persist.c, for one rank. check: params->plan, before anything is opened. size: what its plans take of the device's
- * memory, on a device of these facts: config->persist_bytes, 0 where they are not wanted, or cannot be and params->plan does
- * not insist; counted: addresses of the rank's memory, or offsets. prepare: once its memory is placed. */
+/* cuda_persist.c. check: params->plan, before anything is opened. size: what its plans take of the device's
+ * memory for a rank, on devices of these facts: config->persist_bytes, 0 where they are not wanted, or cannot be and params->plan does
+ * not insist. prepare: of the ranks of a GPU, once their memory is placed; join: all ranks, once all are prepared. */
 ls_status cuda_persist_params_check(const ls_engine_params *params, int n_ranks, ls_error *err);
-ls_status cuda_persist_size(engine_config *config, const cuda_facts *facts, const ls_bind *counted,
-                            const ls_program *program, const ls_engine_params *params, ls_error *err);
-ls_status cuda_persist_prepare(cuda_engine *cuda, ls_error *err);
-/* Whether it runs a decode step of so many rows; enqueues it; after it: LS_EABORTED if it ended in vain. */
-bool cuda_persist_takes(const cuda_engine *cuda, int n_rows);
-ls_status cuda_persist_launch(cuda_engine *cuda, int n_rows, ls_error *err);
+ls_status cuda_persist_size(engine_config *config, const cuda_facts *facts, const ls_program *program,
+                            const ls_engine_params *params, ls_error *err);
+ls_status cuda_persist_prepare(cuda_engine *leader, ls_error *err);
+void cuda_persist_join(cuda_engine *first);
+/* Whether it runs a decode step of so many rows; enqueues it, on the ranks of a GPU; after it: LS_EABORTED if it ended in vain. */
+bool cuda_persist_takes(const cuda_engine *leader, int n_rows);
+ls_status cuda_persist_launch(cuda_engine *leader, int n_rows, ls_error *err);
 ls_status cuda_persist_check(const ls_engine *engine, ls_error *err);
 void cuda_persist_close(cuda_engine *cuda);
 

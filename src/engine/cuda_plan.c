@@ -58,7 +58,7 @@ static ls_status size_workspace(engine_config *config, const ls_program *program
         size_t bytes = prefill_workspace(program->op, program->n_ops, &counted.bind, config->max_len);
         config->workspace_bytes = bytes > most ? bytes : most;
         const cuda_facts facts = facts_of(memory);
-        st = cuda_persist_size(config, &facts, &counted.bind, program, params, err);
+        st = cuda_persist_size(config, &facts, program, params, err);
     }
     free(counted.weight);
     return st;
@@ -171,16 +171,17 @@ ls_status cuda_find_memory(const ls_engine_params *params, const device_choice *
     gpu_memory found = {0};
     int n_here[LS_MAX_RANKS] = {0}; /* ranks on the GPU of a rank; 0: it is an earlier one's */
     ls_status st = LS_OK;
-    int most = 1;
     for (int r = 0; r < n_ranks; r++) {
         int first = 0;
         while (device_of_rank(choice, first) != device_of_rank(choice, r)) {
             first++;
         }
-        most = ++n_here[first] > most ? n_here[first] : most;
+        n_here[first]++;
     }
     if (params->device_memory_bytes > 0) {
-        *out = (gpu_memory){.total_bytes = params->device_memory_bytes, .used_bytes = driver_bytes, .n_ranks = most};
+        *out = (gpu_memory){.total_bytes = params->device_memory_bytes,
+                            .used_bytes = driver_bytes,
+                            .n_ranks = cuda_most_on_a_device(choice, n_ranks)};
         return LS_OK;
     }
     st = cuda_driver_open(&driver, err);

@@ -24,6 +24,18 @@ ls_status cuda_devices_check(const device_choice *choice, int n_ranks, ls_error 
         choice->n_devices, choice->n_devices == 1 ? "" : "s", n_ranks, n_ranks == 1 ? "" : "s");
 }
 
+int cuda_most_on_a_device(const device_choice *choice, int n_ranks) {
+    int most = 0;
+    for (int r = 0; r < n_ranks; r++) {
+        int here = 0;
+        for (int i = 0; i <= r; i++) {
+            here += device_of_rank(choice, i) == device_of_rank(choice, r);
+        }
+        most = here > most ? here : most;
+    }
+    return most;
+}
+
 static ls_status count_devices(const cuda_driver *driver, const device_choice *choice, int n_ranks, ls_error *err) {
     int n = 0;
     if (n_ranks == 1 || choice->n_devices > 0 || driver->cuDeviceGetCount(&n) != CUDA_SUCCESS || n >= n_ranks) {

@@ -488,9 +488,23 @@ ls_status cuda_try_step(ls_engine *engine, ls_error *err) {
                           .out_row = &zero,
                           .sample = &greedy};
     void *image = engine->batch[0].image;
-    TRY(copy_in_step(cuda, image, pack_step(engine, &step, NULL, image), err));
-    TRY(cuda_persist_launch(cuda, 1, err));
-    TRY(cuda_rank_wait(&cuda->rank, "a first step", CUDA_STEP_TIMEOUT_S, err));
+    const size_t bytes = pack_step(engine, &step, NULL, image);
+    for (int pass = 0; pass < 2; pass++) { /* on all GPUs; until it is over on all */
+        for (int r = 0; r < cuda->n_ranks; r++) {
+            cuda_engine *leader = cuda->of[r];
+            if (leader->leader != leader) {
+                continue;
+            }
+            TRY(cuda_rank_enter(&leader->rank, err));
+            if (pass == 0) {
+                TRY(copy_in_step(leader, image, bytes, err));
+                TRY(cuda_persist_launch(leader, 1, err));
+            } else {
+                TRY(cuda_rank_wait(&leader->rank, "a first step", CUDA_STEP_TIMEOUT_S, err));
+            }
+        }
+    }
+    TRY(cuda_rank_enter(&cuda->rank, err));
     return cuda_persist_check(engine, err);
 }
 

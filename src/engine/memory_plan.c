@@ -148,7 +148,7 @@ static ls_status place_beside_device(host_memory *out, const engine_config *conf
     TRY(place_stage(out, config, program->spec, arena, err));
     TRY(arena_take(arena, MEM_LOGITS, n_threads * v * sizeof(float), &out->edited, err));
     if (config->persist_bytes > 0) {
-        TRY(arena_take(arena, MEM_STEP, sizeof *out->persist_stuck, &out->persist_stuck, err));
+        TRY(arena_take(arena, MEM_STEP, n_ranks * sizeof *out->persist_stuck, &out->persist_stuck, err));
     }
     if (config->trace_events > 0) {
         TRY(trace_place(&out->device_trace, 1, config->trace_events, arena, MEM_TRACE, err));

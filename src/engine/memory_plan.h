@@ -53,6 +53,7 @@ typedef struct engine_config {
     bool runs_ahead;        /* steps may be submitted while the one before them runs: two batches */
     size_t workspace_bytes; /* scratch of the kernels of a device */
     size_t persist_bytes;   /* tables and words of its persistent kernel; 0: it does not run */
+    int persist_blocks;     /* its grid, for each rank */
     bool must_persist;      /* nothing else may run decode steps */
     int trace_events;       /* kept for each thread; 0: no trace */
 } engine_config;
@@ -90,7 +91,7 @@ typedef struct host_memory {
     ls_sample_part *offers;
     void *edited, *slices;               /* BUF_EDITED, BUF_SLICE of the host's sampler */
     volatile uint64_t *stuck;            /* [n_ranks] exchange_args.h */
-    struct persist_stuck *persist_stuck; /* with config.persist_bytes: persist_args.h */
+    struct persist_stuck *persist_stuck; /* [n_ranks] with config.persist_bytes: persist_args.h */
     void *box[LS_MAX_RANKS];             /* with config.staged: theirs, and copies of their BUF_PART */
     float *staged[LS_MAX_RANKS];
     trace_row *device_trace;

@@ -333,15 +333,27 @@ static void a_step_in_vain_is_told(void **state) {
     if (strcmp(params.plan, "persistent") == 0) {
         engine = engine_open(model, &params);
         assert_string_equal(engine->decode_plan, "persistent");
-        job jobs[] = {{.text = STORY, .max_tokens = 20}, {.text = STORY, .max_tokens = 20, .temperature = 1}};
-        *engine->host.persist_stuck = (persist_stuck){.is_set = 1, .op = 1, .layer = 0, .block = 7};
-        jobs_run(engine, jobs, 2);
-        for (size_t i = 0; i < COUNT(jobs); i++) {
-            assert_int_equal(jobs[i].status, LS_EABORTED);
-            assert_non_null(strstr(jobs[i].error, "block 7"));
-            assert_non_null(strstr(jobs[i].error, "layer 0"));
+        ls_request_params ask = LS_REQUEST_PARAMS_INIT;
+        ls_request *request[2] = {NULL};
+        ls_error err = {0};
+        ask.prompt = STORY;
+        ask.prompt_bytes = strlen(STORY);
+        ask.max_tokens = 20;
+        for (size_t i = 0; i < COUNT(request); i++) {
+            ASSERT_OK(ls_request_submit(engine, &ask, &request[i], &err), &err);
         }
-        jobs_clear(jobs, COUNT(jobs));
+        *engine->host.persist_stuck = (persist_stuck){.claimed = 1, .op = 1, .layer = 0, .block = 7};
+        ls_status st = ls_engine_step(engine, &err);
+        print_message("%s\n", err.text);
+        assert_int_equal(st, LS_EABORTED);
+        for (size_t i = 0; i < COUNT(request); i++) {
+            ls_result result = LS_RESULT_INIT;
+            ASSERT_OK(ls_request_get_result(request[i], &result, &err), &err);
+            assert_int_equal(result.status, LS_EABORTED);
+            assert_non_null(strstr(result.error, "block 7"));
+            assert_non_null(strstr(result.error, "layer 0"));
+            ls_request_free(&request[i]);
+        }
         ls_engine_close(&engine);
     } else { /* chips before Hopper, --kernels generic */
         params.plan = "persistent";

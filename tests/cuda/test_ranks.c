@@ -3,13 +3,14 @@
  * two GPUs where there are two.
  *
  *   decode      tokens and logits are those of one rank, bit for bit: any number of rows, greedy, drawn, filtered, by graphs
- *               and launch by launch, through the host's memory, and again
+ *               and launch by launch, through the host's memory, and again; in one launch a step, where the chip can
  *   prefill     within the tolerance of one rank's
  *   plans       equal engines, for every rank
  *   refusals    by name
  *   pairs       of GPUs: patterns, words, exchanges both ways; who is no pair
  *   nccl        the bits of one rank, and larger steps within tolerance; its errors are told, within 5 s
- *   a rank that stays away is named by one that waits for it, within 5 s, and closing the engine does not wait for it
+ *   a rank that stays away is named by one that waits for it, within 5 s, and closing the engine does not wait for it: by
+ *               graphs and in one launch
  */
 #include <math.h>
 
@@ -62,35 +63,67 @@ static void fill(job jobs[ROWS], int32_t id[ROWS], int how) {
     }
 }
 
+/* graphs: sizes, or that there is one launch a step. */
+static const char ONE_LAUNCH[] = "persistent";
+
 static void run_on(ls_model *model, ls_dtype dtype, const char *devices, const char *graphs, const char *exchange,
                    job jobs[ROWS]) {
+    const bool one_launch = graphs == ONE_LAUNCH;
     ls_engine_params params = LS_ENGINE_PARAMS_INIT;
     params.dtype = dtype;
     params.device = devices;
-    params.graph_sizes = graphs;
+    params.graph_sizes = one_launch ? NULL : graphs;
+    params.plan = one_launch ? ONE_LAUNCH : NULL;
     params.exchange = exchange;
     params.max_model_len_tokens = 256;
     ls_engine *engine = open_on(model, &params);
+    assert_string_equal(engine->decode_plan, one_launch ? ONE_LAUNCH : "graph");
     jobs_run(engine, jobs, ROWS);
     ls_engine_close(&engine);
+}
+
+/* Whether this GPU and LS_KERNELS let the persistent kernel run. */
+static bool has_one_launch(ls_model *model) {
+    ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+    const char *kernels = getenv("LS_KERNELS");
+    params.device = "0";
+    ls_engine *engine = open_on(model, &params);
+    const cuda_rank *rank = &engine_cuda(engine)->rank;
+    const bool can =
+        rank->facts.cc_major >= 9 && rank->jit_us == 0 && (kernels == NULL || strcmp(kernels, "auto") == 0);
+    ls_engine_close(&engine);
+    return can;
 }
 
 static void decode_with(ls_dtype dtype) {
     static const struct {
         const char *devices, *graphs, *exchange;
         int n_gpus;
-    } runs[] = {{"0,0", NULL, NULL, 1},   {"0,0,0,0", NULL, NULL, 1}, {"0,0,0,0,0,0,0,0", NULL, NULL, 1},
-                {"0,0", "none", NULL, 1}, {"0,0", NULL, "host", 1},   {"0,1", NULL, NULL, 2},
-                {"1,0", "none", NULL, 2}, {"0,1", NULL, "host", 2},   {"0,1,0,1", NULL, NULL, 2},
-                {"0,1", NULL, NULL, 2}};
+    } runs[] = {{"0,0", NULL, NULL, 1},
+                {"0,0,0,0", NULL, NULL, 1},
+                {"0,0,0,0,0,0,0,0", NULL, NULL, 1},
+                {"0,0", "none", NULL, 1},
+                {"0,0", NULL, "host", 1},
+                {"0,1", NULL, NULL, 2},
+                {"1,0", "none", NULL, 2},
+                {"0,1", NULL, "host", 2},
+                {"0,1,0,1", NULL, NULL, 2},
+                {"0,1", NULL, NULL, 2},
+                {"0,0", ONE_LAUNCH, NULL, 1},
+                {"0,0,0,0", ONE_LAUNCH, NULL, 1},
+                {"0,0,0,0,0,0,0,0", ONE_LAUNCH, NULL, 1},
+                {"0,1", ONE_LAUNCH, NULL, 2},
+                {"1,0,1,0", ONE_LAUNCH, NULL, 2}};
     ls_model *model = shapes_of_demo();
+    const bool one_launch = has_one_launch(model);
     for (int how = 0; how < WAYS; how++) {
         int32_t id[ROWS];
         job alone[ROWS], jobs[ROWS];
         fill(alone, id, how);
         run_on(model, dtype, "0", NULL, NULL, alone);
         for (size_t v = 0; v < COUNT(runs); v++) {
-            if (runs[v].n_gpus > n_gpus() || (how > 0 && dtype != LS_BF16 && v > 2)) {
+            if (runs[v].n_gpus > n_gpus() || (how > 0 && dtype != LS_BF16 && v > 2 && runs[v].graphs != ONE_LAUNCH) ||
+                (runs[v].graphs == ONE_LAUNCH && !one_launch)) {
                 continue;
             }
             fill(jobs, id, how);
@@ -166,12 +199,14 @@ static void prefill_agrees(void **state) {
 static void plans_equal_engines_of_ranks(void **state) {
     (void)state;
     ls_model *model = shapes_of_demo();
-    for (int host = 0; host < 2; host++) {
+    const int n = has_one_launch(model) ? 3 : 2;
+    for (int way = 0; way < n; way++) {
         ls_engine_params params = LS_ENGINE_PARAMS_INIT;
         ls_plan_report plan = LS_PLAN_REPORT_INIT;
         ls_error err = {0};
         params.device = "0,0,0,0";
-        params.exchange = host ? "host" : "auto";
+        params.exchange = way == 1 ? "host" : "auto";
+        params.plan = way == 2 ? ONE_LAUNCH : NULL;
         params.max_num_seqs = 5;
         params.kv_cache_memory_bytes = 8 << 20;
         ASSERT_OK(ls_plan_make(model, &params, &plan, &err), &err);
@@ -212,6 +247,11 @@ static void what_cannot_be_is_refused(void **state) {
                  "run on the CPU");
     params.device = "0,0";
     params.tensor_parallel_size = 0;
+    params.plan = "persistent";
+    params.exchange = "host";
+    ASSERT_FAILS(ls_engine_open(model, &params, &engine, &err), &err, LS_EINVAL, "--plan persistent",
+                 "--exchange host");
+    params.plan = NULL;
     params.exchange = "rings";
     ASSERT_FAILS(ls_engine_open(model, &params, &engine, &err), &err, LS_EINVAL, "--exchange rings");
     params.exchange = NULL;
@@ -399,13 +439,12 @@ static void an_error_of_nccl_is_told(void **state) {
 }
 
 /* The second rank's kernels are not launched: whoever needs its sums waits in vain. */
-static void an_absent_rank_is_named(void **state) {
-    (void)state;
-    ls_model *model = shapes_of_demo();
+static void absent_rank(ls_model *model, const char *plan) {
     ls_engine_params params = LS_ENGINE_PARAMS_INIT;
     ls_error err = {0};
     params.device = "0,0";
     params.graph_sizes = "none";
+    params.plan = plan;
     ls_engine *engine = open_on(model, &params);
     ls_request_params ask = LS_REQUEST_PARAMS_INIT;
     ls_request *request = NULL;
@@ -425,17 +464,40 @@ static void an_absent_rank_is_named(void **state) {
     assert_true(seconds < 5);
     engine_cuda(engine)->n_here = 2;
     ls_engine_close(&engine);
+}
+
+static void an_absent_rank_is_named(void **state) {
+    (void)state;
+    ls_model *model = shapes_of_demo();
+    absent_rank(model, NULL);
+    ls_model_close(&model);
+}
+
+static void an_absent_rank_is_named_in_one_launch(void **state) {
+    (void)state;
+    ls_model *model = shapes_of_demo();
+    if (!has_one_launch(model)) {
+        ls_model_close(&model);
+        skip();
+    }
+    absent_rank(model, ONE_LAUNCH);
     ls_model_close(&model);
 }
 
 /* One test, or those that a pattern names: an argument. */
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(decode_bits_in_bf16),          cmocka_unit_test(decode_bits_in_f16),
-        cmocka_unit_test(decode_bits_in_f32),           cmocka_unit_test(prefill_agrees),
-        cmocka_unit_test(plans_equal_engines_of_ranks), cmocka_unit_test(what_cannot_be_is_refused),
-        cmocka_unit_test(pairs_are_measured),           cmocka_unit_test(exchanges_are_measured),
-        cmocka_unit_test(an_absent_rank_is_named),      cmocka_unit_test(nccl_agrees),
+        cmocka_unit_test(decode_bits_in_bf16),
+        cmocka_unit_test(decode_bits_in_f16),
+        cmocka_unit_test(decode_bits_in_f32),
+        cmocka_unit_test(prefill_agrees),
+        cmocka_unit_test(plans_equal_engines_of_ranks),
+        cmocka_unit_test(what_cannot_be_is_refused),
+        cmocka_unit_test(pairs_are_measured),
+        cmocka_unit_test(exchanges_are_measured),
+        cmocka_unit_test(an_absent_rank_is_named),
+        cmocka_unit_test(an_absent_rank_is_named_in_one_launch),
+        cmocka_unit_test(nccl_agrees),
         cmocka_unit_test(an_error_of_nccl_is_told),
     };
     cmocka_set_test_filter(argc > 1 ? argv[1] : NULL);

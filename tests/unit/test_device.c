@@ -143,8 +143,13 @@ static void no_gpu_is_told(void **state) {
     assert_non_null(strstr(err.text, "--plan tape"));
     on_gpu.plan = "persistent";
     on_gpu.tensor_parallel_size = 2;
-    assert_int_equal(ls_engine_open(model, &on_gpu, &engine, &err), LS_EUNSUPPORTED);
-    assert_non_null(strstr(err.text, "--plan persistent"));
+    for (int i = 0; i < 2; i++) { /* exchanges that are not inside of a kernel */
+        const char *by[] = {"host", "nccl"}, *says[] = {"persistent with --exchange host", "with --exchange nccl"};
+        on_gpu.exchange = by[i];
+        assert_int_equal(ls_engine_open(model, &on_gpu, &engine, &err), LS_EINVAL);
+        assert_non_null(strstr(err.text, says[i]));
+    }
+    on_gpu.exchange = NULL;
     on_gpu.tensor_parallel_size = 1;
     on_gpu.kernels = "generic";
     assert_int_equal(ls_engine_open(model, &on_gpu, &engine, &err), LS_EINVAL);
@@ -258,6 +263,26 @@ static void plans_for_gpus(void **state) {
                         plan.rank_bytes[r][LS_MEMORY_EXCHANGE] > plan.rank_bytes[r][LS_MEMORY_ROPE]);
         }
     }
+    params.device = "cuda";
+    params.tensor_parallel_size = 1;
+    params.quantization = LS_QUANTIZATION_W8A8;
+    assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_EUNSUPPORTED);
+    params.device = "cpu";
+    assert_int_equal(ls_plan_get_gpu_budget(&params, &budget, &err), LS_EINVAL);
+    assert_non_null(strstr(err.text, "--device cpu"));
+    ls_model_close(&model);
+}
+
+static void plans_for_exchanges(void **state) {
+    (void)state;
+    ls_model *model = dummy();
+    ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+    ls_plan_report plan = LS_PLAN_REPORT_INIT;
+    ls_error err = {0};
+    params.device_memory_bytes = 80000000000;
+    params.max_model_len_tokens = 8192;
+    params.max_num_seqs = 256;
+    params.max_num_batched_tokens = 512;
     params.device = "0,1";
     params.tensor_parallel_size = 4;
     assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_EINVAL);
@@ -271,13 +296,40 @@ static void plans_for_gpus(void **state) {
     params.exchange = "host"; /* boxes are the host's then */
     assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_OK);
     assert_true(plan.shared_bytes[LS_MEMORY_EXCHANGE] > 4 * plan.rank_bytes[0][LS_MEMORY_EXCHANGE]);
-    params.exchange = NULL;
-    params.tensor_parallel_size = 1;
-    params.quantization = LS_QUANTIZATION_W8A8;
-    assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_EUNSUPPORTED);
-    params.device = "cpu";
-    assert_int_equal(ls_plan_get_gpu_budget(&params, &budget, &err), LS_EINVAL);
-    assert_non_null(strstr(err.text, "--device cpu"));
+    ls_model_close(&model);
+}
+
+/* The persistent kernel's words are each rank's own: h twice and nodes of the leaf tree, for steps of 1, 2, 4 and 8 rows; all ranks have
+ * room for as many. */
+static void plans_for_ranks_in_one_launch(void **state) {
+    (void)state;
+    ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+    ls_plan_report plan = LS_PLAN_REPORT_INIT;
+    ls_error err = {0};
+    int64_t of_graphs[4], of_kernel[4];
+    ls_model *model = dummy();
+    const int64_t d = model->spec.d_model;
+    params.device = "cuda";
+    params.device_memory_bytes = (int64_t)80 << 30;
+    params.max_model_len_tokens = 2048;
+    params.max_num_seqs = 8;
+    params.tensor_parallel_size = 4;
+    for (int persistent = 0; persistent < 2; persistent++) {
+        params.plan = persistent ? "persistent" : NULL;
+        assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_OK);
+        for (int r = 0; r < 4; r++) {
+            const int64_t all = plan.rank_bytes[r][LS_MEMORY_ACTIVATIONS];
+            of_graphs[r] = persistent ? of_graphs[r] : all;
+            of_kernel[r] = all - of_graphs[r];
+        }
+    }
+    for (int r = 0; r < 4; r++) {
+        assert_in_range(of_kernel[r], 8 * (1 + 2 + 4 + 8) * (2 + 2 * 8) * d, 64 << 20);
+        assert_int_equal(of_kernel[r], of_kernel[0]);
+    }
+    params.exchange = "host";
+    assert_int_equal(ls_plan_make(model, &params, &plan, &err), LS_EINVAL);
+    assert_non_null(strstr(err.text, "--plan persistent with --exchange host"));
     ls_model_close(&model);
 }
 
@@ -382,12 +434,18 @@ static void who_runs_attention(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(words_of_device),   cmocka_unit_test(borrowed_memory_is_left_alone),
-        cmocka_unit_test(plans_of_devices),  cmocka_unit_test(no_gpu_is_told),
+        cmocka_unit_test(words_of_device),
+        cmocka_unit_test(borrowed_memory_is_left_alone),
+        cmocka_unit_test(plans_of_devices),
+        cmocka_unit_test(no_gpu_is_told),
 #ifdef LS_CUDA
-        cmocka_unit_test(kernels_for_chips), cmocka_unit_test(sizes_of_graphs),
-        cmocka_unit_test(work_of_attention), cmocka_unit_test(who_runs_attention),
+        cmocka_unit_test(kernels_for_chips),
+        cmocka_unit_test(sizes_of_graphs),
+        cmocka_unit_test(work_of_attention),
+        cmocka_unit_test(who_runs_attention),
         cmocka_unit_test(plans_for_gpus),
+        cmocka_unit_test(plans_for_exchanges),
+        cmocka_unit_test(plans_for_ranks_in_one_launch),
 #endif
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

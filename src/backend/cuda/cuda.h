@@ -192,9 +192,9 @@ ls_status cuda_launch(cuda_rank *rank, CUfunction fn, const char *name, unsigned
 /* The same for a kernel that waits for those before it (ptx.cuh), so that it may begin while they end: rank->overlap. */
 ls_status cuda_launch_overlapping(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
                                   unsigned grid_z, unsigned block, unsigned shared_bytes, void **args, ls_error *err);
-/* ... all of whose blocks run at the same time: a cooperative launch, of one dimension. */
-ls_status cuda_launch_together(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid, unsigned block,
-                               unsigned shared_bytes, void **args, ls_error *err);
+/* ... all of whose blocks run at the same time: a cooperative launch, which fails where the chip does not hold them all. */
+ls_status cuda_launch_together(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
+                               unsigned block, unsigned shared_bytes, void **args, ls_error *err);
 /* LS_OK, or an error with what, the rank and CUDA's name and text for rc. */
 ls_status cuda_check(const cuda_rank *rank, CUresult rc, const char *what, ls_error *err);
 

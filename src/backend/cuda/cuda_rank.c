@@ -53,12 +53,12 @@ ls_status cuda_launch_overlapping(cuda_rank *rank, CUfunction fn, const char *na
     return rc == CUDA_SUCCESS ? LS_OK : cuda_check(rank, rc, name, err);
 }
 
-ls_status cuda_launch_together(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid, unsigned block,
-                               unsigned shared_bytes, void **args, ls_error *err) {
+ls_status cuda_launch_together(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
+                               unsigned block, unsigned shared_bytes, void **args, ls_error *err) {
     cuda_note_launch(rank, name);
     CUlaunchAttribute together = {.id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE, .value.cooperative = 1};
-    const CUlaunchConfig config = {.gridDimX = grid,
-                                   .gridDimY = 1,
+    const CUlaunchConfig config = {.gridDimX = grid_x,
+                                   .gridDimY = grid_y,
                                    .gridDimZ = 1,
                                    .blockDimX = block,
                                    .blockDimY = 1,

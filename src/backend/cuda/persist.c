@@ -23,9 +23,12 @@ enum {
     TIMEOUT_S = 10
 };
 
-const char *const persist_kernel_names[] = {"persist_f32_8",       "persist_f32_16",      "persist_bf16_8",
-                                            "persist_bf16_16",     "persist_f16_8",       "persist_f16_16",
-                                            "persist_int8_bf16_8", "persist_int8_bf16_16"};
+/* By dtype, columns, and whether ranks share a launch. */
+const char *const persist_kernel_names[] = {
+    "persist_f32_8",       "persist_shared_f32_8",       "persist_f32_16",       "persist_shared_f32_16",
+    "persist_bf16_8",      "persist_shared_bf16_8",      "persist_bf16_16",      "persist_shared_bf16_16",
+    "persist_f16_8",       "persist_shared_f16_8",       "persist_f16_16",       "persist_shared_f16_16",
+    "persist_int8_bf16_8", "persist_shared_int8_bf16_8", "persist_int8_bf16_16", "persist_shared_int8_bf16_16"};
 const int n_persist_kernels = sizeof persist_kernel_names / sizeof *persist_kernel_names;
 
 /* What is being built. */
@@ -99,6 +102,9 @@ static persist_op *add_line(builder *b, int kind, int index, int layer) {
 static ls_status add_matrix(builder *b, persist_op *line, int which, int i_weight, int i_bias, int first_row,
                             ls_error *err) {
     const ls_weight *w = weight(b, i_weight);
+    if (w->rows < 1 || w->cols < 1) {
+        return refuse(err, "a matrix is too small to give each rank a part of it");
+    }
     if (w->format != b->format || (uintptr_t)w->data % 16 != 0 || w->layout != LAYOUT_ROW_MAJOR ||
         (size_t)w->cols * ls_dtype_bytes(w->format) % 16 != 0 || w->cols % 8 != 0) {
         return refuse(err, "a matrix is of another dtype than the others, or its rows are no multiples of 16 bytes");
@@ -410,10 +416,14 @@ static void take_buffers(builder *b, const ls_op *op, int n_ops) {
     b->x = b->norm_apart ? take_words(b, rows * d) : NULL;
     args->partial = take_words(b, rows * partial);
     args->offer = take_words(b, (int64_t)b->plan->grid * CUDA_MAX_DECODE * 4);
-    if (bind->group.size * b->parts > 1) {
-        args->node[bind->group.rank] = take_words(b, 2 * LS_LEAVES * rows * d);
+    if (bind->group.size > 1) {
+        uint64_t *node = take_words(b, PERSIST_ROOM_WORDS(rows, d));
+        args->node[bind->group.rank] = node;
+        args->stuck = (persist_stuck *)(node + PERSIST_STUCK_AT(rows, d));
+    } else {
+        args->node[0] = b->parts > 1 ? take_words(b, PERSIST_BESTS_AT(rows, d)) : NULL;
+        args->stuck = take(b, sizeof(persist_stuck));
     }
-    args->stuck = take(b, sizeof(persist_stuck));
     args->wait = take(b, (size_t)b->plan->grid * (PERSIST_WARPS + 1) * sizeof(persist_wait));
     args->launches = take(b, sizeof(uint32_t));
 }
@@ -518,8 +528,9 @@ ls_status persist_plan_build(persist_plan *out, const cuda_rank *rank, const ls_
     }
     out->rows = how->rows;
     out->grid = (unsigned)how->blocks;
+    out->here = how->here > 1 ? how->here : 1;
     const int which = b.format == LS_INT8 ? 3 : (int)b.format - LS_F32;
-    out->kernel = persist_kernel_names[2 * which + (how->rows > 8)];
+    out->kernel = persist_kernel_names[2 * (2 * which + (how->rows > 8)) + (how->here > 1)];
     out->args = (persist_args){.step = (const void *)(uintptr_t)rank->step, // NOLINT(performance-no-int-to-ptr)
                                .rope = bind->rope,
                                .logits = bind->buf[BUF_LOGITS],
@@ -627,28 +638,67 @@ ls_status persist_prepare(cuda_rank *rank, const persist_plan *plan, CUfunction 
         rank,
         rank->driver->cuOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, fn, PERSIST_ALL_THREADS, plan->shared_bytes),
         plan->kernel, err));
-    if ((unsigned)(per_sm * rank->facts.sm_count) < plan->grid) {
+    if ((unsigned)(per_sm * rank->facts.sm_count) < plan->grid * (unsigned)plan->here) {
         return refuse(err, "the GPU does not hold all its blocks at once");
     }
     return upload(rank, plan, err);
 }
 
-ls_status persist_launch(cuda_rank *rank, const persist_plan *plan, CUfunction fn, ls_error *err) {
-    persist_args args = plan->args;
-    return cuda_launch_together(rank, fn, plan->kernel, plan->grid, PERSIST_ALL_THREADS, plan->shared_bytes,
-                                (void *[]){&args}, err);
+ls_status persist_launch(cuda_rank *rank, const persist_plan *const *plan, int n, CUfunction fn, ls_error *err) {
+    persist_shared_args all = {0}; /* the first one is all that the kernel of a rank alone takes */
+    unsigned shared_bytes = 0;
+    for (int i = 0; i < n; i++) {
+        all.member[i] = plan[i]->args;
+        shared_bytes = plan[i]->shared_bytes > shared_bytes ? plan[i]->shared_bytes : shared_bytes;
+    }
+    return cuda_launch_together(rank, fn, plan[0]->kernel, plan[0]->grid, (unsigned)n, PERSIST_ALL_THREADS,
+                                shared_bytes, (void *[]){&all}, err);
 }
 
-ls_status persist_check(const cuda_rank *rank, const ls_op *op, const persist_stuck *stuck, ls_error *err) {
-    if (stuck->is_set == 0) {
-        return LS_OK;
+/* ---- When it fails ---- */
+
+static const char *layer_text(char out[32], int layer) {
+    out[0] = '\0';
+    if (layer >= 0) {
+        snprintf(out, 32, " of layer %d", layer);
     }
-    char where[32] = "";
-    if (stuck->layer >= 0) {
-        snprintf(where, sizeof where, " of layer %d", stuck->layer);
+    return out;
+}
+
+static int op_without(const persist_stuck *stuck) {
+    return (int)(uint32_t)stuck->missing;
+}
+
+/* Ranks that wait for each other, or for one that waits, are all stuck: the earliest op is where it began. What a rank that is waited for
+ * itself waited for, if for none, is the cause. */
+ls_status persist_check(const persist_stuck *stuck, int n_ranks, const ls_op *op, int64_t timeout_ns, ls_error *err) {
+    int first = -1, alone = -1;
+    char where[32];
+    for (int r = 0; r < n_ranks; r++) {
+        if (stuck[r].missing != 0 && (first < 0 || op_without(&stuck[r]) < op_without(&stuck[first]))) {
+            first = r;
+        } else if (stuck[r].claimed != 0 && stuck[r].missing == 0 && alone < 0) {
+            alone = r;
+        }
     }
-    return error_set(err, LS_EABORTED,
-                     "rank %d: block %d of the persistent decode kernel waited in vain in op %d (%s%s)",
-                     rank->bind.group.rank, stuck->block, stuck->op,
-                     stuck->op < 0 ? "start" : op_kind_name(op[stuck->op].kind), where);
+    const int from = first >= 0 ? (int)(stuck[first].missing >> 32) - 1 : -1;
+    if (first >= 0 && stuck[from].claimed != 0 && stuck[from].missing == 0) {
+        first = -1;
+        alone = from;
+    }
+    if (first >= 0) {
+        const ls_op *o = &op[op_without(&stuck[first])];
+        return error_set(
+            err, LS_EABORTED,
+            "rank %d waited %.1f s in op %s%s of the persistent decode kernel for rank %d, from which nothing "
+            "came: its GPU has stopped, or the link between them is broken",
+            first, (double)timeout_ns / 1e9, op_kind_name(o->kind), layer_text(where, o->layer), from);
+    }
+    if (alone >= 0) {
+        const persist_stuck *it = &stuck[alone];
+        return error_set(
+            err, LS_EABORTED, "rank %d: block %d of the persistent decode kernel waited in vain in op %d (%s%s)", alone,
+            it->block, it->op, it->op < 0 ? "start" : op_kind_name(op[it->op].kind), layer_text(where, it->layer));
+    }
+    return LS_OK;
 }

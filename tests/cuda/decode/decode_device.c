@@ -7,7 +7,7 @@
 #include "base/numeric.h"
 #include "decode_device.h"
 
-enum { MAX_TAKEN = 2048, STEP_BYTES = 1 << 16, REPLAYS = 7 };
+enum { MAX_TAKEN = 4096, STEP_BYTES = 1 << 16, REPLAYS = 7 };
 
 struct device {
     cuda_driver *driver;

@@ -103,6 +103,8 @@ alignas(1024) thread_local uint4 persist_room[(228 << 10) / sizeof(uint4)];
 #include "backend/cuda/kern/decode_sample.cu"
 #include "backend/cuda/kern/decode_stream.cu"
 #include "backend/cuda/kern/persist.cu"
+#undef DEFINE_PERSIST
+#include "backend/cuda/kern/persist_shared.cu"
 
 /* ---- Launching ---- */
 
@@ -144,14 +146,17 @@ static void run_block(unsigned n_threads, bool backwards) {
 struct kernel {
     const char *name;
     void (*entry)(const void *);
+    size_t bytes; /* of its arguments */
 };
 #define KERNEL(name, type)                                                                                             \
     {#name, [](const void *args) {                                                                                     \
          type copy;                                                                                                    \
          memcpy(&copy, args, sizeof copy);                                                                             \
          name(copy);                                                                                                   \
-     }},
-#define PERSISTS(name) KERNEL(persist_##name##_8, persist_args) KERNEL(persist_##name##_16, persist_args)
+     }, sizeof(type)},
+#define PERSISTS(name)                                                                                                 \
+    KERNEL(persist_##name##_8, persist_args) KERNEL(persist_##name##_16, persist_args)                                 \
+    KERNEL(persist_shared_##name##_8, persist_shared_args) KERNEL(persist_shared_##name##_16, persist_shared_args)
 #define MATMULS(name)                                                                                                  \
     KERNEL(decode_matmul_##name##_odd, decode_matmul_args)                                                             \
     KERNEL(decode_matmul_##name##_8, decode_matmul_args) KERNEL(decode_matmul_##name##_16, decode_matmul_args)
@@ -194,21 +199,20 @@ extern "C" void decode_emulate_launch(const void *kernel_, const unsigned grid[3
     }
 }
 
-/* All blocks at once, each a thread of the host, until persist_emulate_wait. Several grids may run. */
-static std::vector<std::thread> running;
-
-extern "C" void persist_emulate_launch(const void *kernel_, unsigned grid, unsigned block, unsigned shared_bytes,
-                                       const void *args, bool backwards) {
-    const auto copy = std::make_shared<persist_args>();
-    memcpy(copy.get(), args, sizeof *copy);
+/* All blocks at once, each a thread of the host. */
+static void start_blocks(std::vector<std::thread> &threads, const kernel *which, const unsigned grid[2], unsigned block,
+                         unsigned shared_bytes, const void *args, bool backwards) {
+    const auto copy = std::make_shared<persist_shared_args>(); /* no kernel has more */
+    const unsigned x = grid[0], y = grid[1];
+    memcpy(copy.get(), args, which->bytes);
     emulate_check(block % 32 == 0 && block <= MAX_THREADS && shared_bytes <= sizeof persist_room, "a block of this shape");
-    for (unsigned i = 0; i < grid; i++) {
-        running.emplace_back([=] {
-            kernel_entry = static_cast<const kernel *>(kernel_)->entry;
+    for (unsigned i = 0; i < x * y; i++) {
+        threads.emplace_back([=] {
+            kernel_entry = which->entry;
             kernel_args = copy.get();
-            gridDim = {grid, 1, 1};
+            gridDim = {x, y, 1};
             blockDim = {block, 1, 1};
-            blockIdx = {i, 0, 0};
+            blockIdx = {i % x, i / x, 0};
             memset(persist_room, 0xff, shared_bytes);
             run_block(block, backwards);
             for (unsigned f = 0; f < block; f++) {
@@ -219,9 +223,33 @@ extern "C" void persist_emulate_launch(const void *kernel_, unsigned grid, unsig
     }
 }
 
-extern "C" void persist_emulate_wait(void) {
-    for (std::thread &one : running) {
+static void join_all(std::vector<std::thread> &threads) {
+    for (std::thread &one : threads) {
         one.join();
     }
-    running.clear();
+    threads.clear();
+}
+
+/* Until persist_emulate_wait. Several grids may run. */
+static std::vector<std::thread> running;
+
+extern "C" void persist_emulate_launch(const void *kernel_, const unsigned grid[2], unsigned block, unsigned shared_bytes,
+                                       const void *args, bool backwards) {
+    start_blocks(running, static_cast<const kernel *>(kernel_), grid, block, shared_bytes, args, backwards);
+}
+
+extern "C" void persist_emulate_wait(void) {
+    join_all(running);
+}
+
+/* Until all of it is done; from several threads at a time. */
+extern "C" void persist_emulate_run(const void *kernel_, const unsigned grid[2], unsigned block, unsigned shared_bytes,
+                                    const void *args) {
+    std::vector<std::thread> threads;
+    start_blocks(threads, static_cast<const kernel *>(kernel_), grid, block, shared_bytes, args, false);
+    join_all(threads);
+}
+
+extern "C" size_t decode_emulate_bytes(const void *kernel_) {
+    return static_cast<const kernel *>(kernel_)->bytes;
 }

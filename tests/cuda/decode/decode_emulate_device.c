@@ -11,12 +11,12 @@
 const void *decode_emulate_kernel(const char *name);
 void decode_emulate_launch(const void *kernel, const unsigned grid[3], unsigned block, unsigned shared_bytes,
                            const void *args, bool backwards);
-void persist_emulate_launch(const void *kernel, unsigned grid, unsigned block, unsigned shared_bytes, const void *args,
-                            bool backwards);
+void persist_emulate_launch(const void *kernel, const unsigned grid[2], unsigned block, unsigned shared_bytes,
+                            const void *args, bool backwards);
 void persist_emulate_wait(void);
 void time_all(device *dev);
 
-enum { MAX_TAKEN = 256, MAX_KERNELS = 64 };
+enum { MAX_TAKEN = 4096, MAX_KERNELS = 64 };
 
 struct device {
     void *taken[MAX_TAKEN];
@@ -43,10 +43,11 @@ ls_status cuda_launch_overlapping(cuda_rank *rank, CUfunction fn, const char *na
     return cuda_launch(rank, fn, name, grid_x, grid_y, grid_z, block, shared_bytes, args, err);
 }
 
-ls_status cuda_launch_together(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid, unsigned block,
-                               unsigned shared_bytes, void **args, ls_error *err) {
+ls_status cuda_launch_together(cuda_rank *rank, CUfunction fn, const char *name, unsigned grid_x, unsigned grid_y,
+                               unsigned block, unsigned shared_bytes, void **args, ls_error *err) {
     (void)rank, (void)name, (void)err;
-    persist_emulate_launch(fn, grid, block, shared_bytes, args[0], getenv("LS_EMULATE_BACKWARDS") != NULL);
+    persist_emulate_launch(fn, (unsigned[]){grid_x, grid_y}, block, shared_bytes, args[0],
+                           getenv("LS_EMULATE_BACKWARDS") != NULL);
     return LS_OK;
 }
 

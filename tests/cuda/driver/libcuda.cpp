@@ -4,6 +4,7 @@
  * another; what is launched between BeginCapture and EndCapture is a graph. Slow, for tiny models: it is there to test what
  * the host does.
  *
+ *   LS_EMULATE_SMS               of a GPU (default 132)
  *   LS_EMULATE_NO_PEERS, LS_EMULATE_BROKEN_LINK   GPUs do not reach each other; a word changes on its way
  *   LS_EMULATE_FAILS=D:NAME:N    the N-th run of kernel NAME on GPU D fails: nothing runs on it any more, and it says so; or,
  *                                of cuStreamCreate, cuCtxSetCurrent, cuMemAlloc, cuLaunchKernel and cuGraphLaunch, the N-th
@@ -32,6 +33,9 @@ extern "C" {
 const void *decode_emulate_kernel(const char *name);
 void decode_emulate_launch(const void *kernel, const unsigned grid[3], unsigned block, unsigned shared_bytes,
                            const void *args, bool backwards);
+size_t decode_emulate_bytes(const void *kernel);
+void persist_emulate_run(const void *kernel, const unsigned grid[2], unsigned block, unsigned shared_bytes,
+                         const void *args);
 const void *exchange_emulate_kernel(const char *name, size_t *arg_bytes);
 void exchange_emulate_launch(const void *kernel, const unsigned grid[2], unsigned threads, unsigned shared_bytes,
                              const void *args, unsigned seed);
@@ -45,6 +49,11 @@ static const size_t MEMORY_BYTES = (size_t)1 << 30;
 static int n_gpus() {
     const char *text = getenv("LS_EMULATE_GPUS");
     return text != NULL ? atoi(text) : 1;
+}
+
+static int n_sms() {
+    const char *text = getenv("LS_EMULATE_SMS");
+    return text != NULL ? atoi(text) : 132;
 }
 
 typedef std::function<void()> task;
@@ -218,6 +227,16 @@ static void run_pair_kernel(const std::string &name, const void *given) {
 static CUresult launch(const char *name, unsigned x, unsigned y, unsigned z, unsigned block, unsigned shared,
                        CUstream stream, void **args) {
     enum { MOST_ARGS = 1536 };
+    if (strncmp(name, "persist_", 8) == 0) { /* its blocks run together, and beside those of other GPUs */
+        const void *kernel = decode_emulate_kernel(name);
+        const char *from = static_cast<const char *>(args[0]);
+        const std::vector<char> copy(from, from + decode_emulate_bytes(kernel));
+        stream->give([=] {
+            const unsigned grid[2] = {x, y};
+            persist_emulate_run(kernel, grid, block, shared, copy.data());
+        });
+        return CUDA_SUCCESS;
+    }
     if (strncmp(name, "read_", 5) == 0) { /* measures the memory of a GPU: there is none */
         return CUDA_SUCCESS;
     }
@@ -292,7 +311,7 @@ CUresult cuDeviceGetName(char *out, int n, CUdevice) {
     return CUDA_SUCCESS;
 }
 CUresult cuDeviceGetAttribute(int *out, CUdevice_attribute what, CUdevice) {
-    *out = what == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT                ? 132
+    *out = what == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT                ? n_sms()
            : what == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR          ? 9
            : what == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR          ? 0
            : what == CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN ? 227 << 10
@@ -510,19 +529,27 @@ CUresult cuFuncLoad(CUfunction) {
 CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) {
     return CUDA_SUCCESS;
 }
-CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *out, CUfunction, int, size_t) {
-    *out = 1;
+CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *out, CUfunction fn, int, size_t) {
+    enum { SMALL_BLOCKS = 16 };
+    *out = fn->name.compare(0, 8, "persist_") == 0 ? 1 : SMALL_BLOCKS;
     return CUDA_SUCCESS;
 }
-CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType, cuuint32_t, void *base, const cuuint64_t *size,
-                                const cuuint64_t *stride, const cuuint32_t *box, const cuuint32_t *,
-                                CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
-                                CUtensorMapFloatOOBfill) {
-    const struct { /* what prefill's emulated kernels read */
+CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t, void *base,
+                                const cuuint64_t *size, const cuuint64_t *stride, const cuuint32_t *box,
+                                const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle swizzle,
+                                CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
+    const struct { /* what emulated kernels read; those of prefill know of no more than box_rows */
         void *base;
         uint64_t columns, rows, row_bytes;
-        uint32_t box_columns, box_rows;
-    } of = {base, size[0], size[1], stride[0], box[0], box[1]};
+        uint32_t box_columns, box_rows, element, swizzled;
+    } of = {base,
+            size[0],
+            size[1],
+            stride[0],
+            box[0],
+            box[1],
+            type == CU_TENSOR_MAP_DATA_TYPE_UINT64 ? 8u : 2u,
+            swizzle == CU_TENSOR_MAP_SWIZZLE_128B};
     memcpy(map, &of, sizeof of);
     return CUDA_SUCCESS;
 }
@@ -532,9 +559,14 @@ CUresult cuLaunchKernel(CUfunction fn, unsigned x, unsigned y, unsigned z, unsig
                                                      : launch(fn->name.c_str(), x, y, z, block, shared, stream, args);
 }
 CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction fn, void **args, void **) {
-    return call_fails(c->hStream->gpu, "cuLaunchKernel")
-               ? CUDA_ERROR_UNKNOWN
-               : launch(fn->name.c_str(), c->gridDimX, c->gridDimY, c->gridDimZ, c->blockDimX, c->sharedMemBytes,
-                        c->hStream, args);
+    const bool together = c->numAttrs > 0 && c->attrs[0].id == CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+    if (call_fails(c->hStream->gpu, "cuLaunchKernel")) {
+        return CUDA_ERROR_UNKNOWN;
+    }
+    if (together && c->gridDimX * c->gridDimY > (unsigned)n_sms()) {
+        return CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
+    }
+    return launch(fn->name.c_str(), c->gridDimX, c->gridDimY, c->gridDimZ, c->blockDimX, c->sharedMemBytes, c->hStream,
+                  args);
 }
 }

@@ -134,7 +134,7 @@ static double time_one(device *dev, side *s, int measure) {
     s->plan.args.timeout_ns = 2000000000;
     const double us = device_time_many(dev, one_step, s, LAUNCHES);
     s->plan.args.measure = 0;
-    if (!side_is_well(s, true, &err)) {
+    if (!sides_are_well(s, 1, true, &err)) {
         printf("FAILED %s\n", err.text);
         return 0;
     }

@@ -15,7 +15,7 @@
 #include "model/family.h"
 #include "persist_model.h"
 
-enum { STEPS = 3, MAX_RANKS = 2 };
+enum { STEPS = 3, MAX_RANKS = LS_MAX_RANKS };
 
 typedef struct shape {
     const char *name;
@@ -23,18 +23,21 @@ typedef struct shape {
     bool bias, qk_norm;
     int blocks; /* of the emulated GPU */
     int chunk_bytes, norm_apart, parts;
-    bool two_ranks, is_large, only_bf16;
+    int ranks; /* at most */
+    bool is_large, only_bf16;
 } shape;
 
 static const shape shapes[] = {
-    {"tiny", 2, 64, 96, 4, 2, 32, 128, 0, 320, false, true, 3, 2048, 0, 0, true, false, false},
-    {"odd", 2, 136, 152, 6, 2, 80, 213, 100, 700, true, true, 6, 1024, 0, 2, false, false, false},
-    {"gqa7", 1, 160, 104, 14, 2, 64, 301, 0, 1200, true, false, 4, 1, 1, 4, true, false, false},
-    {"mha", 2, 48, 16, 3, 3, 96, 33, 300, 600, false, true, 3, 0, -1, 1, false, false, false},
-    {"mqa128", 1, 264, 328, 4, 1, 128, 515, 0, 2100, false, true, 5, 32768, 0, 0, false, false, false},
-    {"qwen3-4b", 3, 2560, 9728, 32, 8, 128, 20011, 0, 1100, false, true, 0, 0, 0, 0, false, true, false},
-    {"mistral", 2, 4096, 14336, 32, 8, 128, 8000, 0, 600, false, false, 0, 32768, 0, 2, false, true, true},
-    {"qwen3-0.6b", 1, 1024, 3072, 16, 8, 128, 20011, 0, 4700, false, true, 0, 16384, 1, 8, false, true, true},
+    {"tiny", 2, 64, 96, 4, 2, 32, 128, 0, 320, false, true, 3, 2048, 0, 0, 2, false, false},
+    {"odd", 2, 136, 152, 6, 2, 80, 213, 100, 700, true, true, 6, 1024, 0, 2, 1, false, false},
+    {"gqa7", 1, 160, 104, 14, 2, 64, 301, 0, 1200, true, false, 4, 1, 1, 4, 2, false, false},
+    {"mha", 2, 48, 16, 3, 3, 96, 33, 300, 600, false, true, 3, 0, -1, 1, 1, false, false},
+    {"mqa128", 1, 264, 328, 4, 1, 128, 515, 0, 2100, false, true, 5, 32768, 0, 0, 1, false, false},
+    {"eight", 2, 64, 256, 8, 2, 16, 213, 0, 320, false, true, 2, 4096, 0, 0, 8, false, false},
+    {"odd8", 1, 136, 152, 8, 8, 16, 301, 100, 600, true, true, 3, 1024, 1, 1, 8, false, false},
+    {"qwen3-4b", 3, 2560, 9728, 32, 8, 128, 20011, 0, 1100, false, true, 0, 0, 0, 0, 8, true, false},
+    {"mistral", 2, 4096, 14336, 32, 8, 128, 8000, 0, 600, false, false, 0, 32768, 0, 2, 8, true, true},
+    {"qwen3-0.6b", 1, 1024, 3072, 16, 8, 128, 20011, 0, 4700, false, true, 0, 16384, 1, 8, 8, true, true},
 };
 
 static int n_passed, n_failed;
@@ -94,6 +97,7 @@ typedef struct check {
     model of_ops;
     side ops;
     int n_ranks;
+    bool together;            /* ranks, in one launch */
     model of_rank[MAX_RANKS]; /* one: that of ops */
     side rank[MAX_RANKS];
     uint8_t *cache[1 + MAX_RANKS][2]; /* K, V as they are before the first step: of ops, of ranks; NULL: the same */
@@ -109,8 +113,8 @@ static uint32_t next_u32(check *c) {
 
 /* Values in [-2, 2) as bits of the dtype, by their place in the cache of all KV heads. */
 static void fill_cache(const check *c, const side *s, bool is_v, uint8_t *out) {
-    const int kv = s->m->program->group.size > 1 ? c->s->kv / c->n_ranks : c->s->kv;
-    const int first = s->m->program->group.rank * kv, row = LS_PAGE_TOKENS * c->s->d_head;
+    const shard_range heads = shard_kv_heads(c->s->kv, s->m->program->group);
+    const int kv = (int)heads.count, first = (int)heads.first, row = LS_PAGE_TOKENS * c->s->d_head;
     int64_t n = (int64_t)(s->cache_bytes / ls_dtype_bytes(c->dtype)), per_page = (int64_t)kv * row;
     for (int64_t i = 0; i < n; i++) {
         const int64_t page = i / per_page, head = first + i % per_page / row,
@@ -118,7 +122,7 @@ static void fill_cache(const check *c, const side *s, bool is_v, uint8_t *out) {
         const uint32_t x = (uint32_t)(at * 2654435761u + (is_v ? 977 : 0)) * 2246822519u;
         store_as(c->dtype, out, i, ((float)(x >> 16) - 32768) * 0x1p-14F);
     }
-    if (is_v && c->is_faulty) { /* the first token of sequence 1 in layer 0: page 1 */
+    if (is_v && c->is_faulty && first == 0) { /* the first token of sequence 1 in layer 0: page 1 */
         store_as(c->dtype, out, per_page, INFINITY);
     }
 }
@@ -144,15 +148,19 @@ static void forget_caches(check *c) {
     }
 }
 
-static void open_case(check *c, device *dev, const shape *s, ls_dtype dtype, bool int8, int n_ranks) {
+static void open_case(check *c, device *dev, const shape *s, ls_dtype dtype, bool int8, int n_ranks, bool together) {
+    char ranks[32] = "";
+    if (n_ranks > 1) {
+        snprintf(ranks, sizeof ranks, " %d ranks%s", n_ranks, together ? " on one" : "");
+    }
     memset(c, 0, sizeof *c);
     c->s = s;
     c->dtype = dtype;
     c->dev = dev;
     c->n_ranks = n_ranks;
+    c->together = together;
     c->random = 1;
-    snprintf(c->name, sizeof c->name, "%s %s%s%s", s->name, int8 ? "int8 " : "", ls_dtype_name(dtype),
-             n_ranks > 1 ? " 2 ranks" : "");
+    snprintf(c->name, sizeof c->name, "%s %s%s%s", s->name, int8 ? "int8 " : "", ls_dtype_name(dtype), ranks);
     c->spec = spec_of(s);
     device_mark(dev);
     model_open(&c->of_ops, dev, &c->spec, (ls_group){0, 1}, dtype, int8, MODEL_ROWS, s->max_len, false);
@@ -184,7 +192,8 @@ static void make_plans(check *c, int rows, bool short_ring) {
                            .norm_apart = c->s->norm_apart,
                            .parts = c->s->parts,
                            .ring_bytes = short_ring};
-    how.blocks = device_blocks(c->dev, c->s->blocks);
+    how.blocks = device_blocks(c->dev, c->s->blocks * c->n_ranks) / c->n_ranks;
+    how.here = c->together ? c->n_ranks : 1;
     how.window_bytes = c->s->is_large ? 0 : 6000;
     for (int r = 0; r < c->n_ranks; r++) {
         side_plan(&c->rank[r], &how);
@@ -192,11 +201,7 @@ static void make_plans(check *c, int rows, bool short_ring) {
             c->rank[r].plan.args.timeout_ns = (int64_t)300 * 1000000000;
         }
     }
-    for (int r = 0; r < c->n_ranks; r++) {
-        for (int from = 0; from < c->n_ranks; from++) {
-            c->rank[r].plan.args.node[from] = c->rank[from].plan.args.node[from];
-        }
-    }
+    sides_join(c->rank, c->n_ranks);
 }
 
 /* ---- Steps ---- */
@@ -220,7 +225,7 @@ static void set_draws(check *c, int i_step) {
         c->step.draw[i] = (cuda_draw){.temperature = temperature[(i + i_step) % 4],
                                       .position = c->step.pos[i] + 1,
                                       .choice = (uint32_t)i % 3,
-                                      .on_host = c->n_ranks > 1 || (i + i_step) % 3 == 1,
+                                      .on_host = (i + i_step) % 3 == 1,
                                       .seed = 42 + (uint64_t)i * 0x100000001u};
     }
 }
@@ -344,12 +349,14 @@ static bool run_step(check *c, const char *what) {
         device_fill(c->dev, c->rank[r].rank.bind.buf[BUF_LOGITS], 0xff,
                     (size_t)(c->step.n * head_of(&c->rank[r])->vocab_count) * sizeof(float));
         side_upload(&c->rank[r], &c->step);
+    }
+    for (int r = 0; r < c->n_ranks && good && !c->together; r++) {
         side_run_persistent(&c->rank[r]);
     }
-    good = good && device_wait(c->dev, what);
-    for (int r = 0; r < c->n_ranks && good; r++) {
-        good = side_is_well(&c->rank[r], true, &err);
+    if (good && c->together) {
+        sides_run_persistent(c->rank, c->n_ranks);
     }
+    good = good && device_wait(c->dev, what) && sides_are_well(c->rank, c->n_ranks, true, &err);
     if (!good) {
         count(false, what, err.text);
     }
@@ -383,9 +390,7 @@ static void check_rows(check *c, int n, int rows) {
         for (int r = 0; r < c->n_ranks; r++) {
             compare_logits(c, &c->rank[r], what);
             compare_ints(c, c->rank[r].rank.bind.fault, c->ops.rank.bind.fault, "fault", what);
-        }
-        if (c->n_ranks == 1) {
-            compare_ints(c, (void *)(uintptr_t)c->rank[0].rank.drawn, (void *)(uintptr_t)c->ops.rank.drawn, "drew",
+            compare_ints(c, (void *)(uintptr_t)c->rank[r].rank.drawn, (void *)(uintptr_t)c->ops.rank.drawn, "drew",
                          what);
         }
         if (n_failed > failed && c->n_ranks == 1) {
@@ -421,7 +426,7 @@ static void check_stuck(check *c) {
         count(false, c->name, "a stuck kernel does not end");
         return;
     }
-    const bool well = side_is_well(s, false, &err);
+    const bool well = sides_are_well(s, 1, false, &err);
     /* Blocks that have nothing to do in ffn_in wait further on, and any one may be the first to give up. */
     const bool at_owner = s->plan.op[out].n_parts > 1;
     const bool known = at_owner ? side_waited(s, PERSIST_WAIT_NODES, s->plan.op[out].index)
@@ -432,12 +437,99 @@ static void check_stuck(check *c) {
     count(known, c->name, "no warp of a stuck kernel says that it waited for what there was not");
 }
 
+/* Ranks that wait for the last one, in vain, each with its own patience: *err says what the host would. */
+static bool ranks_without(check *c, const char *what, int n_launched, const int64_t *timeout_ns, ls_error *err) {
+    for (int r = 0; r < c->n_ranks; r++) {
+        c->rank[r].plan.args.timeout_ns = timeout_ns[r];
+        side_upload(&c->rank[r], &c->step);
+    }
+    for (int r = 0; r < n_launched && !c->together; r++) {
+        side_run_persistent(&c->rank[r]);
+    }
+    if (c->together) {
+        sides_run_persistent(c->rank, n_launched);
+    }
+    if (!device_wait(c->dev, what)) {
+        count(false, what, "it does not end");
+        return false;
+    }
+    const bool well = sides_are_well(c->rank, c->n_ranks, false, err);
+    count(!well, what, "it ended well");
+    return !well;
+}
+
+/* A rank that is not there, or does not send an element: the patience of one ends the waiting of all, and the error names the rank, the op
+ * and its layer. */
+static void check_stuck_ranks(check *c) {
+    const int64_t forever = (int64_t)300 * 1000000000,
+                  short_ns = (device_is_slow(c->dev) ? 20 : 5) * (int64_t)200000000;
+    const int last = c->n_ranks - 1;
+    char what[160], wanted[64], detail[600];
+    for (int k = 0; k < 2; k++) {
+        int64_t timeout_ns[MAX_RANKS];
+        ls_error err = {0};
+        snprintf(what, sizeof what, "%s without %s", c->name, k == 0 ? "a rank" : "an element");
+        make_plans(c, 1, false);
+        first_step(c, 1);
+        set_draws(c, 0);
+        int out = k == 0 ? 0 : 1;
+        side *s = &c->rank[last];
+        while (s->plan.op[out].kind != (k == 0 ? PERSIST_EMBED : PERSIST_ROW)) {
+            out++;
+        }
+        if (k == 1) {
+            s->plan.op[out].rows -= 1;
+            device_write(c->dev, (void *)(uintptr_t)s->plan.args.op, s->plan.op,
+                         (size_t)s->plan.args.n_ops * sizeof *s->plan.op);
+        }
+        for (int r = 0; r < c->n_ranks; r++) {
+            timeout_ns[r] = r == 0 ? short_ns : forever;
+        }
+        if (!ranks_without(c, what, k == 0 ? last : c->n_ranks, timeout_ns, &err)) {
+            continue;
+        }
+        snprintf(detail, sizeof detail, "it says '%s'", err.text);
+        snprintf(wanted, sizeof wanted, "for rank %d,", last);
+        count(strstr(err.text, wanted) != NULL, what, detail);
+        count(strstr(err.text, k == 0 ? "in op exchange of the" : "in op exchange of layer 0") != NULL, what, detail);
+        count(c->n_ranks > 2 || k > 0 || strstr(err.text, "rank 0 waited") != NULL, what, detail);
+    }
+}
+
+/* What the host makes of what ranks were left without. */
+static void check_causes(device *dev) {
+    check *c = calloc(1, sizeof *c);
+    open_case(c, dev, &shapes[0], LS_BF16, false, 1, false);
+    const ls_op *op = c->of_ops.program->op;
+    static const struct {
+        persist_stuck stuck[4];
+        const char *says;
+    } cases[] = {
+        {{{0}}, ""},
+        {{{.claimed = 1, .is_set = 1, .op = 2, .layer = 0, .block = 7}}, "rank 0: block 7"},
+        {{{.is_set = 1}, {.missing = (uint64_t)4 << 32 | 8}, {.missing = (uint64_t)2 << 32 | 5}}, "rank 2 waited"},
+        {{{.is_set = 1}, {.missing = (uint64_t)4 << 32 | 8}, {.missing = (uint64_t)2 << 32 | 5}}, "for rank 1,"},
+        {{{.claimed = 1, .missing = (uint64_t)4 << 32 | 5}, {0}, {0}, {.claimed = 1, .op = 4, .layer = 0, .block = 3}},
+         "rank 3: block 3"},
+        {{{.claimed = 1, .missing = (uint64_t)4 << 32 | 5}, {0}, {0}, {.is_set = 1}},
+         "rank 0 waited 4.0 s in op exchange"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        ls_error err = {0};
+        const ls_status st = persist_check(cases[i].stuck, 4, op, 4000000000, &err);
+        count(st == (cases[i].says[0] != '\0' ? LS_EABORTED : LS_OK) && strstr(err.text, cases[i].says) != NULL,
+              cases[i].says, err.text);
+    }
+    close_case(c);
+    free(c);
+}
+
 /* What the kernel does not run, its plan refuses: the engine then takes the other one. */
 static void check_refusals(device *dev) {
     static persist_plan plan;
     check *c = calloc(1, sizeof *c);
     ls_error err = {0};
-    open_case(c, dev, &shapes[0], LS_BF16, false, 1);
+    open_case(c, dev, &shapes[0], LS_BF16, false, 1, false);
     const persist_options how = {.rows = 1, .max_len = c->s->max_len, .blocks = 1};
     const ls_program *program = c->of_ops.program;
     cuda_rank rank = c->rank[0].rank;
@@ -457,18 +549,28 @@ static void check_refusals(device *dev) {
     free(c);
 }
 
-static void check_model(device *dev, const shape *s, ls_dtype dtype, bool int8, int n_ranks, bool quick) {
-    static const int rows[] = {1, 2, 3, 8, 9, 16};
+/* Every number of rows, for the smallest model of ranks. */
+static bool takes_rows(const shape *s, int n_ranks, bool quick, int n) {
+    const bool is_border = n <= 3 || n == 8 || n == 9 || n == 16;
+    return quick ? n == 1 || n == 3 || n == 9 : is_border || (n_ranks > 1 && strcmp(s->name, "eight") == 0);
+}
+
+static void check_model(device *dev, const shape *s, ls_dtype dtype, bool int8, int n_ranks, bool together,
+                        bool quick) {
     check *c = calloc(1, sizeof *c);
     const int passed = n_passed, failed = n_failed;
-    open_case(c, dev, s, dtype, int8, n_ranks);
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        if (!quick || i % 2 == 0) {
-            check_rows(c, rows[i], quick ? 16 : rows[i] + (int)i % 2 * 2);
+    open_case(c, dev, s, dtype, int8, n_ranks, together);
+    for (int n = 1; n <= MODEL_ROWS; n++) {
+        if (takes_rows(s, n_ranks, quick, n)) {
+            check_rows(c, n, quick ? 16 : n % 2 == 0 && n < MODEL_ROWS ? n + 2 : n);
         }
     }
-    if (n_ranks == 1 && !s->is_large) {
-        check_stuck(c);
+    if (!s->is_large) {
+        if (n_ranks > 1) {
+            check_stuck_ranks(c);
+        } else {
+            check_stuck(c);
+        }
         c->is_faulty = true;
         forget_caches(c);
         check_rows(c, 3, 3);
@@ -480,6 +582,20 @@ static void check_model(device *dev, const shape *s, ls_dtype dtype, bool int8, 
     free(c);
 }
 
+static void check_ranks(device *dev, const shape *s, bool quick) {
+    for (int n = 2; n <= s->ranks; n *= 2) {
+        const bool together = !device_is_slow(dev) || n != 4; /* on a GPU they share it */
+        check_model(dev, s, LS_BF16, false, n, together, quick);
+        if (!s->is_large && !quick) {
+            check_model(dev, s, LS_F32, false, n, !device_is_slow(dev), quick);
+            check_model(dev, s, LS_F16, false, n, !device_is_slow(dev) || n == 2, quick);
+        }
+        if (s->d % 16 == 0 && s->f % 128 == 0) {
+            check_model(dev, s, LS_BF16, true, n, together, quick);
+        }
+    }
+}
+
 int main(int argc, char **argv) {
     const char *word = argc > 1 ? argv[1] : "";
     const bool quick = strcmp(word, "quick") == 0;
@@ -488,24 +604,22 @@ int main(int argc, char **argv) {
         return 2;
     }
     check_refusals(dev);
+    check_causes(dev);
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         const shape *s = &shapes[i];
         if (device_blocks(dev, 1) == 0 || (s->is_large && (quick || device_is_slow(dev))) ||
             (!quick && strstr(s->name, word) == NULL)) {
             continue;
         }
-        check_model(dev, s, LS_BF16, false, 1, quick);
+        check_model(dev, s, LS_BF16, false, 1, false, quick);
         if (!s->only_bf16) {
-            check_model(dev, s, LS_F32, false, 1, quick);
-            check_model(dev, s, LS_F16, false, 1, quick);
+            check_model(dev, s, LS_F32, false, 1, false, quick);
+            check_model(dev, s, LS_F16, false, 1, false, quick);
         }
         if (s->d % 16 == 0 && s->f % 16 == 0) { /* rows of 16 bytes */
-            check_model(dev, s, LS_BF16, true, 1, quick);
+            check_model(dev, s, LS_BF16, true, 1, false, quick);
         }
-        if (s->two_ranks && device_is_slow(dev)) {
-            check_model(dev, s, LS_BF16, false, 2, quick);
-            check_model(dev, s, LS_F32, false, 2, quick);
-        }
+        check_ranks(dev, s, quick);
     }
     printf("%d passed, %d failed\n", n_passed, n_failed);
     device_close(dev);

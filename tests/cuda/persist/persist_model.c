@@ -298,8 +298,24 @@ void side_run_ops(side *s, int bucket) {
 }
 
 void side_run_persistent(side *s) {
+    sides_run_persistent(s, 1);
+}
+
+void sides_join(side *s, int n) {
+    for (int r = 0; r < n; r++) {
+        for (int from = 0; from < n; from++) {
+            s[r].plan.args.node[from] = s[from].plan.args.node[from];
+        }
+    }
+}
+
+void sides_run_persistent(side *s, int n) {
+    const persist_plan *plan[LS_MAX_RANKS];
     ls_error err = {0};
-    must(persist_launch(&s->rank, &s->plan, s->fn, &err), &err);
+    for (int r = 0; r < n; r++) {
+        plan[r] = &s[r].plan;
+    }
+    must(persist_launch(&s->rank, plan, n, s->fn, &err), &err);
 }
 
 static int by_wait(const void *a, const void *b) {
@@ -329,7 +345,7 @@ static void print_waits(side *s) {
     static const char *const names[PERSIST_WAITS] = {
         "nothing",        "a chunk that did not land", "(producer) a landing", "(producer) a slot",
         "sums of a tile", "words of its input",        "words of splits",      "words of nodes",
-        "offers"};
+        "offers",         "bests of other ranks"};
     size_t n;
     persist_wait *wait = read_waits(s, &n);
     qsort(wait, n, sizeof *wait, by_wait);
@@ -348,12 +364,14 @@ static void print_waits(side *s) {
     free(wait);
 }
 
-bool side_is_well(side *s, bool say, ls_error *err) {
-    persist_stuck stuck;
-    device_read(s->m->dev, &stuck, s->plan.args.stuck, sizeof stuck);
-    const bool good = persist_check(&s->rank, s->m->program->op, &stuck, err) == LS_OK;
-    if (!good && say) {
-        print_waits(s);
+bool sides_are_well(side *s, int n, bool say, ls_error *err) {
+    persist_stuck stuck[LS_MAX_RANKS] = {{0}};
+    for (int r = 0; r < n; r++) {
+        device_read(s->m->dev, &stuck[r], s[r].plan.args.stuck, sizeof *stuck);
+    }
+    const bool good = persist_check(stuck, n, s->m->program->op, s->plan.args.timeout_ns, err) == LS_OK;
+    for (int r = 0; r < n && !good && say; r++) {
+        print_waits(&s[r]);
     }
     return good;
 }

@@ -51,8 +51,12 @@ void side_plan(side *s, const persist_options *how);
 void side_upload(side *s, const model_step *step);
 void side_run_ops(side *s, int bucket);
 void side_run_persistent(side *s);
-/* Whether the last step got to its end; *err says who was stuck. say: and stdout what every warp waited for. */
-bool side_is_well(side *s, bool say, ls_error *err);
+/* Of n ranks whose plans are made: they know of one another. */
+void sides_join(side *s, int n);
+/* All of them in one launch, for plans that are for that (persist_options.here). */
+void sides_run_persistent(side *s, int n);
+/* Whether the last step of n ranks got to its end; *err says who was stuck. say: and stdout what every warp waited for. */
+bool sides_are_well(side *s, int n, bool say, ls_error *err);
 /* Whether some warp was left without that (PERSIST_WAIT_...) in this op of the program. */
 bool side_waited(side *s, int what, int op);
 

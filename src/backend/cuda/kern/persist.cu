@@ -1,5 +1,6 @@
 /*
  * A whole decode step as one cooperative kernel, M = 1 .. 16, sm_90 on: one block on each SM, and weights that never stop coming.
+ * For a rank with a GPU of its own; ranks that share one run the same code with a part of its SMs each (persist_shared.cu).
  *
  * Shape. Per-op kernels stop and start the stream of weights at every border. Here a PRODUCER, one thread, walks the op table once a
  * step and copies this block's part of every op, in order, into a ring in shared memory (tensor copies; a chunk's barrier counts its
@@ -32,17 +33,44 @@
  * goes to the blocks of attention alone.
  *
  * The residual stream lies in pieces: a block has the same elements of h in shared memory all along, adds to them, and publishes h.
- * With one rank and few rows the block that has an element makes all of its sum. With several ranks, or where many rows of x
- * are too much for every block to read (n_parts), a row's nodes of the leaf tree go to the owner (of all ranks) first: one hop more.
- * The norm is every block's own work, from all of h; with many rows it is an op of its own that some blocks do for all.
+ * With one rank and few rows the block that has an element makes all of its sum. Where many rows of x are too much for every block
+ * to read (n_parts), a row's nodes of the leaf tree go to the owner first: one hop more. The norm is every block's own work, from
+ * all of h; with many rows it is an op of its own that some blocks do for all.
+ *
+ * Ranks. Each has its leaves of out and ffn_out, and an owner for each element of h. Whoever makes a node stores it with all ranks,
+ * in memory that peers map (args.node[]); owners poll their own memory alone, add all nodes up the leaf tree, and go on as with one
+ * rank. So bits are those of one rank, and an exchange is one hop over the link more than n_parts are: a slice to each block, said
+ * again within the rank. (That every block polls all nodes was no faster with two ranks, and needs all of h in each.) The end of a
+ * step is an exchange too: block 0 sends the rank's best of each row, of the drawn noise or of the logits, to all ranks and takes
+ * the best of all (by value, then the lower id), so that all begin the next step with the same token.
  *
  * Bits are those of the kernels that run op by op: the same chains, trees, splits and order of the norm's sum.
  *
- * Memory order. Words carry their own readiness, hence relaxed. Shared memory goes between warps by barriers of the eight.
- * Where warps write into a chunk (attention), a fence stands before it is given back, since the next copy is another proxy's.
+ * Memory order. Words carry their own readiness, hence relaxed: st and ld of 8 bytes are whole, a word whose epoch is the one that
+ * is waited for has its value with it, and no other data is found by way of it. That needs no fence, on this GPU (.gpu) or between
+ * GPUs (.sys). Shared memory goes between warps by barriers of the eight. Where warps write into a chunk (attention), a fence stands
+ * before it is given back, since the next copy is another proxy's. What else has an order to keep:
+ *   A word written again. A reader polls until its word has its epoch, never to look again: a later word may come at any time after
+ *   that, and only one that comes before would be its loss. So each second write has to follow from every read of the first by a
+ *   chain of values: load, what was computed of it, store, load elsewhere. No machine stores what it has not computed, so that a
+ *   chain is an order without fences. Within a rank it is above. Of nodes: rank A writes those of reduction k where those of k - 2
+ *   were (two slots, in turn). It had all of h of k - 1 then, hence nodes of k - 1 from rank B. Any of these was made of an input
+ *   that blocks of B had made of all of h of k - 2, each of which owners there had made of all nodes of k - 2. One slot would not
+ *   do: B may still poll for nodes of k - 1. The count of a step's reductions is odd, so the first of a step (embed, which waits for
+ *   nothing) has the slot of the last of the step before: A's kernel had ended by then, hence had bests from B's block 0, which had
+ *   heard from all of B's blocks behind their last nodes. So bests are exchanged in every step, also where the host draws all rows.
+ *   One place for them is enough: A has nodes of this step's embed from B, whose kernel of the step before is over.
+ *   Epochs follow from the count of launches, which is the same on all ranks: each plan has its rooms and its count, and all ranks
+ *   run the same plans in the same order. Rooms are zero before the first launch of any rank (the host waits for all), and epochs
+ *   begin at 1.
+ *   Drawn tokens, KV and the step's input go from kernel to kernel of one stream, on one GPU.
+ *   The end of waiting (persist_stuck.is_set) orders nothing: who sees it makes nothing of use any more, and what it tells the host
+ *   the host reads when the kernel is over.
  *
- * Every wait has a deadline (persist_watch). After an abort nobody waits; the producer asks for nothing more but lets what is under
- * way land.
+ * Every wait has a deadline (persist_watch): of the kernel, since a step takes a hundredth of it at most. The first block of any
+ * rank whose patience ends sets all ranks' word, which each block's watch looks at. After an abort nobody waits; the producer asks
+ * for nothing more but lets what is under way land. Who stood waiting for another rank says for which and in which op; the host
+ * names the earliest (persist_check).
  *
  * What it costs, counted for Qwen3-4B in bf16: a layer is 1.53 MB of weights an SM, 65 us at 3.1 TB/s. Words that an SM reads of L2 for
  * a layer: M = 1: 96 KB (h 20 twice, att 16, act 39). M = 8: 325 KB, M = 16: 610 KB with norms apart and out and ffn_out in four parts;
@@ -51,155 +79,12 @@
  * dependent mmas) 700, sums and tree 200, the word to L2 and back to who polls 1300, norm 600: some 1.6 us, while which
  * the ring fills further (180 KB are 8 us).
  */
-#include "backend/cuda/kern/persist_attn.cuh"
-#include "backend/cuda/kern/persist_matmul.cuh"
-#include "backend/cuda/kern/persist_producer.cuh"
+#include "backend/cuda/kern/persist_step.cuh"
 
-template <int ACT, bool INT8, int COLUMNS, int KV> struct consumers {
-    block_state &b; /* parts know it by its address: it must not lie beside them, or none would be kept in registers */
-    matmul_part<ACT, INT8, COLUMNS> &matmul;
-    attn_part<ACT, KV> &attn;
-
-    DEVICE_MEMBER void stamp(int i, int which) {
-        if (b.a.stamp != NULL && b.thread == 0) {
-            persist_stamp *to = &b.a.stamp[(int64_t)i * gridDim.x + blockIdx.x];
-            (&to->begin)[which] = global_time();
-            to->starved = watch(b.a)->starved;
-            watch(b.a)->starved = which == 2 ? 0 : to->starved;
-        }
-    }
-
-    DEVICE_MEMBER void run_op(const persist_op &op, int i) {
-        b.p.line = i;
-        if (b.thread == 0) {
-            store_shared_flag(reinterpret_cast<uint32_t *>(&watch(b.a)->line), (uint32_t)i);
-        }
-        stamp(i, 0);
-        if (op.kind == PERSIST_EMBED) {
-            b.embed(op);
-        } else if (op.kind == PERSIST_NORM) {
-            matmul.input.norm(op, NULL);
-        } else if (op.kind == PERSIST_ATTN) {
-            attn.run(op);
-        } else {
-            const op_share mine(op);
-            if (mine.count > 0 && !b.p.is_blind()) {
-                matmul.input.stage_input(op, mine);
-            }
-            stamp(i, 1);
-            matmul.run(op, mine);
-        }
-        if ((op.kind == PERSIST_EMBED || op.kind == PERSIST_ROW) && b.nodes_of(op) > 1) {
-            b.add_nodes(op);
-        }
-        if (op.kind == PERSIST_HEAD) {
-            meet(); /* faults */
-            matmul.head.put_offers(matmul.finisher());
-            if (blockIdx.x == 0) {
-                matmul.head.draw_rows(op);
-            }
-        }
-        stamp(i, 2);
-    }
-
-    /* By warp 0: a line of the table begins to come to shared memory. */
-    DEVICE_MEMBER void ask(persist_op *to, int i) const {
-        if (i < b.a.n_ops && b.lane < (int)(sizeof(persist_op) / 16)) {
-            copy_async(reinterpret_cast<uint4 *>(to) + b.lane, reinterpret_cast<const uint4 *>(b.a.op + i) + b.lane,
-                       true);
-        }
-        end_copy_group();
-    }
-
-    /* line: [2] of the table, in turn. */
-    DEVICE_MEMBER void run(persist_op *line) {
-        if (b.warp == 0) {
-            ask(&line[0], 0);
-            wait_for_copies<0>();
-        }
-        if (b.thread < CUDA_MAX_DECODE) {
-            b.fault()[b.thread] = 0;
-        }
-        meet();
-        for (int i = 0; i < b.a.n_ops; i++) {
-            if (b.warp == 0) {
-                ask(&line[(i + 1) % 2], i + 1);
-            }
-            run_op(line[i % 2], i);
-            if (b.warp == 0) {
-                wait_for_copies<0>();
-            }
-            meet();
-        }
-        if (b.thread == 0) {
-            /* Block 0 has heard from all blocks, so that all have read it. */
-            if (blockIdx.x == 0 && !b.p.is_gone()) {
-                *b.a.launches += 1;
-            }
-            barrier_arrive(&watch(b.a)->finished);
-        }
-        b.p.tell();
-    }
-};
-
-template <int ACT, bool INT8, int COLUMNS, int KV> DEVICE void persist(const persist_args &a) {
-    persist_op *line =
-        reinterpret_cast<persist_op *>(shared_room() + a.at_lines); /* two of the consumers, in turn; the producer's */
-    const int i = threadIdx.x, warp = i / 32;
-    if (i == 0) {
-        const ring r(a);
-        for (int slot = 0; slot < a.n_slots; slot++) {
-            barrier_init(r.full(slot), 1);
-            barrier_init(r.empty(slot), PERSIST_WARPS);
-        }
-        barrier_init(r.sums(0), PERSIST_WARPS);
-        barrier_init(r.sums(1), PERSIST_WARPS);
-        barrier_init(&watch(a)->finished, 1);
-        barriers_are_set();
-        show_to_async();
-        watch(a)->starved = 0;
-        watch(a)->is_over = 0;
-        watch(a)->line = -1;
-        watch(a)->n_out = a.step->n_out;
-    }
-    if (i < PERSIST_WARPS + 1) {
-        watch(a)->left[i][0] = PERSIST_WAIT_NONE;
-    }
-    if (warp == PERSIST_WARPS && i % 32 < CUDA_MAX_DECODE) {
-        const lane_row row = row_of_lane(a.step, 0, a.step->n_rows);
-        watch(a)->row[i % 32][0] = row.position;
-        watch(a)->row[i % 32][1] = row.page_first;
-    }
-    __syncthreads();
-    if (warp < PERSIST_WARPS) {
-        block_state b(a);
-        matmul_part<ACT, INT8, COLUMNS> matmul(b);
-        attn_part<ACT, KV> attn{b};
-        consumers<ACT, INT8, COLUMNS, KV>{b, matmul, attn}.run(line);
-    } else if (warp == PERSIST_WARPS) {
-        producer<units<ACT, INT8, COLUMNS, false>::W_BYTES> one(a);
-        one.run(&line[2], KV == KERN_F32 ? 4 : 2);
-    } else if (i % 32 == 0) {
-        watch_over(a);
-    }
-}
-
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-#define PERSIST_BODY(act, int8, columns, kv) persist<act, int8, columns, kv>(a)
-#else
-#define PERSIST_BODY(act, int8, columns, kv)
-#endif
-/* Names: dtype of x (and KV), of W where it differs; the most rows. */
 #define DEFINE_PERSIST(name, act, int8, columns, kv)                                                                   \
     extern "C" __global__ void __launch_bounds__(PERSIST_ALL_THREADS, 1)                                               \
-        persist_##name##_##columns(const __grid_constant__ persist_args a) {                                           \
-        PERSIST_BODY(act, int8, columns, kv);                                                                          \
+        persist_##name(const __grid_constant__ persist_args a) {                                                       \
+        PERSIST_BODY(act, int8, columns, kv, a);                                                                       \
     }
-#define DEFINE_PERSISTS(name, act, int8, kv)                                                                           \
-    DEFINE_PERSIST(name, act, int8, 8, kv)                                                                             \
-    DEFINE_PERSIST(name, act, int8, 16, kv)
 
-DEFINE_PERSISTS(f32, KERN_F32, false, KERN_F32)
-DEFINE_PERSISTS(bf16, KERN_BF16, false, KERN_BF16)
-DEFINE_PERSISTS(f16, KERN_F16, false, KERN_F16)
-DEFINE_PERSISTS(int8_bf16, KERN_BF16, true, KERN_BF16)
+DEFINE_PERSISTS(DEFINE_PERSIST)

@@ -87,13 +87,41 @@ struct patience {
         }
     }
 
+    /* After a wait for words of other ranks in vain, from[0], from[stride], ...: the first that is not there is of rank
+     * first_rank + i / per. The host hears of the warp's first such wait, in which it stood when waiting ended; from there on nothing
+     * comes. */
+    DEVICE_MEMBER void name_missing(const uint64_t *from, int64_t stride, int n, uint32_t epoch, int what, int op_index,
+                                    int per, int first_rank = 0) const {
+        uint32_t *to = watch(a)->left[threadIdx.x / 32];
+        int i = 0;
+#pragma unroll 1
+        while (i < n && (uint32_t)(load_peer_word(from + i * stride) >> 32) == epoch) {
+            i++;
+        }
+        if (i < n && load_shared_flag(to) == (uint32_t)what && load_shared_flag(to + 1) == (uint32_t)line &&
+            load_shared_flag(to + 2) == 0) {
+            const int missing = first_rank + i / per;
+            store_shared_flag(to + 2, (uint32_t)missing + 1);
+            store_peer_word(&(a.told != NULL ? a.told : a.stuck)->missing,
+                            (uint64_t)(missing + 1) << 32 | (uint32_t)op_index);
+        }
+    }
+
     /* Words are taken as they are: measuring. */
     DEVICE_MEMBER bool is_blind() const {
         return (a.measure & PERSIST_STREAMS_ONLY) != 0;
     }
 };
 
-/* One thread: until the consumers have finished, or somebody's patience is over. */
+/* With several ranks: where rank `to` hears of each other's bests; its word that ends all waiting. */
+DEVICE uint64_t *bests_of(const persist_args &a, int to) {
+    return a.node[to] + PERSIST_BESTS_AT(a.m_max, a.d);
+}
+DEVICE persist_stuck *stuck_of(const persist_args &a, int to) {
+    return reinterpret_cast<persist_stuck *>(a.node[to] + PERSIST_STUCK_AT(a.m_max, a.d));
+}
+
+/* One thread: until the consumers have finished, or somebody's patience is over. It ends the waiting of all ranks. */
 DEVICE void watch_over(const persist_args &a) {
     constexpr uint64_t LOOK_NS = 20000;
     persist_watch *w = watch(a);
@@ -113,8 +141,12 @@ DEVICE void watch_over(const persist_args &a) {
             to->op = line < 0 ? -1 : a.op[line].index;
             to->layer = line < 0 ? -1 : a.op[line].layer;
             to->block = (int32_t)blockIdx.x;
-            store_peer_word(&to->is_set, 1);
+            to->claimed = 1;
             store_peer_word(&a.stuck->is_set, 1);
+#pragma unroll 1
+            for (int rank = 0; rank < a.n_ranks && a.n_ranks > 1; rank++) {
+                store_peer_word(&stuck_of(a, rank)->is_set, 1);
+            }
         }
         if (is_late || load_peer_word(&a.stuck->is_set) != 0) {
             store_shared_flag(&w->is_over, 1);
@@ -137,9 +169,9 @@ DEVICE bool is_of(uint64_t word, uint32_t epoch) {
     return (uint32_t)(word >> 32) == epoch;
 }
 
-/* Words from[at[i]], or pairs of them from there on; at[i] < 0: none, 0. All are asked for before any is looked at. */
+/* Words from[at[i]], or pairs of them from there on; at[i] < 0: none, 0. All are asked for before any is looked at. False: in vain. */
 template <int N>
-DEVICE void take_words(const uint64_t *from, const int (&at)[N], uint32_t epoch, uint32_t (&out)[N], int what,
+DEVICE bool take_words(const uint64_t *from, const int (&at)[N], uint32_t epoch, uint32_t (&out)[N], int what,
                        patience *p) {
     uint64_t v[N];
     bool good;
@@ -158,6 +190,7 @@ DEVICE void take_words(const uint64_t *from, const int (&at)[N], uint32_t epoch,
     for (int i = 0; i < N; i++) {
         out[i] = (uint32_t)v[i];
     }
+    return good || p->is_blind();
 }
 
 template <int N>

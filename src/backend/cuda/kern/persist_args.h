@@ -78,11 +78,19 @@ typedef struct persist_op {
     int32_t reserved[1]; /* to a multiple of 16 bytes */
 } persist_op;
 
-/* A wait that took too long: written by the thread that noticed, once. */
+/* A wait that took too long. */
 typedef struct persist_stuck {
-    uint64_t is_set; /* what every wait looks at */
-    int32_t claimed, op, layer, block;
+    uint64_t is_set; /* what every wait looks at: any rank's */
+    uint64_t
+        missing; /* (rank + 1) << 32 | index of the op that needs what it did not send; 0: none. By any who waited for it */
+    int32_t claimed, op, layer, block; /* by the thread of this rank that noticed first */
 } persist_stuck;
+
+/* What other ranks store to, args.node[rank], in words: nodes of the leaf tree [2 slots][DECODE_LEAVES][m_max][d], each rank's best of
+ * each output row [PERSIST_MAX_RANKS][CUDA_MAX_DECODE][4] (value, value, id, nothing), a persist_stuck. */
+#define PERSIST_BESTS_AT(m_max, d) ((int64_t)2 * DECODE_LEAVES * (m_max) * (d))
+#define PERSIST_STUCK_AT(m_max, d) (PERSIST_BESTS_AT(m_max, d) + PERSIST_MAX_RANKS * CUDA_MAX_DECODE * 4)
+#define PERSIST_ROOM_WORDS(m_max, d) (PERSIST_STUCK_AT(m_max, d) + (int64_t)(sizeof(persist_stuck) / sizeof(uint64_t)))
 
 /* What a warp waited for when there was no more waiting. */
 enum {
@@ -95,12 +103,13 @@ enum {
     PERSIST_WAIT_SPLITS, /* ... of attention's splits */
     PERSIST_WAIT_NODES,
     PERSIST_WAIT_OFFERS,
+    PERSIST_WAIT_BESTS, /* ... of the other ranks */
     PERSIST_WAITS
 };
 
 typedef struct persist_wait {
     int32_t what, op, layer;
-    uint32_t chunk; /* number, where it is for one */
+    uint32_t chunk; /* number, where it is for one; of nodes and bests: the rank that did not send, and 1 */
 } persist_wait;
 
 /* Measuring: what is left out. Numbers are wrong then. */
@@ -125,11 +134,12 @@ typedef struct persist_args {
     const float *rope;
     float *logits; /* [n_out][n_vocab], of rows that the host draws for */
     int32_t *drawn, *fault;
-    uint64_t *node[PERSIST_MAX_RANKS]; /* every rank's: [2 slots][nodes of the leaf tree, at most 8][M_max][d] */
+    uint64_t *node
+        [PERSIST_MAX_RANKS]; /* every rank's: nodes of the leaf tree; with several ranks more behind them, see above */
     uint64_t *partial;    /* of attention's splits, [row][group][max_splits][4 (d + 2)]: max and sum of each head, o */
     uint64_t *offer;      /* [blocks][16 rows][4]: value, value, id, fault */
     char *scratch;        /* [blocks][scratch_bytes]: x of ops for which shared memory is too small */
-    persist_stuck *stuck; /* in the GPU's memory, since all who wait look at it */
+    persist_stuck *stuck; /* in the GPU's memory, since all who wait look at it; with several ranks behind node[rank] */
     persist_stuck *told;  /* the same once more, where the host wants it; or NULL */
     persist_wait *wait;   /* [blocks][PERSIST_WARPS + 1] */
     uint32_t *launches;   /* so far: epochs follow from it */
@@ -147,5 +157,10 @@ typedef struct persist_args {
     int32_t attn_warp_bytes, attn_warps;
     int32_t measure; /* PERSIST_STREAMS_ONLY, ... */
 } persist_args;
+
+/* The ranks of one GPU, as one launch: blockIdx.y has member[blockIdx.y]. */
+typedef struct persist_shared_args {
+    persist_args member[PERSIST_MAX_RANKS];
+} persist_shared_args;
 
 #endif

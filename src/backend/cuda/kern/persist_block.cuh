@@ -95,7 +95,8 @@ struct block_state {
         const int64_t at = node_at(op, a.rank * op.n_parts + part, m, i);
         const uint64_t word = word_of_float(value, epoch());
 #pragma unroll 1
-        for (int to = 0; to < a.n_ranks; to++) {
+        for (int n = 1; n <= a.n_ranks; n++) {
+            const int to = (a.rank + n) & (a.n_ranks - 1); /* each rank begins elsewhere, and ends with itself */
             if (a.n_ranks > 1) {
                 store_peer_word(a.node[to] + at, word);
             } else {
@@ -117,7 +118,10 @@ struct block_state {
             for (int j = 0; j < DECODE_LEAVES; j++) {
                 at[j] = j < n ? (int)(node_at(op, j, m, e) - node_at(op, 0, m, e)) : -1;
             }
-            take_words<DECODE_LEAVES>(a.node[a.rank] + node_at(op, 0, m, e), at, epoch(), word, PERSIST_WAIT_NODES, &p);
+            const uint64_t *from = a.node[a.rank] + node_at(op, 0, m, e);
+            if (!take_words<DECODE_LEAVES>(from, at, epoch(), word, PERSIST_WAIT_NODES, &p) && a.n_ranks > 1) {
+                p.name_missing(from, (int64_t)a.m_max * a.d, n, epoch(), PERSIST_WAIT_NODES, op.index, op.n_parts);
+            }
 #pragma unroll
             for (int j = 0; j < DECODE_LEAVES; j++) {
                 node[j] = __uint_as_float(word[j]);

@@ -1,5 +1,6 @@
 /*
- * The end of a step in the persistent decode kernel: logits, and the tokens drawn from them as in decode_sample.cu.
+ * The end of a step in the persistent decode kernel: logits, and the tokens drawn from them as in decode_sample.cu. Of several ranks
+ * each tells all others what it has best, and each finds the same token: the next step begins without the host.
  */
 #ifndef LS_BACKEND_CUDA_PERSIST_HEAD_CUH
 #define LS_BACKEND_CUDA_PERSIST_HEAD_CUH
@@ -75,6 +76,43 @@ template <int COLUMNS> struct head_part {
         }
     }
 
+    /* The best of all ranks, ids of the whole vocabulary; by a warp. Lane r sends to rank r and waits for it. For rows that nobody draws
+     * too: who has heard from a rank knows that all blocks there have taken all nodes of this step. */
+    DEVICE_MEMBER offer best_of_ranks(const persist_op &op, int m, offer mine) {
+        const persist_args &a = b.a;
+        const uint32_t epoch = b.epoch();
+        mine.id = mine.id < 0 ? -1 : op.vocab_first + mine.id;
+        if (b.lane < a.n_ranks) {
+            uint64_t bits, *to = bests_of(a, b.lane) + (a.rank * CUDA_MAX_DECODE + m) * 4;
+            memcpy(&bits, &mine.value, sizeof bits);
+            store_peer_words(to, word_of((uint32_t)bits, epoch), word_of((uint32_t)(bits >> 32), epoch));
+            store_peer_word(to + 2, word_of((uint32_t)mine.id, epoch));
+        }
+        int at[3];
+        uint32_t word[3];
+#pragma unroll
+        for (int j = 0; j < 3; j++) {
+            at[j] = b.lane < a.n_ranks ? j : -1;
+        }
+        const uint64_t *from = bests_of(a, a.rank) + (min(b.lane, a.n_ranks - 1) * CUDA_MAX_DECODE + m) * 4;
+        offer best;
+        best.value = -INFINITY;
+        best.id = -1;
+        if (!take_words<3>(from, at, epoch, word, PERSIST_WAIT_BESTS, &b.p)) {
+            b.p.name_missing(from, 1, 3, epoch, PERSIST_WAIT_BESTS, op.index, 3, b.lane);
+        } else if (b.lane < a.n_ranks) {
+            const uint64_t bits = (uint64_t)word[1] << 32 | word[0];
+            memcpy(&best.value, &bits, sizeof bits);
+            best.id = (int32_t)word[2];
+        }
+        __syncwarp();
+#pragma unroll
+        for (int lanes = PERSIST_MAX_RANKS / 2; lanes > 0; lanes /= 2) {
+            best = better(best, shuffled(best, lanes));
+        }
+        return best;
+    }
+
     /* Block 0 decides. A warp has a row. */
     DEVICE_MEMBER void draw_rows(const persist_op &op) {
         constexpr int BATCH = 4;
@@ -113,12 +151,17 @@ template <int COLUMNS> struct head_part {
                 const uint32_t its_first = __shfl_xor_sync(0xffffffffu, first, lanes);
                 first = its_first < first ? its_first : first;
             }
+            if (b.a.n_ranks > 1) {
+                all = best_of_ranks(op, m, all);
+            } else {
+                all.id = all.id < 0 ? -1 : op.vocab_first + all.id;
+            }
             if (b.lane == 0) {
                 b.a.fault[m] = (int32_t)(first + 1);
             }
             if (b.lane == 0 && m < step->n_out) {
                 const bool on_host = step_array<cuda_draw>(step, step->draw)[m].on_host != 0;
-                b.a.drawn[m] = on_host || all.id < 0 || b.p.is_gone() ? -1 : op.vocab_first + all.id;
+                b.a.drawn[m] = on_host || b.p.is_gone() ? -1 : all.id;
             }
         }
     }
