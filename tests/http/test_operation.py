@@ -207,8 +207,30 @@ def test_full_queue():
     """Two run, two wait, the fifth is told to come back; it may, later."""
     with Server("--max-num-seqs", "2", "--max-num-queued-reqs", "2") as server:
         streams = [server.stream(COMPLETIONS, LONG) for _ in range(4)]
+        wanted = "authorization,content-type,x-stainless-lang,x-stainless-retry-count"  # OpenAI's client in a browser
+        for origin in ("https://a.example", "https://c.example"):
+            _, headers, _ = server.call("OPTIONS", COMPLETIONS, headers={"Origin": origin, "Access-Control-Request-Method": "POST",
+                                                                         "Access-Control-Request-Headers": wanted})
+            assert headers.get("access-control-allow-headers") == (wanted if origin == "https://a.example" else None)
         status, headers, body = server.post(COMPLETIONS, {"prompt": "x", "max_tokens": 1})
         assert status == 429 and int(headers["retry-after"]) >= 1 and body["error"]["code"] == "queue_full"
+
+
+def test_foreign_pages():
+    """A page of another site makes no work here, unless it may; pages of this server's own host and clients that are no browser do."""
+    body = {"prompt": "x", "max_tokens": 1}
+    with Server("--allowed-origins", "https://a.example") as server:
+        here = f"http://127.0.0.1:{server.port}"
+        for headers, status in (({}, 200), ({"Origin": here}, 200), ({"Origin": "https://a.example"}, 200),
+                                ({"Origin": "https://b.example"}, 403), ({"Origin": "null"}, 403),
+                                ({"Origin": "https://b.example", "Sec-Fetch-Site": "cross-site"}, 403),
+                                ({"Origin": "https://proxy.example", "Sec-Fetch-Site": "same-origin"}, 200)):
+            got, _, answer = server.post(COMPLETIONS, body, headers)
+            assert got == status and (status == 200 or answer["error"]["code"] == "origin_not_allowed"), (headers, got)
+        assert server.get("/health", {"Origin": "https://b.example"})[0] == 200
+    with Server("--api-key", "secret") as server:
+        headers = {"Origin": "https://b.example", "Authorization": "Bearer secret"}
+        assert server.post(COMPLETIONS, body, headers)[0] == 200
         status, _, body = server.post(COMPLETIONS, {"prompt": "x", "n": 5})
         assert status == 400 and body["error"]["param"] == "n"
         assert server.metric("admission_rejections_total", 'reason="queue"') == 1
@@ -270,7 +292,7 @@ def test_access_log():
         with open(path, encoding="utf-8") as file:
             text = file.read()
         lines = [json.loads(line) for line in text.splitlines()]
-        assert [x["status"] for x in lines] == [200, 200, 400, 401, 401] and lines[4]["path"] == "?"
+        assert [x["status"] for x in lines] == [200, 200, 400, 401, 401, 401] and lines[4]["path"] == lines[5]["path"] == "?"
         first = lines[0]
         assert first["id"] == headers["x-request-id"] and first["path"] == COMPLETIONS and first["method"] == "POST"
         assert first["completion_tokens"] == 3 and first["finish"] == "length" and first["key"] == 0
@@ -280,6 +302,9 @@ def test_access_log():
 
 def test_template_defaults():
     """--chat-template-kwargs reach the template, and a request's own go before them."""
+            with server.connect() as connection:
+                connection.sendall(b"GET /" + b"a" * 198 + "\u00e9".encode() * 4 + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                read_all(connection)
     with Server("--chat-template-kwargs", '{"add_generation_prompt": true}') as server:
         assert server.chat(chat_template_kwargs={"anything": 1}, max_tokens=1)
 
