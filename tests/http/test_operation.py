@@ -34,6 +34,9 @@ def test_starting():
         status, headers, body = server.post(COMPLETIONS, {"prompt": "x"})
         assert status == 503 and headers["retry-after"] and body["error"]["code"] == "starting"
         assert server.get("/v1/models")[0] == 200 and "uptime_seconds" in server.get("/metrics")[2]
+        server.stop()  # nobody was promised an answer
+        server = Server(model="some/model", wait=False, env=hub)
+        server.process.send_signal(signal.SIGINT)
         server.stop(expect=130)
 
 
@@ -173,7 +176,8 @@ def test_bad_settings():
     for words, text in ((["--ssl-certfile", PEM], "--ssl-keyfile"), (["--ssl-certfile", "Makefile", "--ssl-keyfile", PEM], "Makefile"),
                         (["--api-key", ""], "--api-key"), (["--api-key-file", "/nowhere"], "/nowhere"), (["--port", "70000"], "65535"),
                         (["--host", "no.such.host.invalid"], "no.such.host"), (["--chat-template-kwargs", "[]"], "object"),
-                        (["--access-log", "/nowhere/x"], "/nowhere/x")):
+                        (["--access-log", "/nowhere/x"], "/nowhere/x"), (["--served-model-name", ""], "--served-model-name"),
+                        (["--metrics-prefix", "a b-"], "--metrics-prefix"), (["--metrics-prefix", "1a:"], "--metrics-prefix")):
         done = subprocess.run([harness.BIN, "serve", "demo", "--port", "0", *words], capture_output=True, text=True,
                               timeout=harness.PATIENCE)
         assert done.returncode in (1, 2) and text in done.stderr, (words, done.returncode, done.stderr)
@@ -185,6 +189,15 @@ def test_bad_settings():
         assert done.returncode == 1 and "in use" in done.stderr
 
 
+def test_open_door():
+    """Who listens for the network and asks for no key is told so, once."""
+    with Server("--host", "0.0.0.0") as server:
+        assert sum("no --api-key" in line for line in server.log) == 1
+    for words in (["--host", "0.0.0.0", "--api-key", "x"], ["--host", "localhost"]):
+        with Server(*words) as server:
+            assert not server.find("no --api-key")
+
+
 def test_origins():
     with Server("--allowed-origins", "https://a.example", "--allowed-origins", "https://b.example") as server:
         for origin, allowed in (("https://a.example", True), ("https://b.example", True), ("https://c.example", False)):
@@ -194,26 +207,13 @@ def test_origins():
                                                                           "Access-Control-Request-Method": "POST"})
         assert status == 204 and "POST" in headers["access-control-allow-methods"]
         assert "Authorization" in headers["access-control-allow-headers"]
-    with Server() as server:
-        assert "access-control-allow-origin" not in server.get("/version", {"Origin": "https://a.example"})[1]
-    with Server("--allowed-origins", "*") as server:
-        assert server.get("/version", {"Origin": "null"})[1]["access-control-allow-origin"] == "null"
-
-
-# ---- Load ----
-
-
-def test_full_queue():
-    """Two run, two wait, the fifth is told to come back; it may, later."""
-    with Server("--max-num-seqs", "2", "--max-num-queued-reqs", "2") as server:
-        streams = [server.stream(COMPLETIONS, LONG) for _ in range(4)]
         wanted = "authorization,content-type,x-stainless-lang,x-stainless-retry-count"  # OpenAI's client in a browser
         for origin in ("https://a.example", "https://c.example"):
             _, headers, _ = server.call("OPTIONS", COMPLETIONS, headers={"Origin": origin, "Access-Control-Request-Method": "POST",
                                                                          "Access-Control-Request-Headers": wanted})
             assert headers.get("access-control-allow-headers") == (wanted if origin == "https://a.example" else None)
-        status, headers, body = server.post(COMPLETIONS, {"prompt": "x", "max_tokens": 1})
-        assert status == 429 and int(headers["retry-after"]) >= 1 and body["error"]["code"] == "queue_full"
+    with Server() as server:
+        assert "access-control-allow-origin" not in server.get("/version", {"Origin": "https://a.example"})[1]
 
 
 def test_foreign_pages():
@@ -231,6 +231,19 @@ def test_foreign_pages():
     with Server("--api-key", "secret") as server:
         headers = {"Origin": "https://b.example", "Authorization": "Bearer secret"}
         assert server.post(COMPLETIONS, body, headers)[0] == 200
+    with Server("--allowed-origins", "*") as server:
+        assert server.get("/version", {"Origin": "null"})[1]["access-control-allow-origin"] == "null"
+
+
+# ---- Load ----
+
+
+def test_full_queue():
+    """Two run, two wait, the fifth is told to come back; it may, later."""
+    with Server("--max-num-seqs", "2", "--max-num-queued-reqs", "2") as server:
+        streams = [server.stream(COMPLETIONS, LONG) for _ in range(4)]
+        status, headers, body = server.post(COMPLETIONS, {"prompt": "x", "max_tokens": 1})
+        assert status == 429 and int(headers["retry-after"]) >= 1 and body["error"]["code"] == "queue_full"
         status, _, body = server.post(COMPLETIONS, {"prompt": "x", "n": 5})
         assert status == 400 and body["error"]["param"] == "n"
         assert server.metric("admission_rejections_total", 'reason="queue"') == 1
@@ -289,6 +302,9 @@ def test_access_log():
             with server.connect() as connection:
                 connection.sendall(b"GET /\xff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
                 read_all(connection)
+            with server.connect() as connection:
+                connection.sendall(b"GET /" + b"a" * 198 + "\u00e9".encode() * 4 + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                read_all(connection)
         with open(path, encoding="utf-8") as file:
             text = file.read()
         lines = [json.loads(line) for line in text.splitlines()]
@@ -302,9 +318,6 @@ def test_access_log():
 
 def test_template_defaults():
     """--chat-template-kwargs reach the template, and a request's own go before them."""
-            with server.connect() as connection:
-                connection.sendall(b"GET /" + b"a" * 198 + "\u00e9".encode() * 4 + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-                read_all(connection)
     with Server("--chat-template-kwargs", '{"add_generation_prompt": true}') as server:
         assert server.chat(chat_template_kwargs={"anything": 1}, max_tokens=1)
 
