@@ -28,6 +28,13 @@ def test_sampled_completion_is_generates():
     assert body["choices"][0]["text"] == expected
 
 
+def test_seeds_are_generates():
+    """All 64 bits, and the sign."""
+    for seed in (-1, 9007199254740993, -9223372036854775808, 9223372036854775807):
+        expected = generate("-p", PROMPT, "-n", "8", "--seed", str(seed), "--temp", "1")[0]
+        assert server.complete(max_tokens=8, seed=seed, temperature=1)["choices"][0]["text"] == expected, seed
+
+
 def test_defaults_are_the_models():
     expected = generate("-p", PROMPT, "-n", "16", "--seed", "3")[0]
     status, _, body = server.post(COMPLETIONS, {"prompt": PROMPT, "seed": 3})

@@ -140,6 +140,23 @@ def test_api_keys():
             assert "third" not in "".join(server.log)
 
 
+def test_keys_from_a_pipe():
+    """As from --api-key-file <(pass show lockstep); more than one piece of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "keys")
+        os.mkfifo(path)
+
+        def write():
+            with open(path, "w", encoding="ascii") as file:
+                file.write("# all of them\n" * 300000 + "last\n")
+
+        writer = threading.Thread(target=write, daemon=True)
+        writer.start()
+        with Server("--api-key-file", path) as server:
+            writer.join(harness.PATIENCE)
+            assert server.get("/version", {"Authorization": "Bearer last"})[0] == 200 and server.get("/version")[0] == 401
+
+
 def test_key_from_the_environment():
     with Server(env={"LOCKSTEP_API_KEY": "hidden"}) as server:
         assert server.get("/version")[0] == 401

@@ -68,7 +68,7 @@ done:
 static ls_status read_dataset(serve_bench *b, const char *path, ls_error *err) {
     ls_file file;
     ls_status st = LS_OK;
-    TRY(file_map(&file, path, err));
+    TRY(file_map_or_read(&file, path, err));
     const char *text = (const char *)file.data, *end = text + file.bytes, *at = text;
     for (size_t i = 0; st == LS_OK && i < b->load.n;) {
         const char *newline = at < end ? memchr(at, '\n', (size_t)(end - at)) : NULL;
