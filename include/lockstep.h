@@ -409,7 +409,8 @@ typedef struct ls_chat_params {
     size_t struct_size;
     const char *messages_json;  /* array of objects as the OpenAI API has them */
     const char *tools_json;     /* array, or NULL */
-    const char *variables_json; /* object of what else the template may read ("enable_thinking"), or NULL */
+    const char *variables_json; /* object of what else the template may read ("enable_thinking"), or NULL; an
+                                 * add_generation_prompt in it goes before the one below */
     const char
         *template_name; /* NULL: "tool_use" if there are tools and it exists, else "default", else the only one */
     bool add_generation_prompt;

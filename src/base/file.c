@@ -9,7 +9,40 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-ls_status file_map(ls_file *file, const char *path, ls_error *err) {
+/* To the end, into anonymous memory that grows, so that it goes as a map does. */
+static ls_status read_stream(int fd, const char *path, ls_file *out, ls_error *err) {
+    size_t room = 1 << 20, n = 0;
+    char *bytes = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ls_status st = bytes == MAP_FAILED ? error_set(err, LS_ENOMEM, "%s: out of memory", path) : LS_OK;
+    ssize_t got = 1;
+    while (st == LS_OK && got != 0) {
+        if (n == room) {
+            void *grown = room < FILE_STREAM_BYTES ? mremap(bytes, room, 2 * room, MREMAP_MAYMOVE) : MAP_FAILED;
+            if (grown == MAP_FAILED) {
+                st = room < FILE_STREAM_BYTES
+                         ? error_set(err, LS_ENOMEM, "%s: out of memory", path)
+                         : error_set(err, LS_ETOOLONG, "%s: more than %zu bytes came", path, FILE_STREAM_BYTES);
+                break;
+            }
+            bytes = grown;
+            room *= 2;
+        }
+        got = read(fd, bytes + n, room - n);
+        if (got < 0 && errno != EINTR) {
+            st = error_set(err, LS_EIO, "%s: %s", path, strerror(errno));
+        }
+        n += got > 0 ? (size_t)got : 0;
+    }
+    if (st == LS_OK && n > 0) { /* whole pages of what was not needed go back; file_unmap lets go of the others */
+        bytes = mremap(bytes, room, n, 0);
+        *out = (ls_file){(const uint8_t *)bytes, n};
+    } else if (bytes != MAP_FAILED) {
+        munmap(bytes, room);
+    }
+    return st;
+}
+
+static ls_status map_file(ls_file *file, const char *path, bool may_stream, ls_error *err) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
         return error_set(err, errno == ENOENT || errno == ENOTDIR ? LS_ENOTFOUND : LS_EIO, "%s: %s", path,
@@ -20,6 +53,8 @@ ls_status file_map(ls_file *file, const char *path, ls_error *err) {
     ls_file fresh = {0};
     if (fstat(fd, &info) != 0) {
         st = error_set(err, LS_EIO, "%s: %s", path, strerror(errno));
+    } else if (may_stream && (S_ISFIFO(info.st_mode) || S_ISCHR(info.st_mode))) {
+        st = read_stream(fd, path, &fresh, err);
     } else if (!S_ISREG(info.st_mode)) {
         st = error_set(err, LS_EIO, "%s: not a regular file", path);
     } else if (info.st_size > 0) {
@@ -36,6 +71,14 @@ ls_status file_map(ls_file *file, const char *path, ls_error *err) {
         *file = fresh;
     }
     return st;
+}
+
+ls_status file_map(ls_file *file, const char *path, ls_error *err) {
+    return map_file(file, path, false, err);
+}
+
+ls_status file_map_or_read(ls_file *file, const char *path, ls_error *err) {
+    return map_file(file, path, true, err);
 }
 
 void file_unmap(ls_file *file) {

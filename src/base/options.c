@@ -221,8 +221,8 @@ const option_def option_table[OPTION_COUNT] = {
     [OPT_IGNORE_EOS] = {OPT_IGNORE_EOS, COMMANDS_SAMPLE, GROUP_SAMPLING, OPTION_FLAG, "ignore-eos", NULL, 0, NULL, NULL,
                         0, 0, NULL, "Go on after an end-of-text token"},
     [OPT_SEED] =
-        {OPT_SEED, COMMANDS_SAMPLE | COMMAND_BENCH, GROUP_SAMPLING, OPTION_INT, "seed", NULL, 's', "N", NULL, 0, 9e15,
-         NULL,
+        {OPT_SEED, COMMANDS_SAMPLE | COMMAND_BENCH, GROUP_SAMPLING, OPTION_INT, "seed", NULL, 's', "N", NULL, -0x1p63,
+         0x1p63, NULL,
          "Seed of sampling: the same seed gives the same text at any -tp and in any batch (default: random, printed)"},
     [OPT_NUM_RETURN_SEQUENCES] = {OPT_NUM_RETURN_SEQUENCES, COMMAND_GENERATE, GROUP_SAMPLING, OPTION_INT,
                                   "num-return-sequences", NULL, 0, "N", "1", 1, 4096, NULL,
@@ -452,7 +452,8 @@ static ls_status parse_number(const option_def *def, const char *what, const cha
     char *end;
     errno = 0;
     bool integer = def->type == OPTION_INT;
-    double number = integer ? (double)strtoll(text, &end, 10) : strtod(text, &end);
+    long long whole = integer ? strtoll(text, &end, 10) : 0;
+    double number = integer ? (double)whole : strtod(text, &end);
     double factor = integer ? suffix_factor(end) : *end == '\0' ? 1 : 0;
     if (end == text || errno != 0 || factor == 0 || !isfinite(number)) {
         return error_set(err, LS_EINVAL, "%s %s: expected %s", what, text, integer ? "an integer" : "a number");
@@ -461,7 +462,7 @@ static ls_status parse_number(const option_def *def, const char *what, const cha
         return error_set(err, LS_EINVAL, "%s %s: must be from %.15g to %.15g", what, text, def->min, def->max);
     }
     value->real = number * factor;
-    value->integer = (int64_t)value->real;
+    value->integer = integer && factor == 1 ? whole : (int64_t)fmin(value->real, 0x1.fffffffffffffp62);
     return LS_OK;
 }
 

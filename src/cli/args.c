@@ -6,7 +6,7 @@
 
 #include "cli/cli.h"
 
-enum { FIRST_LONG_KEY = 256 };
+enum { HELP_KEY = 'h', FIRST_LONG_KEY = 256 };
 
 typedef struct args_state {
     const command_def *command;
@@ -21,6 +21,10 @@ static int key_of(const option_def *def) {
 
 static error_t take(int key, char *arg, struct argp_state *state) {
     args_state *args = state->input;
+    if (key == HELP_KEY) {
+        argp_state_help(state, state->out_stream, ARGP_HELP_STD_HELP); /* ends the program, as --help does */
+        return 0;
+    }
     if (key == ARGP_KEY_ARG && args->command->command == COMMAND_REPORT) {
         args->status = options_set(args->options, OPT_RESULTS, arg, args->err);
         return args->status == LS_OK ? 0 : EINVAL;
@@ -58,7 +62,7 @@ static void describe(const command_def *def, char *out, size_t out_bytes) {
 }
 
 ls_status args_parse(ls_options *options, unsigned command, int argc, char **argv, ls_error *err) {
-    struct argp_option table[2 * OPTION_COUNT + GROUP_COUNT + 1] = {0};
+    struct argp_option table[2 * OPTION_COUNT + GROUP_COUNT + 2] = {0};
     char *help[OPTION_COUNT] = {0};
     char program[64], doc[4096], word[32] = "";
     const command_def *def_command = command_table;
@@ -83,6 +87,8 @@ ls_status args_parse(ls_options *options, unsigned command, int argc, char **arg
             table[n++] = (struct argp_option){.name = def->alias, .flags = OPTION_ALIAS, .group = group + 1};
         }
     }
+    /* A letter of its own: as the beginning of a long name, -h would be --host and --html as well. */
+    table[n++] = (struct argp_option){.key = HELP_KEY, .flags = OPTION_HIDDEN, .doc = "Give this help list"};
     if (def_command->word != NULL) {
         snprintf(word, sizeof word, "[%s]", def_command->word);
     }

@@ -176,7 +176,7 @@ static ls_status print_end(generate *g, ls_error *err) {
         timeline_print(stderr, &timeline);
         TRY(print_profile(g, timeline.read_bytes_per_s, err));
         if (!g->options.value[OPT_SEED].set) {
-            fprintf(stderr, "seed     %" PRIu64 "\n", g->sampling.seed);
+            fprintf(stderr, "seed     %" PRId64 "\n", (int64_t)g->sampling.seed);
         }
     }
     return LS_OK;

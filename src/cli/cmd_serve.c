@@ -1,4 +1,5 @@
 /* lockstep serve: the server (src/server), with the model and the settings that the options name. */
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -93,6 +94,33 @@ static ls_status refuse_several_hosts(const ls_options *options, ls_error *err) 
                                                launch.launcher, launch.n_processes);
 }
 
+/* What could only be found out by whoever reads the answers. */
+static ls_status check_names(const ls_options *options, ls_error *err) {
+    const char *prefix = options->value[OPT_METRICS_PREFIX].text;
+    for (const char *p = prefix; *p != '\0'; p++) {
+        if (!isalpha((unsigned char)*p) && *p != '_' && *p != ':' && (p == prefix || !isdigit((unsigned char)*p))) {
+            return error_set(err, LS_EINVAL,
+                             "--metrics-prefix '%s': names of metrics are letters, digits, _ and :, and begin with no "
+                             "digit",
+                             prefix);
+        }
+    }
+    for (size_t i = 0; i < options->n_list[OPT_SERVED_MODEL_NAME]; i++) {
+        if (options->list[OPT_SERVED_MODEL_NAME][i][0] == '\0') {
+            return error_set(err, LS_EINVAL, "--served-model-name: a name may not be empty");
+        }
+    }
+    return LS_OK;
+}
+
+static void warn_of_open_door(const server_params *p) {
+    const bool is_local =
+        strncmp(p->host, "127.", 4) == 0 || strcmp(p->host, "localhost") == 0 || strcmp(p->host, "::1") == 0;
+    if (!is_local && p->n_api_keys == 0 && p->api_key_file == NULL) {
+        cli_log(NULL, LS_LOG_WARN, "no --api-key: whoever reaches this machine over the network may use the model");
+    }
+}
+
 static ls_status read_options(serve_command *c, int argc, char **argv, ls_error *err) {
     ls_options *options = &c->options;
     const option_value *v = options->value;
@@ -102,6 +130,7 @@ static ls_status read_options(serve_command *c, int argc, char **argv, ls_error 
         return error_set(err, LS_EINVAL, "serve needs a model: lockstep serve FOLDER, a name on the hub, or demo");
     }
     TRY(refuse_several_hosts(options, err));
+    TRY(check_names(options, err));
     bool named = options->n_list[OPT_SERVED_MODEL_NAME] > 0;
     c->name = v[OPT_MODEL].text;
     TRY(cli_read_argument(&v[OPT_CHAT_TEMPLATE_KWARGS], &c->kwargs, err));
@@ -131,13 +160,17 @@ static ls_status read_options(serve_command *c, int argc, char **argv, ls_error 
         .open = open_model,
         .open_user = c,
     };
+    warn_of_open_door(&c->params);
     return open_access_log(c, err);
 }
 
 static int exit_code(server_end end) {
     switch (end) {
     case SERVER_DRAINED:
+    case SERVER_NOT_OPENED: /* nothing was promised to anybody */
         return EXIT_GOOD;
+    case SERVER_INTERRUPTED:
+        return EXIT_INTERRUPTED;
     case SERVER_ENGINE_DIED:
         return EXIT_LOST;
     default:
@@ -152,8 +185,8 @@ int cmd_serve(int argc, char **argv) {
     ls_status st = read_options(&c, argc, argv, &error);
     st = st == LS_OK ? server_run(&c.params, &end, &error) : st;
     int code = st != LS_OK ? cli_fail(&error, c.options.value[OPT_VERBOSE].integer != 0) : exit_code(end);
-    if (st == LS_OK && end == SERVER_NOT_OPENED) {
-        _exit(EXIT_INTERRUPTED); /* the thread that opens the model cannot be called back */
+    if (st == LS_OK && (end == SERVER_NOT_OPENED || end == SERVER_INTERRUPTED)) {
+        _exit(code); /* the thread that opens the model cannot be called back */
     }
     if (c.params.access_log != NULL && c.params.access_log != stdout) {
         fclose(c.params.access_log);

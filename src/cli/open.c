@@ -42,7 +42,7 @@ ls_status cli_read_argument(const option_value *value, char **out, ls_error *err
     const char *text = value->text;
     size_t n = strlen(text);
     if (text[0] == '@') {
-        TRY(file_map(&file, text + 1, err));
+        TRY(file_map_or_read(&file, text + 1, err));
         text = (const char *)file.data;
         n = file.bytes;
     }

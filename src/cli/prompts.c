@@ -41,7 +41,7 @@ static ls_status read_file(prompt_list *list, const char *path, prompt_text *out
         return LS_OK;
     }
     ls_file *file = &list->file[list->n_files];
-    ls_status st = file_map(file, path, err);
+    ls_status st = file_map_or_read(file, path, err);
     if (st != LS_OK) {
         return error_prefix(err, st, "--prompt-file");
     }

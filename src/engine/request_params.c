@@ -133,7 +133,8 @@ static ls_status read_ending(ls_request *request, ls_error *err) {
         TRY_GOTO(token_list_push(&ids, eos[i], err), fail);
     }
     if (ids.n > 0) {
-        TRY_GOTO(copy_ids("stop_tokens", ids.id, ids.n, model->spec.n_vocab, &request->ending, &n_ending, err), fail);
+        TRY_GOTO(copy_ids("stop_token_ids", ids.id, ids.n, model->spec.n_vocab, &request->ending, &n_ending, err),
+                 fail);
     }
     request->n_ending = n_ending;
 fail:
@@ -158,10 +159,10 @@ static ls_status read_sampling(ls_request *request, ls_error *err) {
                          model->spec.n_vocab, request->token_capacity, err));
     if (p->allowed_tokens != NULL) {
         if (p->n_allowed_tokens == 0) {
-            return error_set(err, LS_EINVAL, "allowed_tokens: the list is empty, so that no token could be drawn");
+            return error_set(err, LS_EINVAL, "allowed_token_ids: the list is empty, so that no token could be drawn");
         }
-        TRY(copy_ids("allowed_tokens", p->allowed_tokens, p->n_allowed_tokens, model->spec.n_vocab, &request->allowed,
-                     &request->sample.n_allowed, err));
+        TRY(copy_ids("allowed_token_ids", p->allowed_tokens, p->n_allowed_tokens, model->spec.n_vocab,
+                     &request->allowed, &request->sample.n_allowed, err));
         request->sample.allowed = request->allowed;
     }
     return LS_OK;

@@ -84,6 +84,9 @@ static ls_status read_variables(const server *s, fields *f, char **out, ls_error
     TRY(fields_object(f, "chat_template_kwargs", &given, err));
     TRY(fields_string(f, "reasoning_effort", &effort, err));
     json_t *all = s->template_kwargs != NULL ? json_copy(s->template_kwargs) : json_object();
+    if (fields_find(f, "add_generation_prompt") != NULL) { /* goes before the server's default */
+        json_object_del(all, "add_generation_prompt");
+    }
     if (effort != NULL) {
         json_object_set_new(all, "reasoning_effort", json_string(effort));
     }
@@ -118,6 +121,8 @@ ls_status chat_render(const server *s, fields *body, char **out, size_t *out_byt
     st = ls_text_render_chat(s->model.text, &params, out, out_bytes, err);
     if (st == LS_ENOTFOUND || st == LS_EFORMAT) { /* the template's fault, not a wrong path */
         st = error_prefix(err, LS_EUNSUPPORTED, "chat template");
+    } else if (st == LS_ETOOLONG) { /* its limits, which are not the context's */
+        st = error_prefix(err, LS_EINVAL, "more than the chat template may read");
     }
     if (st != LS_OK) {
         body->param = "messages";

@@ -1,4 +1,6 @@
 /* POST /tokenize and /detokenize, in vLLM's form and in llama-server's ("content"). */
+#include <stdlib.h>
+
 #include "server/serving.h"
 
 static ls_status need_tokenizer(const server *s, ls_error *err) {
@@ -57,6 +59,16 @@ static ls_status tokenize(const server *s, fields *f, json_t **out, ls_error *er
     return LS_OK;
 }
 
+static ls_status check_ids(const server *s, fields *f, const int32_t *id, size_t n, ls_error *err) {
+    for (size_t i = 0; i < n; i++) {
+        if (id[i] >= s->info.n_vocab) {
+            return fields_error(f, "tokens", LS_EINVAL, err, "token %zu has id %d; the model's vocabulary ends at %d",
+                                i, id[i], s->info.n_vocab - 1);
+        }
+    }
+    return LS_OK;
+}
+
 static ls_status detokenize(const server *s, fields *f, json_t **out, ls_error *err) {
     int32_t *id = NULL;
     size_t n = 0, n_bytes;
@@ -66,7 +78,8 @@ static ls_status detokenize(const server *s, fields *f, json_t **out, ls_error *
     if (id == NULL) {
         return fields_error(f, "tokens", LS_EINVAL, err, "missing");
     }
-    ls_status st = ls_text_decode(s->model.text, id, n, false, &text, &n_bytes, err);
+    ls_status st = check_ids(s, f, id, n, err);
+    st = st == LS_OK ? ls_text_decode(s->model.text, id, n, false, &text, &n_bytes, err) : st;
     free(id);
     TRY(st);
     *out = json_pack("{s:s%, s:s%}", "prompt", text, n_bytes, "content", text, n_bytes);

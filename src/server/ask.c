@@ -113,6 +113,18 @@ static ls_status at_most(ask *a, const char *name, size_t n, size_t most, ls_err
                      : fields_error(&a->body, name, LS_EINVAL, err, "%zu of them; at most %zu are taken", n, most);
 }
 
+/* What other servers take for the most probable token: a temperature next to 0, a top_p of 0. */
+static void take_as_greedy(ask *a) {
+    ls_request_params *p = &a->params;
+    if (p->temperature > 0 && p->temperature < 1e-3) {
+        p->temperature = 0;
+    }
+    if (p->top_p == 0) {
+        p->top_p = 1;
+        p->top_k = 1;
+    }
+}
+
 static ls_status read_filters(ask *a, ls_error *err) {
     fields *f = &a->body;
     ls_request_params *p = &a->params;
@@ -123,6 +135,7 @@ static ls_status read_filters(ask *a, ls_error *err) {
         p->top_k = top_k > 0 ? (int)top_k : 0;
     }
     TRY(fields_real(f, "top_p", 0, 1, &p->top_p, err));
+    take_as_greedy(a);
     TRY(fields_real(f, "min_p", 0, 1, &p->min_p, err));
     TRY(fields_real(f, "repetition_penalty", 0.01, 100, &p->repetition_penalty, err));
     TRY(fields_real(f, "presence_penalty", -2, 2, &p->presence_penalty, err));
@@ -140,9 +153,9 @@ static ls_status read_ends(ask *a, ls_error *err) {
     fields *f = &a->body;
     ls_request_params *p = &a->params;
     int64_t min_tokens = 0;
-    TRY(fields_int(f, "max_tokens", 0, INT32_MAX, &a->max_tokens, err));
+    TRY(fields_int(f, "max_tokens", -1, INT32_MAX, &a->max_tokens, err));
     if (a->is_chat) {
-        TRY(fields_int(f, "max_completion_tokens", 0, INT32_MAX, &a->max_tokens, err));
+        TRY(fields_int(f, "max_completion_tokens", -1, INT32_MAX, &a->max_tokens, err));
     }
     TRY(fields_int(f, "min_tokens", 0, INT32_MAX, &min_tokens, err));
     p->min_tokens = (int)min_tokens;
@@ -232,6 +245,19 @@ static ls_status check_model(ask *a, const server *s, ls_error *err) {
     return error_set(err, LS_ENOTFOUND, "there is no model '%.200s' here; /v1/models lists what there is", model);
 }
 
+/* -1: as many as leave room for the answer. */
+static ls_status read_truncate(ask *a, const server *s, ls_error *err) {
+    TRY(fields_int(&a->body, "truncate_prompt_tokens", -1, INT32_MAX, &a->truncate, err));
+    if (a->truncate == 0) {
+        return fields_error(&a->body, "truncate_prompt_tokens", LS_EINVAL, err, "0 would leave no prompt");
+    }
+    if (a->truncate < 0 && fields_find(&a->body, "truncate_prompt_tokens") != NULL) {
+        const int64_t answer = a->max_tokens > 0 ? a->max_tokens : 1;
+        a->truncate = answer < s->max_tokens ? s->max_tokens - answer : 1;
+    }
+    return LS_OK;
+}
+
 ls_status ask_read(ask *a, const server *s, const json_t *body, bool is_chat, ls_error *err) {
     *a = (ask){.body = {.object = body},
                .params = LS_REQUEST_PARAMS_INIT,
@@ -257,7 +283,7 @@ ls_status ask_read(ask *a, const server *s, const json_t *body, bool is_chat, ls
     int64_t priority = 0;
     TRY(fields_int(&a->body, "priority", INT32_MIN, INT32_MAX, &priority, err));
     a->params.priority = (int32_t)priority;
-    return fields_int(&a->body, "truncate_prompt_tokens", 1, INT32_MAX, &a->truncate, err);
+    return read_truncate(a, s, err);
 }
 
 /* ---- Prompts ---- */

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MAX_EXACT 9007199254740992.0 /* 2^53: every integer up to here is a double of its own */
+
 json_t *fields_find(const fields *f, const char *name) {
     json_t *value = json_object_get(f->object, name);
     return json_is_null(value) ? NULL : value;
@@ -42,10 +44,12 @@ ls_status fields_int(fields *f, const char *name, int64_t min, int64_t max, int6
     if (value == NULL) {
         return LS_OK;
     }
-    if (!json_is_integer(value)) {
+    const double whole = json_is_real(value) ? json_real_value(value) : 0.5; /* 10.0 is 10 */
+    const bool is_whole = fabs(whole) <= MAX_EXACT && whole == floor(whole);
+    if (!json_is_integer(value) && !is_whole) {
         return wrong_type(f, name, "an integer", value, err);
     }
-    int64_t n = json_integer_value(value);
+    int64_t n = is_whole ? (int64_t)whole : json_integer_value(value);
     if (n < min || n > max) {
         return fields_error(f, name, LS_EINVAL, err, "%lld must be from %lld to %lld", (long long)n, (long long)min,
                             (long long)max);

@@ -119,6 +119,7 @@ static const char *reason_of(int status) {
                  {204, "No Content"},
                  {400, "Bad Request"},
                  {401, "Unauthorized"},
+                 {403, "Forbidden"},
                  {404, "Not Found"},
                  {405, "Method Not Allowed"},
                  {413, "Payload Too Large"},
@@ -216,8 +217,31 @@ void error_kind(ls_status st, int *status, const char **type, const char **code)
     }
 }
 
+/* Bytes of the character that s[0 .. n) begins with; 0: it is none. jansson takes nothing but UTF-8. */
+static size_t character_bytes(const char *s, size_t n) {
+    for (size_t i = 1; i <= 4 && i <= n; i++) {
+        json_t *one = json_stringn(s, i);
+        json_decref(one);
+        if (one != NULL) {
+            return i;
+        }
+    }
+    return 0;
+}
+
+/* Texts repeat what the client sent, and where they are too long they end anywhere: in a character too. Bytes that are no UTF-8
+ * become '?'. */
 json_t *error_object(const char *type, const char *code, const char *param, const char *text) {
-    return json_pack("{s:{s:s, s:s, s:s?, s:s?}}", "error", "message", text, "type", type, "param", param, "code",
+    char whole[1024];
+    snprintf(whole, sizeof whole, "%s", text);
+    for (size_t i = 0, n = strlen(whole); i < n;) {
+        size_t n_bytes = (unsigned char)whole[i] < 0x80 ? 1 : character_bytes(whole + i, n - i);
+        if (n_bytes == 0) {
+            whole[i] = '?';
+        }
+        i += n_bytes > 0 ? n_bytes : 1;
+    }
+    return json_pack("{s:{s:s, s:s, s:s?, s:s?}}", "error", "message", whole, "type", type, "param", param, "code",
                      code);
 }
 
@@ -225,8 +249,7 @@ void call_fail(call *c, ls_status st, const char *text, const char *param) {
     int status;
     const char *type, *code;
     error_kind(st, &status, &type, &code);
-    json_t *body = error_object(type, code, param, text);
-    call_reply_json(c, status, body != NULL ? body : error_object(type, code, NULL, ls_status_text(st)));
+    call_reply_json(c, status, error_object(type, code, param, text));
 }
 
 void call_fail_as(call *c, int status, const char *type, const char *code, const char *text) {

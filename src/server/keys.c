@@ -27,7 +27,7 @@ ls_status keys_add_file(key_ring *ring, const char *path, ls_error *err) {
     ls_file file = {0};
     size_t before = ring->n;
     ls_status st = LS_OK;
-    TRY(file_map(&file, path, err));
+    TRY(file_map_or_read(&file, path, err));
     const char *text = (const char *)file.data, *end = text + file.bytes;
     while (st == LS_OK && text < end) {
         const char *newline = memchr(text, '\n', (size_t)(end - text));

@@ -1,5 +1,8 @@
 /* Which call goes where, and who may call: API keys, origins, methods, states of the server. */
+#include <event2/keyvalq_struct.h>
+#include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "server/serving.h"
 
@@ -14,9 +17,14 @@ static bool is_allowed(const server_params *p, const char *origin) {
     return false;
 }
 
-/* What browsers ask for before a page of another origin may read an answer. */
+static const char *header_of(const call *c, const char *name) {
+    return evhttp_find_header(evhttp_request_get_input_headers(c->http), name);
+}
+
+/* What browsers ask for before a page of another origin may read an answer. Headers are not what keeps a page out, so that it
+ * may send any: OpenAI's own client sends a dozen. */
 static void allow_origin(call *c) {
-    const char *origin = evhttp_find_header(evhttp_request_get_input_headers(c->http), "Origin");
+    const char *origin = header_of(c, "Origin"), *wanted = header_of(c, "Access-Control-Request-Headers");
     if (origin == NULL || !is_allowed(c->server->params, origin)) {
         return;
     }
@@ -24,13 +32,44 @@ static void allow_origin(call *c) {
     call_header(c, "Vary", "Origin");
     call_header(c, "Access-Control-Expose-Headers", "X-Request-Id");
     if (evhttp_request_get_command(c->http) == EVHTTP_REQ_OPTIONS) {
+        call_header(c, "Vary", "Origin, Access-Control-Request-Headers");
         call_header(c, "Access-Control-Allow-Methods", "GET, POST, OPTIONS");
-        call_header(c, "Access-Control-Allow-Headers", "Authorization, Content-Type");
+        call_header(c, "Access-Control-Allow-Headers", wanted != NULL ? wanted : "Authorization, Content-Type");
         call_header(c, "Access-Control-Max-Age", "86400");
     }
 }
 
+/* A page of another site can have a browser post text to a server on its user's own machine without asking first: it cannot
+ * read the answer, but the work would be done. Browsers say where a page comes from (Sec-Fetch-Site, older ones only Origin);
+ * other clients say nothing. Where there are keys, a foreign page has none. */
+static bool is_foreign(const call *c) {
+    const char *origin = header_of(c, "Origin"), *site = header_of(c, "Sec-Fetch-Site"), *host = header_of(c, "Host");
+    if (origin == NULL || c->server->keys.n > 0 || is_allowed(c->server->params, origin)) {
+        return false;
+    }
+    if (site != NULL) {
+        return strcmp(site, "same-origin") != 0 && strcmp(site, "none") != 0;
+    }
+    const char *authority = strstr(origin, "://");
+    return authority == NULL || host == NULL || strcasecmp(authority + 3, host) != 0;
+}
+
+static void refuse_foreign(call *c) {
+    call_fail_as(c, 403, "invalid_request_error", "origin_not_allowed",
+                 "the page that asks comes from another site: --allowed-origins names those that may");
+}
+
 /* ---- Bodies ---- */
+
+/* Where two lengths are given, somebody in front may have read the other one, and taken the rest for another request. */
+static bool has_two_lengths(const call *c) {
+    const struct evkeyvalq *headers = evhttp_request_get_input_headers(c->http);
+    int n = 0;
+    for (const struct evkeyval *h = headers->tqh_first; h != NULL; h = h->next.tqe_next) {
+        n += strcasecmp(h->key, "Content-Length") == 0;
+    }
+    return n > 1;
+}
 
 /* Deeply nested values are refused by jansson (2048 levels), doubled keys by us. */
 static void with_body(call *c, void (*handle)(call *c, const json_t *body)) {
@@ -69,11 +108,20 @@ static void get_models(call *c) {
     api_models(c, NULL);
 }
 
+/* vLLM's and llama-server's paths; a base URL without /v1 is as good as one with it. */
 static const route routes[] = {
-    {"/v1/chat/completions", NULL, api_chat, false, true}, {"/v1/completions", NULL, api_completions, false, true},
-    {"/v1/models", get_models, NULL, false, false},        {"/tokenize", NULL, api_tokenize, false, true},
-    {"/detokenize", NULL, api_detokenize, false, true},    {"/health", api_health, NULL, true, false},
-    {"/metrics", api_metrics, NULL, false, false},         {"/version", api_version, NULL, false, false},
+    {"/v1/chat/completions", NULL, api_chat, false, true},
+    {"/chat/completions", NULL, api_chat, false, true},
+    {"/v1/completions", NULL, api_completions, false, true},
+    {"/completions", NULL, api_completions, false, true},
+    {"/v1/models", get_models, NULL, false, false},
+    {"/models", get_models, NULL, false, false},
+    {"/tokenize", NULL, api_tokenize, false, true},
+    {"/detokenize", NULL, api_detokenize, false, true},
+    {"/health", api_health, NULL, true, false},
+    {"/v1/health", api_health, NULL, true, false},
+    {"/metrics", api_metrics, NULL, false, false},
+    {"/version", api_version, NULL, false, false},
 };
 
 static const route *find(const char *path) {
@@ -90,7 +138,7 @@ static bool may_call(call *c, const route *r) {
     if (s->keys.n == 0 || (r != NULL && r->open)) {
         return true;
     }
-    c->key = keys_find(&s->keys, evhttp_find_header(evhttp_request_get_input_headers(c->http), "Authorization"));
+    c->key = keys_find(&s->keys, header_of(c, "Authorization"));
     if (c->key >= 0) {
         return true;
     }
@@ -115,6 +163,14 @@ static void not_found(call *c) {
     call_fail_as(c, 404, "invalid_request_error", "not_found", text);
 }
 
+/* A name with a slash comes as one segment from clients that keep to the letter: Qwen%2FQwen3-4B. */
+static void get_model(call *c, const char *name) {
+    size_t n;
+    char *decoded = evhttp_uridecode(name, 0, &n);
+    api_models(c, decoded != NULL && strlen(decoded) == n ? decoded : name); /* a name has no NUL in it */
+    free(decoded);
+}
+
 void routes_handle(call *c) {
     static const char models[] = "/v1/models/";
     server *s = c->server;
@@ -126,11 +182,20 @@ void routes_handle(call *c) {
         call_reply_text(c, 204, NULL, NULL);
         return;
     }
+    if (has_two_lengths(c)) {
+        call_header(c, "Connection", "close");
+        call_fail_as(c, 400, "invalid_request_error", NULL, "more than one Content-Length");
+        return;
+    }
     if (!may_call(c, r)) {
         return;
     }
+    if (command == EVHTTP_REQ_POST && is_foreign(c)) {
+        refuse_foreign(c);
+        return;
+    }
     if (r == NULL && is_get && strncmp(c->path, models, sizeof models - 1) == 0) {
-        api_models(c, c->path + sizeof models - 1);
+        get_model(c, c->path + sizeof models - 1);
     } else if (r == NULL) {
         not_found(c);
     } else if (is_get ? r->get == NULL : command != EVHTTP_REQ_POST || r->post == NULL) {

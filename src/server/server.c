@@ -264,7 +264,8 @@ static ls_status serve(server *s, opening *o, server_end *end, ls_error *err) {
         }
         return o->status;
     }
-    *end = o->started                                           ? SERVER_NOT_OPENED
+    *end = o->started && s->n_interrupts > 0                    ? SERVER_INTERRUPTED
+           : o->started                                         ? SERVER_NOT_OPENED
            : s->state == STATE_DEAD                             ? SERVER_ENGINE_DIED
            : s->generations != NULL || s->ending || s->stopping ? SERVER_STOPPED
                                                                 : SERVER_DRAINED;

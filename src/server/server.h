@@ -61,7 +61,8 @@ typedef enum server_end {
     SERVER_DRAINED,     /* asked to end, and every answer was given */
     SERVER_STOPPED,     /* some were not */
     SERVER_ENGINE_DIED, /* see the log */
-    SERVER_NOT_OPENED   /* stopped while the model was being opened, which still goes on: the process should exit */
+    SERVER_NOT_OPENED, /* asked to end while the model was being opened, which still goes on: the process should exit */
+    SERVER_INTERRUPTED /* the same, by Ctrl-C */
 } server_end;
 
 /* Serves until SIGTERM or SIGINT, or until the engine dies. params is borrowed. Errors: what kept it from listening, or the

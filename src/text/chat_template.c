@@ -105,11 +105,11 @@ static ls_status set_variables(jinja_render *r, const json_t *special_tokens, co
                                ls_error *err) {
     json_t *none = json_null(); /* one for all, not counted */
     TRY(set_all(r, special_tokens, err));
-    TRY(set_all(r, params->variables, err));
-    TRY(jinja_render_set(r, "messages", params->messages, err));
-    TRY(jinja_render_set(r, "tools", params->tools != NULL ? params->tools : none, err));
     TRY(jinja_render_set(r, "documents", params->documents != NULL ? params->documents : none, err));
-    return jinja_render_set(r, "add_generation_prompt", json_boolean(params->add_generation_prompt), err);
+    TRY(jinja_render_set(r, "add_generation_prompt", json_boolean(params->add_generation_prompt), err));
+    TRY(set_all(r, params->variables, err)); /* these may be among them */
+    TRY(jinja_render_set(r, "messages", params->messages, err));
+    return jinja_render_set(r, "tools", params->tools != NULL ? params->tools : none, err);
 }
 
 static ls_status copy_spans(const jinja_spans *spans, const chat_render_params *params, ls_error *err) {

@@ -4,6 +4,7 @@
  */
 #include <math.h>
 
+#include "base/options.h"
 #include "cli_run.h"
 
 static void usage(void **state) {
@@ -21,6 +22,9 @@ static void usage(void **state) {
     expect(CLI("--frobnicate"), 2, "--frobnicate");
     expect(CLI("generate", "--help"), 0, ">--tensor-parallel-size");
     expect(CLI("generate", "--help"), 0, ">LOCKSTEP_TOP_K");
+    for (int i = 0; i < COMMAND_COUNT; i++) { /* -h is no beginning of --host or --html */
+        expect(CLI(command_table[i].name, "-h"), 0, ">sage: lockstep");
+    }
     expect(CLI("generate"), 2, "-p TEXT");
     expect(CLI("generate", "-p", "a"), 2, "-m FOLDER");
     expect(CLI(DEMO), 2, "-p TEXT");

@@ -2,9 +2,11 @@
  * lockstep generate beyond one prompt of -p: prompts from files and standard input, repeated, several answers to each;
  * flags of sampling that are lists; log probabilities; the forms of the timeline; Ctrl-C.
  */
+#include <fcntl.h>
 #include <math.h>
 #include <signal.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "cli_run.h"
@@ -51,6 +53,26 @@ static void prompts_of_files(void **state) {
     expect(run, 1, "--prompt-file: /nowhere/a");
     expect(CLI(DEMO, "-f", folder), 1, folder);
     folder_remove(folder);
+}
+
+/* -f <(command), and a device that is empty. */
+static void prompt_of_a_pipe(void **state) {
+    (void)state;
+    char folder[PATH_BYTES], pipe[PATH_BYTES + 16];
+    folder_make(folder);
+    snprintf(pipe, sizeof pipe, "%s/pipe", folder);
+    assert_int_equal(mkfifo(pipe, 0600), 0);
+    pid_t writer = fork();
+    if (writer == 0) {
+        int fd = open(pipe, O_WRONLY);
+        bool good = write(fd, "Once ", 5) == 5 && usleep(20000) == 0 && write(fd, "upon", 4) == 4;
+        _exit(good ? 0 : 1);
+    }
+    expect(CLI(DEMO, "-f", pipe, "-n", "2", GREEDY), 0, ">Once upon a time");
+    int status;
+    assert_true(waitpid(writer, &status, 0) == writer && status == 0);
+    folder_remove(folder);
+    expect(CLI(DEMO, "-f", "/dev/null"), 2, "empty prompt");
 }
 
 static void repeated_and_several(void **state) {
@@ -180,13 +202,13 @@ static void forms_of_the_timeline(void **state) {
     assert_code(&none, 0);
     assert_string_equal(none.err, "");
     cli_free(&none);
-    cli_run json = CLI(DEMO, "-p", "The", "-n", "2", GREEDY, "--timeline", "json", "-s", "9");
+    cli_run json = CLI(DEMO, "-p", "The", "-n", "2", GREEDY, "--timeline", "json", "-s", "-9");
     cli(&json);
     assert_code(&json, 0);
     json_lines lines = lines_read(json.err);
     assert_int_equal(lines.n, 1);
     assert_true(number_of(json_object_get(lines.line[0], "timeline"), "decode_tokens") == 1);
-    assert_true(number_of(lines.line[0], "seed") == 9);
+    assert_true(number_of(lines.line[0], "seed") == -9);
     assert_true(json.n_out > 0 && json.out[0] == 'T');
     lines_free(&lines);
     cli_free(&json);
@@ -222,10 +244,11 @@ static void interrupted(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(prompts_of_files),        cmocka_unit_test(repeated_and_several),
-        cmocka_unit_test(choices_differ),          cmocka_unit_test(lists_that_are_wrong),
-        cmocka_unit_test(flags_reach_the_sampler), cmocka_unit_test(log_probabilities),
-        cmocka_unit_test(forms_of_the_timeline),   cmocka_unit_test(interrupted),
+        cmocka_unit_test(prompts_of_files),     cmocka_unit_test(prompt_of_a_pipe),
+        cmocka_unit_test(repeated_and_several), cmocka_unit_test(choices_differ),
+        cmocka_unit_test(lists_that_are_wrong), cmocka_unit_test(flags_reach_the_sampler),
+        cmocka_unit_test(log_probabilities),    cmocka_unit_test(forms_of_the_timeline),
+        cmocka_unit_test(interrupted),
     };
     return cmocka_run_group_tests(tests, cli_find_program, NULL);
 }

@@ -78,7 +78,7 @@ static void what_it_refuses(void **state) {
     expect(CLI("perplexity", "-f", TEXT), 2, "needs a model");
     expect(CLI(PERPLEXITY, "-f", TEXT), 2, "one text");
     expect(CLI("perplexity", "demo", "-f", "/nowhere/a.txt"), 1, "/nowhere/a.txt");
-    expect(CLI("perplexity", "demo", "-f", "/dev/null"), 1, "/dev/null");
+    expect(CLI("perplexity", "demo", "-f", "/dev/null"), 2, "/dev/null: a text of 0 tokens");
     expect(CLI(PERPLEXITY, "--max-model-len", "1"), 2, "--max-model-len 1");
     cli_run one = CLI("perplexity", "demo", "-f", "-");
     one.input = "a";

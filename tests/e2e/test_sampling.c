@@ -388,9 +388,9 @@ static void refused_by_name(void **state) {
                                         "frequency_penalty",
                                         "min_tokens 9",
                                         "logit_bias: token id",
-                                        "allowed_tokens: token",
-                                        "stop_tokens: token",
-                                        "allowed_tokens: the list",
+                                        "allowed_token_ids: token",
+                                        "stop_token_ids: token",
+                                        "allowed_token_ids: the list",
                                         "logit_bias: the bias"};
     for (size_t i = 0; i < COUNT(ways); i++) {
         ways[i] = greedy(8);

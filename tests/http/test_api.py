@@ -28,6 +28,13 @@ def test_sampled_completion_is_generates():
     assert body["choices"][0]["text"] == expected
 
 
+def test_seeds_are_generates():
+    """All 64 bits, and the sign."""
+    for seed in (-1, 9007199254740993, -9223372036854775808, 9223372036854775807):
+        expected = generate("-p", PROMPT, "-n", "8", "--seed", str(seed), "--temp", "1")[0]
+        assert server.complete(max_tokens=8, seed=seed, temperature=1)["choices"][0]["text"] == expected, seed
+
+
 def test_defaults_are_the_models():
     expected = generate("-p", PROMPT, "-n", "16", "--seed", "3")[0]
     status, _, body = server.post(COMPLETIONS, {"prompt": PROMPT, "seed": 3})
@@ -217,6 +224,11 @@ def test_tokenize():
     assert server.post("/detokenize", {"tokens": chat["tokens"]})[2]["prompt"].endswith("<|im_start|>assistant\n")
     chat = server.post("/tokenize", {"messages": MESSAGES, "add_generation_prompt": False})[2]
     assert server.post("/detokenize", {"tokens": chat["tokens"]})[2]["prompt"].endswith("story.<|im_end|>\n")
+    for kwargs, more, end in (({"add_generation_prompt": False}, {}, "story.<|im_end|>\n"),
+                              ({"add_generation_prompt": True}, {"add_generation_prompt": False}, "<|im_start|>assistant\n")):
+        chat = server.post("/tokenize", {"messages": MESSAGES, "chat_template_kwargs": kwargs, **more})[2]
+        assert server.post("/detokenize", {"tokens": chat["tokens"]})[2]["prompt"].endswith(end)
+    server.refused("/detokenize", {"tokens": [5, 99999]}, param="tokens", word="99999")
     odd = "ü\u0000\U0001F600 x"
     assert server.post("/detokenize", {"tokens": server.post("/tokenize", {"prompt": odd})[2]["tokens"]})[2]["prompt"] == odd
 
@@ -225,8 +237,21 @@ def test_models():
     status, _, body = server.get("/v1/models")
     assert status == 200 and [m["id"] for m in body["data"]] == ["demo"] and body["data"][0]["max_model_len"] == 2048
     assert server.get("/v1/models/demo")[2]["id"] == "demo"
-    assert server.get("/v1/models/other")[0] == 404
+    assert server.get("/v1/models/d%65mo")[2]["id"] == "demo"
+    for path in ("other", "d%zzmo", "demo%00", "%ff", ""):
+        assert server.get(f"/v1/models/{path}")[0] == 404, path
     assert server.complete(model="demo", max_tokens=1)
+
+
+def test_values_of_other_clients():
+    """What vLLM, llama-server and clients in languages with one type of number take or send."""
+    greedy = server.complete(max_tokens=12)["choices"][0]["text"]
+    for fields in ({"temperature": 1e-8}, {"temperature": 5e-4}, {"temperature": 1.5, "top_p": 0}, {"max_tokens": 12.0}):
+        assert server.complete(**{"max_tokens": 12, **fields})["choices"][0]["text"] == greedy, fields
+    body = server.complete(max_tokens=-1, ignore_eos=True, prompt=[5] * 2000)
+    assert body["usage"]["completion_tokens"] == 48 and body["usage"]["total_tokens"] == 2048
+    assert server.chat(max_tokens=-1, stop=["."])["choices"][0]["finish_reason"] == "stop"
+    assert server.complete(prompt=[5] * 3000, truncate_prompt_tokens=-1, max_tokens=8)["usage"]["prompt_tokens"] == 2040
 
 
 def test_fields_that_mean_nothing_here():
@@ -302,9 +327,10 @@ def test_wrong_types():
 
 
 def test_out_of_range():
-    for field, value in {"temperature": -1, "top_p": 2, "top_p ": 0, "n": 0, "max_tokens": -1, "logprobs": 21, "min_p": 1.5,
+    for field, value in {"temperature": -1, "top_p": 2, "n": 0, "max_tokens": -2, "truncate_prompt_tokens": 0, "logprobs": 21, "min_p": 1.5,
                          "repetition_penalty": 0, "presence_penalty": 3, "top_k": -2, "min_tokens": 99,
-                         "logit_bias": {"1": 101}, "logit_bias ": {"x": 1}, "stop_token_ids": [-1], "n ": 200}.items():
+                         "logit_bias": {"1": 101}, "logit_bias ": {"x": 1}, "stop_token_ids": [-1], "n ": 200,
+                         "stop_token_ids ": [99999], "allowed_token_ids": [], "allowed_token_ids ": [99999], "max_tokens ": 1e300}.items():
         name = field.strip()
         server.refused(COMPLETIONS, {"prompt": PROMPT, "max_tokens": 8, name: value}, param=name)
 
@@ -327,6 +353,14 @@ def test_bad_prompts():
     for messages in (None, [], "hi", [5], [{}], [{"role": 5, "content": "x"}], [{"role": "user", "content": 5}],
                      [{"role": "user", "content": [{"type": "text"}]}]):
         server.refused(CHAT, {"messages": messages}, param="messages")
+
+
+def test_nested_too_deep():
+    """What the template cannot walk through: its limit, and no word of the context's."""
+    deep = "[" * 1500 + "]" * 1500
+    body = '{"messages": [{"role": "user", "content": "x", "more": %s}]}' % deep
+    error = server.refused(CHAT, body, param="messages", word="nested deeper")
+    assert error["code"] is None and error["message"].startswith("more than the chat template may read:")
 
 
 def test_too_long():
@@ -361,6 +395,10 @@ def test_bad_bodies():
 
 def test_unknown_model():
     server.refused(COMPLETIONS, {"model": "other", "prompt": "x"}, status=404, param="model", code="model_not_found")
+    for n in (198, 199, 200):  # what is cut off the name is not cut in a character
+        server.refused(COMPLETIONS, {"model": "a" * n + "\u00e9" * 4, "prompt": "x"}, status=404, param="model",
+                       word="there is no model 'aaaaa")
+    server.refused(COMPLETIONS, {"model": "\u00e9", "prompt": "x"}, status=404, param="model", word="'\u00e9' here")
 
 
 def test_paths_and_methods():
@@ -369,11 +407,16 @@ def test_paths_and_methods():
         got, headers, body = server.call(method, path)
         assert got == status and body["error"]["message"], (method, path, got)
         assert status != 405 or headers["allow"] in ("GET", "POST")
-    with server.connect() as connection:  # bytes that no URL has, and that no JSON could repeat
-        connection.sendall(b"GET /v1/\xffmodels HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        data = harness.read_all(connection)
-    assert data.startswith(b"HTTP/1.1 404 ") and b"\"code\":\"not_found\"" in data
+    for path in (b"/v1/\xffmodels", b"/\xff", b"/" + b"a" * 198 + "\u00e9".encode() * 4, b"/" + b"a" * 500):
+        with server.connect() as connection:  # bytes that no URL has, and that no JSON could repeat
+            connection.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            data = harness.read_all(connection)
+        assert data.startswith(b"HTTP/1.1 404 ") and b"\"code\":\"not_found\"" in data and b"there is no " in data, path
     assert server.call("HEAD", "/health")[0] == 200
+    for path in ("/v1/health", "/models"):
+        assert server.get(path)[0] == 200
+    assert server.post("/completions", {"prompt": PROMPT, "max_tokens": 1})[2]["object"] == "text_completion"
+    assert server.post("/chat/completions", {"messages": MESSAGES, "max_tokens": 1})[2]["object"] == "chat.completion"
     assert server.get("/version")[2]["version"]
 
 

@@ -107,7 +107,8 @@ def test_failures_are_told():
 
 def test_usage():
     for words, text in (([], "bench serve"), (["other"], "bench serve"), (["--num-prompts", "1"], "bench serve"), (["serve", "--goodput", "x:1"], "--goodput"),
-                        (["serve", "--num-prompts", "0"], "--num-prompts"), (["serve", "-o", "xml"], "--output")):
+                        (["serve", "--num-prompts", "0"], "--num-prompts"), (["serve", "-o", "xml"], "--output"),
+                        (["serve", "--base-url", "ftp://x"], "--base-url ftp://x: expected http://"), (["serve", "--base-url", "x:80"], "--base-url")):
         done = subprocess.run([harness.BIN, "bench", *words], capture_output=True, text=True, timeout=harness.PATIENCE)
         assert done.returncode == 2 and text in done.stderr, (words, done.stderr)
 

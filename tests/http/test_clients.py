@@ -225,6 +225,16 @@ def test_too_large():
     still_well()
 
 
+def test_two_lengths():
+    """Refused, and what follows is not read as a request."""
+    data = request_bytes(COMPLETIONS, SHORT, "Content-Length: 3\r\n")
+    with server.connect() as connection:
+        connection.sendall(data + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 400 ") and b"Content-Length" in answer and answer.count(b"HTTP/1.1 ") == 1
+    still_well()
+
+
 def test_chunked_body():
     body = json.dumps(SHORT).encode()
     with server.connect() as connection:

@@ -34,6 +34,9 @@ def test_starting():
         status, headers, body = server.post(COMPLETIONS, {"prompt": "x"})
         assert status == 503 and headers["retry-after"] and body["error"]["code"] == "starting"
         assert server.get("/v1/models")[0] == 200 and "uptime_seconds" in server.get("/metrics")[2]
+        server.stop()  # nobody was promised an answer
+        server = Server(model="some/model", wait=False, env=hub)
+        server.process.send_signal(signal.SIGINT)
         server.stop(expect=130)
 
 
@@ -168,6 +171,23 @@ def test_api_keys():
             assert "third" not in "".join(server.log)
 
 
+def test_keys_from_a_pipe():
+    """As from --api-key-file <(pass show lockstep); more than one piece of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "keys")
+        os.mkfifo(path)
+
+        def write():
+            with open(path, "w", encoding="ascii") as file:
+                file.write("# all of them\n" * 300000 + "last\n")
+
+        writer = threading.Thread(target=write, daemon=True)
+        writer.start()
+        with Server("--api-key-file", path) as server:
+            writer.join(harness.PATIENCE)
+            assert server.get("/version", {"Authorization": "Bearer last"})[0] == 200 and server.get("/version")[0] == 401
+
+
 def test_key_from_the_environment():
     with Server(env={"LOCKSTEP_API_KEY": "hidden"}) as server:
         assert server.get("/version")[0] == 401
@@ -204,7 +224,8 @@ def test_bad_settings():
     for words, text in ((["--ssl-certfile", PEM], "--ssl-keyfile"), (["--ssl-certfile", "Makefile", "--ssl-keyfile", PEM], "Makefile"),
                         (["--api-key", ""], "--api-key"), (["--api-key-file", "/nowhere"], "/nowhere"), (["--port", "70000"], "65535"),
                         (["--host", "no.such.host.invalid"], "no.such.host"), (["--chat-template-kwargs", "[]"], "object"),
-                        (["--access-log", "/nowhere/x"], "/nowhere/x")):
+                        (["--access-log", "/nowhere/x"], "/nowhere/x"), (["--served-model-name", ""], "--served-model-name"),
+                        (["--metrics-prefix", "a b-"], "--metrics-prefix"), (["--metrics-prefix", "1a:"], "--metrics-prefix")):
         done = subprocess.run([harness.BIN, "serve", "demo", "--port", "0", *words], capture_output=True, text=True,
                               timeout=harness.PATIENCE)
         assert done.returncode in (1, 2) and text in done.stderr, (words, done.returncode, done.stderr)
@@ -216,6 +237,15 @@ def test_bad_settings():
         assert done.returncode == 1 and "in use" in done.stderr
 
 
+def test_open_door():
+    """Who listens for the network and asks for no key is told so, once."""
+    with Server("--host", "0.0.0.0") as server:
+        assert sum("no --api-key" in line for line in server.log) == 1
+    for words in (["--host", "0.0.0.0", "--api-key", "x"], ["--host", "localhost"]):
+        with Server(*words) as server:
+            assert not server.find("no --api-key")
+
+
 def test_origins():
     with Server("--allowed-origins", "https://a.example", "--allowed-origins", "https://b.example") as server:
         for origin, allowed in (("https://a.example", True), ("https://b.example", True), ("https://c.example", False)):
@@ -225,8 +255,30 @@ def test_origins():
                                                                           "Access-Control-Request-Method": "POST"})
         assert status == 204 and "POST" in headers["access-control-allow-methods"]
         assert "Authorization" in headers["access-control-allow-headers"]
+        wanted = "authorization,content-type,x-stainless-lang,x-stainless-retry-count"  # OpenAI's client in a browser
+        for origin in ("https://a.example", "https://c.example"):
+            _, headers, _ = server.call("OPTIONS", COMPLETIONS, headers={"Origin": origin, "Access-Control-Request-Method": "POST",
+                                                                         "Access-Control-Request-Headers": wanted})
+            assert headers.get("access-control-allow-headers") == (wanted if origin == "https://a.example" else None)
     with Server() as server:
         assert "access-control-allow-origin" not in server.get("/version", {"Origin": "https://a.example"})[1]
+
+
+def test_foreign_pages():
+    """A page of another site makes no work here, unless it may; pages of this server's own host and clients that are no browser do."""
+    body = {"prompt": "x", "max_tokens": 1}
+    with Server("--allowed-origins", "https://a.example") as server:
+        here = f"http://127.0.0.1:{server.port}"
+        for headers, status in (({}, 200), ({"Origin": here}, 200), ({"Origin": "https://a.example"}, 200),
+                                ({"Origin": "https://b.example"}, 403), ({"Origin": "null"}, 403),
+                                ({"Origin": "https://b.example", "Sec-Fetch-Site": "cross-site"}, 403),
+                                ({"Origin": "https://proxy.example", "Sec-Fetch-Site": "same-origin"}, 200)):
+            got, _, answer = server.post(COMPLETIONS, body, headers)
+            assert got == status and (status == 200 or answer["error"]["code"] == "origin_not_allowed"), (headers, got)
+        assert server.get("/health", {"Origin": "https://b.example"})[0] == 200
+    with Server("--api-key", "secret") as server:
+        headers = {"Origin": "https://b.example", "Authorization": "Bearer secret"}
+        assert server.post(COMPLETIONS, body, headers)[0] == 200
     with Server("--allowed-origins", "*") as server:
         assert server.get("/version", {"Origin": "null"})[1]["access-control-allow-origin"] == "null"
 
@@ -298,10 +350,13 @@ def test_access_log():
             with server.connect() as connection:
                 connection.sendall(b"GET /\xff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
                 read_all(connection)
+            with server.connect() as connection:
+                connection.sendall(b"GET /" + b"a" * 198 + "\u00e9".encode() * 4 + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                read_all(connection)
         with open(path, encoding="utf-8") as file:
             text = file.read()
         lines = [json.loads(line) for line in text.splitlines()]
-        assert [x["status"] for x in lines] == [200, 200, 400, 401, 401] and lines[4]["path"] == "?"
+        assert [x["status"] for x in lines] == [200, 200, 400, 401, 401, 401] and lines[4]["path"] == lines[5]["path"] == "?"
         first = lines[0]
         assert first["id"] == headers["x-request-id"] and first["path"] == COMPLETIONS and first["method"] == "POST"
         assert first["completion_tokens"] == 3 and first["finish"] == "length" and first["key"] == 0

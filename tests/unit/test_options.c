@@ -51,7 +51,7 @@ static void table_is_well_formed(void **state) {
         assert_int_equal(def->arg == NULL, def->type == OPTION_FLAG);
         assert_int_equal(def->choices != NULL, def->type == OPTION_CHOICE);
         assert_true(is_number(def) ? def->min < def->max : def->min == 0 && def->max == 0);
-        assert_true(def->max <= 9007199254740992.0); /* numbers pass through a double */
+        assert_true(def->max <= 9007199254740992.0 || def->id == OPT_SEED); /* numbers pass through a double */
         for (const option_def *other = option_table; other < def; other++) {
             assert_string_not_equal(def->name, other->name);
             assert_true(def->alias == NULL || strcmp(def->alias, other->name) != 0);
@@ -121,7 +121,7 @@ static void assert_refused(const option_def *def, bool by_env, const char *text)
 static void limits_hold_for_flags_and_variables(void **state) {
     (void)state;
     FOR_EACH(def) {
-        if (!is_number(def)) {
+        if (!is_number(def) || def->id == OPT_SEED) { /* a seed has all of 64 bits: there is nothing outside */
             continue;
         }
         double step = def->type == OPTION_INT ? 1 : (def->max - def->min) * 1e-9;
@@ -147,6 +147,29 @@ static void limits_hold_for_flags_and_variables(void **state) {
             assert_refused(def, true, text);
         }
     }
+}
+
+/* Exactly, though a double has 53 bits. */
+static void seeds_have_all_bits(void **state) {
+    (void)state;
+    static const struct {
+        const char *text;
+        int64_t value;
+    } good[] = {{"-1", -1},
+                {"9007199254740993", 9007199254740993},
+                {"9223372036854775807", INT64_MAX},
+                {"-9223372036854775808", INT64_MIN},
+                {"-2k", -2000}};
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        ls_options options;
+        assert_int_equal(options_init(&options, NULL), LS_OK);
+        assert_int_equal(options_set(&options, OPT_SEED, good[i].text, NULL), LS_OK);
+        assert_true(options.value[OPT_SEED].integer == good[i].value);
+        options_deinit(&options);
+    }
+    assert_refused(&option_table[OPT_SEED], false, "9223372036854775808");
+    assert_refused(&option_table[OPT_SEED], false, "-9223372036854775809");
+    assert_refused(&option_table[OPT_SEED], false, "9223372036854775807k");
 }
 
 static void what_is_no_number_is_refused(void **state) {
@@ -491,6 +514,7 @@ int main(void) {
         cmocka_unit_test(hub_variables),
         cmocka_unit_test(defaults),
         cmocka_unit_test(limits_hold_for_flags_and_variables),
+        cmocka_unit_test(seeds_have_all_bits),
         cmocka_unit_test(what_is_no_number_is_refused),
         cmocka_unit_test(suffixes),
         cmocka_unit_test(choices),

@@ -31,7 +31,7 @@ ls_status bench_perplexity(bench *b, json_t *row, ls_error *err) {
     int32_t *token = NULL;
     size_t n = 0;
     perplexity_score score;
-    TRY(file_map(&file, b->options.list[OPT_PROMPT_FILE][0], err));
+    TRY(file_map_or_read(&file, b->options.list[OPT_PROMPT_FILE][0], err));
     ls_status st = encode(b, &file, &token, &n, err);
     file_unmap(&file);
     st = st == LS_OK ? bench_open(b, (bench_room){AT_ONCE, WINDOW - 2, 1}, err) : st;

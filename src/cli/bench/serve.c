@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "base/file.h"
 #include "cli/bench/bench.h"
@@ -67,7 +68,7 @@ done:
 static ls_status read_dataset(serve_bench *b, const char *path, ls_error *err) {
     ls_file file;
     ls_status st = LS_OK;
-    TRY(file_map(&file, path, err));
+    TRY(file_map_or_read(&file, path, err));
     const char *text = (const char *)file.data, *end = text + file.bytes, *at = text;
     for (size_t i = 0; st == LS_OK && i < b->load.n;) {
         const char *newline = at < end ? memchr(at, '\n', (size_t)(end - at)) : NULL;
@@ -142,7 +143,12 @@ static ls_status read_goodput(serve_bench *b, ls_error *err) {
 
 static ls_status read_options(serve_bench *b, const ls_options *options, ls_error *err) {
     const option_value *v = b->value = options->value;
-    int n = snprintf(b->url, sizeof b->url, "%s%s", v[OPT_BASE_URL].text, v[OPT_ENDPOINT].text);
+    const char *base = v[OPT_BASE_URL].text;
+    if (strncasecmp(base, "http://", 7) != 0 && strncasecmp(base, "https://", 8) != 0) {
+        return error_set(err, LS_EINVAL, "--base-url %s: expected http:// or https://, such as http://127.0.0.1:8000",
+                         base);
+    }
+    int n = snprintf(b->url, sizeof b->url, "%s%s", base, v[OPT_ENDPOINT].text);
     if (n < 0 || (size_t)n >= sizeof b->url) {
         return error_set(err, LS_EINVAL, "--base-url: too long");
     }
