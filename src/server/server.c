@@ -233,16 +233,16 @@ static void close_all(server *s, opening *o) {
     }
     free_event(s->news);
     free_event(s->tick);
+    free_event(o->over);
+    close_model(&s->model); /* may take a while: another SIGTERM meanwhile is still caught */
     free_event(s->on_term);
     free_event(s->on_int);
-    free_event(o->over);
     if (s->base != NULL) {
         event_base_free(s->base);
     }
     if (o->event_fd >= 0) {
         close(o->event_fd);
     }
-    close_model(&s->model);
     keys_deinit(&s->keys);
     json_decref(s->template_kwargs);
 }
