@@ -8,6 +8,7 @@
 ## make kcheck K=op                the tests of one op's kernels: K=attn (all without K)
 ## make kbench K=op                the same with timings; K=tape: of whole decode steps as one kernel, on a GPU (MODELS=Qwen3-4B)
 ## make check-aarch64             the kernels' tests built for ARM and run by qemu, without our libraries
+## make emulated-check             ranks on GPUs that fail, by name and in time, on emulated GPUs: needs none (CUDA's headers alone)
 ## make gpu-check                  the tests that need a GPU, with each set of kernels that is built in
 ## make gpu-sanitize               the kernels under compute-sanitizer: memcheck, racecheck, synccheck (some minutes)
 ## make bench                      all timings, written to bench/results/ and, as a page, to build/bench/ (BENCH="-m MODEL")
@@ -33,7 +34,7 @@ MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
 endif
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all demo check check-aarch64 aarch64-run kcheck kbench gpu-check gpu-sanitize gpu-bundle bench soak fuzz fuzz-short fuzz-run lint lint-build lint-tidy format docs bundle install uninstall clean help
+.PHONY: all demo check check-aarch64 aarch64-run kcheck kbench emulated-check gpu-check gpu-sanitize gpu-bundle bench soak fuzz fuzz-short fuzz-run lint lint-build lint-tidy format docs bundle install uninstall clean help
 .PHONY: FORCE need-cmocka
 
 define newline
@@ -232,7 +233,10 @@ $(foreach t,$(GPU_CHECKS) $(GPU_BENCHES),$(eval $(call link_check,$t)))
 
 CANARY := $(BUILD)/tests/unit/test_canary
 RUN_TESTS = LOCKSTEP_DEVICE=$${LOCKSTEP_DEVICE:-cpu} LS_BIN=$(APP) LS_SAN=$(firstword $(subst $(comma), ,$(SANITIZE))) $(NO_ASLR) tests/run --canary $(CANARY)
-ALL_TESTS := $(TEST_BIN) $(HTTP_TESTS)
+# What one thread does, or others do on the same threads: ThreadSanitizer, ten times slower, need not see it (ONLY= shows it all).
+NOT_THREADED := $(addprefix $(BUILD)/tests/unit/test_,token_vectors tokenizer tokenizer_cache sampling_vectors chat_template detokenize) \
+	$(addprefix $(BUILD)/tests/e2e/test_,bits chat cli demo example generate_options golden install memory perplexity plan prefix sampling)
+ALL_TESTS := $(filter-out $(if $(filter thread,$(SANITIZE)),$(if $(ONLY),,$(NOT_THREADED))),$(TEST_BIN) $(HTTP_TESTS))
 CHOSEN := $(if $(ONLY),$(foreach t,$(ALL_TESTS),$(if $(findstring $(ONLY),$t),$t)),$(ALL_TESTS))
 KERN_BIN := $(filter $(BUILD)/tests/kern/%,$(TEST_BIN))
 
@@ -257,6 +261,11 @@ else
 kbench: $(CANARY) $(KERN_BIN)
 	@LS_KERN=$(K) LS_KBENCH=1 $(RUN_TESTS) --jobs 1 --timeout 3600 --show $(KERN_BIN)
 endif
+# The driver, NCCL and the kernels emulated (tests/cuda/driver): GPUs, ranks and hosts that fail.
+emulated-check: $(APP) $(CANARY)
+	$(call say,EMULATE,build/emulated)
+	$(Q)tests/cuda/driver/build > /dev/null 2>&1
+	@$(RUN_TESTS) --jobs 1 --timeout 1800 tests/cuda/driver/fail_check tests/cuda/driver/hosts_check
 gpu-check gpu-sanitize: $(APP) $(CANARY) $(GPU_BIN) $(GPU_CHECKS)
 	@$(if $(NVCC),:,echo '$@: built without CUDA$(comma) because nvcc was not found'; exit 1)
 	@tests/gpu $(@:gpu-%=%) $(APP) $(CANARY) $(GPU_CHECKS) $(GPU_BIN)
