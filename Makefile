@@ -232,7 +232,7 @@ $(foreach t,$(GPU_CHECKS) $(GPU_BENCHES),$(eval $(call link_check,$t)))
 # ---- tests ----
 
 CANARY := $(BUILD)/tests/unit/test_canary
-RUN_TESTS = LOCKSTEP_DEVICE=$${LOCKSTEP_DEVICE:-cpu} LS_BIN=$(APP) LS_SAN=$(firstword $(subst $(comma), ,$(SANITIZE))) $(NO_ASLR) tests/run --canary $(CANARY)
+RUN_TESTS = LOCKSTEP_DEVICE=$${LOCKSTEP_DEVICE:-cpu} LS_BIN=$(APP) LS_SAN=$(firstword $(subst $(comma), ,$(SANITIZE))) $(NO_ASLR) tests/run --canary $(CANARY) $(if $(SANITIZE),--timeout 900)
 # What one thread does, or others do on the same threads: ThreadSanitizer, ten times slower, need not see it (ONLY= shows it all).
 NOT_THREADED := $(addprefix $(BUILD)/tests/unit/test_,token_vectors tokenizer tokenizer_cache sampling_vectors chat_template detokenize) \
 	$(addprefix $(BUILD)/tests/e2e/test_,bits chat cli demo example generate_options golden install memory perplexity plan prefix sampling)
@@ -264,7 +264,7 @@ endif
 # The driver, NCCL and the kernels emulated (tests/cuda/driver): GPUs, ranks and hosts that fail.
 emulated-check: $(APP) $(CANARY)
 	$(call say,EMULATE,build/emulated)
-	$(Q)tests/cuda/driver/build > /dev/null 2>&1
+	$(Q)tests/cuda/driver/build > $(BUILD)/emulated.log 2>&1 || { cat $(BUILD)/emulated.log; exit 1; }
 	@$(RUN_TESTS) --jobs 1 --timeout 1800 tests/cuda/driver/fail_check tests/cuda/driver/hosts_check
 gpu-check gpu-sanitize: $(APP) $(CANARY) $(GPU_BIN) $(GPU_CHECKS)
 	@$(if $(NVCC),:,echo '$@: built without CUDA$(comma) because nvcc was not found'; exit 1)
