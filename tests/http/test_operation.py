@@ -108,6 +108,32 @@ def test_many_choices_beside_slow_work():
         assert server.metric("generation_tokens_total") == sum(n * (3 + k % 3) for k in range(n_streams))
 
 
+def test_streams_do_not_wait_for_long_bodies():
+    """While a body of megabytes is read, streams and /health go on."""
+    text, times = "Once upon a time there was a word. " * 100000, []
+    with Server() as server:
+        stream = server.stream(COMPLETIONS, {**LONG, "max_tokens": 2000})
+        chunks = iter(stream)
+        next(chunks)
+
+        def tokenize():
+            begin = time.monotonic()
+            assert server.post("/tokenize", {"prompt": text, "return_token_strs": True})[0] == 200
+            times.append(time.monotonic() - begin)
+
+        reading = threading.Thread(target=tokenize)
+        reading.start()
+        longest = before = 0
+        begin = time.monotonic()
+        while reading.is_alive() and next(chunks, None) is not None:
+            now = time.monotonic()
+            longest, before = max(longest, now - (before or begin)), now
+        assert server.get("/health")[0] == 200
+        reading.join()
+        stream.close()
+        assert longest < times[0] / 3, (longest, times)
+
+
 def test_interrupted_twice():
     server = Server()
     stream = server.stream(COMPLETIONS, {**LONG, "max_tokens": 2000, "n": 4})
