@@ -107,6 +107,9 @@ done:
 /* Leaves are not of one width, nor what ranks need. */
 static ls_status size_ranks(engine_config *config, const cuda_facts *facts, const ls_program *program, size_t *most,
                             ls_error *err) {
+    if (config->rank_count < config->n_ranks) {
+        return error_set(err, LS_EUNSUPPORTED, "ranks on other hosts exchange by NCCL, which is not inside a kernel");
+    }
     if (config->staged) {
         return error_set(err, LS_EUNSUPPORTED, "its GPUs cannot store to each other's memory");
     }

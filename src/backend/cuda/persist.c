@@ -147,7 +147,7 @@ static void set_chunks(const builder *b, persist_op *line) {
         line->group *= 2;
     }
     const int longest = widest_group(b, line, line->group);
-    line->n_pieces = ceil_div(longest, most);
+    line->n_pieces = longest > most ? ceil_div(longest, most) : 1;
     line->piece_bytes = align_to(ceil_div(longest, line->n_pieces), ROW_BYTES);
     line->last_bytes = align_to(longest - (line->n_pieces - 1) * line->piece_bytes, ROW_BYTES);
 }
@@ -430,7 +430,7 @@ static void take_buffers(builder *b, const ls_op *op, int n_ops) {
 
 /* The longest chunk: of a matmul's tile, or of attention. */
 static int longest_chunk(const builder *b) {
-    int most = 0;
+    int most = 1;
     for (int i = 0; i < b->n_ops; i++) {
         const persist_op *op = &b->plan->op[i];
         const int bytes =
