@@ -159,6 +159,25 @@ def test_stalled():
         assert server.metric("stalls_total") == 1 and answers
 
 
+def test_engine_that_fails():
+    """A step fails for good (an emulated GPU does): clients are told why, /health says dead, and the process ends with 3."""
+    emulated = os.path.join(os.path.dirname(harness.BIN), "emulated")
+    if not os.path.exists(os.path.join(emulated, "libcuda.so.1")):
+        raise harness.Skip("no emulated GPU: tests/cuda/driver/build makes one")
+    server = Server("--load-format", "dummy", "--dtype", "f32", "--max-model-len", "64", "--max-num-seqs", "2", env={
+        "LOCKSTEP_DEVICE": "cuda", "LD_LIBRARY_PATH": emulated, "LS_EMULATE_FAILS": "0:cuGraphLaunch:4"})
+    stream = server.stream(COMPLETIONS, {**LONG, "max_tokens": 40})
+    refused = server.post(COMPLETIONS, {**LONG, "max_tokens": 40})
+    last = [event for event in stream if "error" in event]
+    assert len(last) == 1 and "emulated" in last[0]["error"]["message"], last
+    assert refused[0] in (500, 503), refused
+    status, _, health = server.get("/health")
+    assert status == 503 and health["status"] == "dead" and "emulated" in health["reason"], health
+    assert server.post(COMPLETIONS, {"prompt": "x"})[0] == 503
+    server.process.wait(harness.PATIENCE)
+    server.stop(expect=3)
+
+
 def test_idle_costs_nothing():
     with Server() as server:
         server.complete()
