@@ -588,10 +588,12 @@ static bool wide_is_faster(const cuda_rank *rank, ls_op_kind kind, int n_rows) {
     return n_rows <= (kind == OP_QKV || kind == OP_HEAD ? 128 : 64);
 }
 
-/* gemm.c was made for qkv and ffn_in of more than 128 rows (with fewer, half of its tile's would be empty). Until
- * `prefill_bench step` has timed it on a GPU beside the library, checks and benches alone ask for it. */
-static bool gemm_is_faster(const cuda_rank *rank) {
-    return rank->gemm_always;
+/* ... Half of its tile's rows would be empty in steps of fewer than 129. */
+static bool gemm_is_faster(const cuda_rank *rank, ls_op_kind kind, int n_rows) {
+    if (rank->gemm_always) {
+        return true;
+    }
+    return n_rows > 128 && (rank->cublaslt == NULL || kind == OP_QKV || kind == OP_FFN_IN);
 }
 
 /* Who runs a matmul: decode.c, wide.c, gemm.c, or matmul() above. */
@@ -604,7 +606,7 @@ static engine engine_of(const cuda_rank *rank, const ls_op *op, const ls_step *s
         return BY_DECODE;
     }
     const bool has_room = op->kind != OP_QKV || n_rows <= CHUNK_ROWS || gemm_finishes(rank, &op->qkv); /* for sums */
-    if (has_room && gemm_is_faster(rank) && gemm_serves(rank, op)) {
+    if (has_room && gemm_is_faster(rank, op->kind, n_rows) && gemm_serves(rank, op)) {
         return BY_GEMM;
     }
     return wide_is_faster(rank, op->kind, n_rows) && wide_serves(rank, op) ? BY_WIDE : BY_LIBRARY;
