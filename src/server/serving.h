@@ -1,5 +1,5 @@
-/* What the parts of the server share; only src/server includes it. Everything here belongs to the event loop's thread, but for what reader.c
- * says. */
+/* What the parts of the server share; only src/server includes it. Everything here belongs to the event loop's thread, but
+ * for what reader.c says. */
 #ifndef LS_SERVER_SERVING_H
 #define LS_SERVER_SERVING_H
 
