@@ -134,7 +134,7 @@ fail:
     return st;
 }
 
-ls_status chat_ask(ask *a, const server *s, const json_t *body, ls_error *err) {
+static ls_status chat_ask(ask *a, const server *s, const json_t *body, ls_error *err) {
     char *prompt;
     size_t n_bytes;
     TRY(ask_read(a, s, body, true, err));
@@ -144,6 +144,4 @@ ls_status chat_ask(ask *a, const server *s, const json_t *body, ls_error *err) {
     return st;
 }
 
-void api_chat(call *c, const json_t *body) {
-    generation_ask(c, body, chat_ask);
-}
+const body_kind body_of_chat = {.ask = chat_ask};

@@ -37,11 +37,9 @@ static ls_status read_prompt(ask *a, const server *s, ls_error *err) {
                         prompt == NULL ? "missing" : "expected a string or an array");
 }
 
-ls_status completion_ask(ask *a, const server *s, const json_t *body, ls_error *err) {
+static ls_status completion_ask(ask *a, const server *s, const json_t *body, ls_error *err) {
     TRY(ask_read(a, s, body, false, err));
     return read_prompt(a, s, err);
 }
 
-void api_completions(call *c, const json_t *body) {
-    generation_ask(c, body, completion_ask);
-}
+const body_kind body_of_completion = {.ask = completion_ask};

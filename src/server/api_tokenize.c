@@ -87,23 +87,4 @@ static ls_status detokenize(const server *s, fields *f, json_t **out, ls_error *
     return LS_OK;
 }
 
-static void answer(call *c, const json_t *body,
-                   ls_status (*make)(const server *s, fields *f, json_t **out, ls_error *err)) {
-    ls_error error = {0};
-    fields f = {.object = body};
-    json_t *out = NULL;
-    ls_status st = make(c->server, &f, &out, &error);
-    if (st == LS_OK) {
-        call_reply_json(c, 200, out);
-    } else {
-        call_fail(c, st, error.text, f.param);
-    }
-}
-
-void api_tokenize(call *c, const json_t *body) {
-    answer(c, body, tokenize);
-}
-
-void api_detokenize(call *c, const json_t *body) {
-    answer(c, body, detokenize);
-}
+const body_kind body_of_tokenize = {.make = tokenize}, body_of_detokenize = {.make = detokenize};

@@ -330,7 +330,7 @@ static bool may_list(call *c, const ask *a) {
     return n <= ASK_MAX_LOGPROBS;
 }
 
-static void start(call *c, ask *a) {
+void generation_start(call *c, ask *a) {
     ls_error error = {0};
     char param[40];
     if (!may_list(c, a) || !has_room(c, (int64_t)a->n_prompts * a->n)) {
@@ -363,16 +363,4 @@ static void start(call *c, ask *a) {
     if (g->ask.stream) {
         call_stream_begin(c);
     }
-}
-
-void generation_ask(call *c, const json_t *body, ask_fn read) {
-    ls_error error = {0};
-    ask a;
-    ls_status st = read(&a, c->server, body, &error);
-    if (st == LS_OK) {
-        start(c, &a);
-        return;
-    }
-    call_fail(c, st, error.text, a.body.param);
-    ask_deinit(&a);
 }

@@ -55,6 +55,7 @@ static void call_end(call *c) {
     int class = c->status / 100;
     s->metrics.http_by_class[class >= 1 && class <= 5 ? class : 0]++;
     unwatch(c);
+    reader_forget(c);
     if (c->generation != NULL) {
         generation_lost(c->generation);
     }
@@ -143,6 +144,7 @@ void call_header(call *c, const char *name, const char *value) {
 /* From here on libevent tells how it goes. */
 static void begin_answer(call *c, int status, call_state state) {
     unwatch(c);
+    reader_forget(c);
     c->status = status;
     c->state = state;
     call_header(c, "X-Request-Id", c->id);
@@ -170,10 +172,8 @@ static void free_text(const void *data, size_t n, void *text) {
     free(text);
 }
 
-void call_reply_json(call *c, int status, json_t *body) {
-    char *text = body != NULL ? json_dumps(body, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
+void call_reply_dumped(call *c, int status, char *text) {
     struct evbuffer *buffer = evbuffer_new();
-    json_decref(body);
     if (text == NULL || buffer == NULL) {
         free(text);
         status = 500;
@@ -184,6 +184,12 @@ void call_reply_json(call *c, int status, json_t *body) {
     if (buffer != NULL) {
         evbuffer_free(buffer);
     }
+}
+
+void call_reply_json(call *c, int status, json_t *body) {
+    char *text = body != NULL ? json_dumps(body, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
+    json_decref(body);
+    call_reply_dumped(c, status, text);
 }
 
 void error_kind(ls_status st, int *status, const char **type, const char **code) {

@@ -71,27 +71,12 @@ static bool has_two_lengths(const call *c) {
     return n > 1;
 }
 
-/* Deeply nested values are refused by jansson (2048 levels), doubled keys by us. */
-static void with_body(call *c, void (*handle)(call *c, const json_t *body)) {
-    struct evbuffer *in = evhttp_request_get_input_buffer(c->http);
-    size_t n = evbuffer_get_length(in);
-    const char *text = (const char *)evbuffer_pullup(in, -1);
-    ls_error error = {0};
-    json_doc doc = {0};
-    if (n == 0) {
+static void with_body(call *c, const body_kind *kind) {
+    if (evbuffer_get_length(evhttp_request_get_input_buffer(c->http)) == 0) {
         call_fail(c, LS_EINVAL, "the request has no body: a JSON object is expected", NULL);
-        return;
-    }
-    if (json_doc_parse(&doc, "request", text, n, &error) != LS_OK) {
-        call_fail(c, error.status, error.text, NULL);
-        return;
-    }
-    if (json_is_object(doc.root)) {
-        handle(c, doc.root);
     } else {
-        call_fail(c, LS_EINVAL, "the request's body must be a JSON object", NULL);
+        reader_take(c, kind);
     }
-    json_doc_deinit(&doc);
 }
 
 /* ---- Routes ---- */
@@ -99,7 +84,7 @@ static void with_body(call *c, void (*handle)(call *c, const json_t *body)) {
 typedef struct route {
     const char *path;
     void (*get)(call *c);
-    void (*post)(call *c, const json_t *body);
+    const body_kind *post;
     bool open;  /* without a key */
     bool works; /* needs the model: refused while there is none, or no time for new work */
 } route;
@@ -110,14 +95,14 @@ static void get_models(call *c) {
 
 /* vLLM's and llama-server's paths; a base URL without /v1 is as good as one with it. */
 static const route routes[] = {
-    {"/v1/chat/completions", NULL, api_chat, false, true},
-    {"/chat/completions", NULL, api_chat, false, true},
-    {"/v1/completions", NULL, api_completions, false, true},
-    {"/completions", NULL, api_completions, false, true},
+    {"/v1/chat/completions", NULL, &body_of_chat, false, true},
+    {"/chat/completions", NULL, &body_of_chat, false, true},
+    {"/v1/completions", NULL, &body_of_completion, false, true},
+    {"/completions", NULL, &body_of_completion, false, true},
     {"/v1/models", get_models, NULL, false, false},
     {"/models", get_models, NULL, false, false},
-    {"/tokenize", NULL, api_tokenize, false, true},
-    {"/detokenize", NULL, api_detokenize, false, true},
+    {"/tokenize", NULL, &body_of_tokenize, false, true},
+    {"/detokenize", NULL, &body_of_detokenize, false, true},
     {"/health", api_health, NULL, true, false},
     {"/v1/health", api_health, NULL, true, false},
     {"/metrics", api_metrics, NULL, false, false},

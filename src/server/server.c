@@ -53,6 +53,7 @@ static void stop_now(server *s) {
 }
 
 static void look_whether_drained(server *s) {
+    static const char too_late[] = "the server is shutting down: --shutdown-timeout is over";
     if (!s->draining) {
         return;
     }
@@ -66,7 +67,13 @@ static void look_whether_drained(server *s) {
         s->drain_until_us = now_us() + LAST_WORDS_US;
         for (generation *g = s->generations, *next; g != NULL; g = next) {
             next = g->next;
-            generation_end(g, "the server is shutting down: --shutdown-timeout is over");
+            generation_end(g, too_late);
+        }
+        for (call *c = s->calls, *next; c != NULL; c = next) {
+            next = c->next;
+            if (c->reading != NULL) {
+                call_fail(c, LS_EABORTED, too_late, NULL);
+            }
         }
     }
 }
@@ -149,6 +156,7 @@ static ls_status begin_work(server *s, ls_error *err) {
     TRY(ls_model_get_info(s->model.model, &s->info, err));
     s->max_tokens = ls_engine_max_tokens(s->model.engine);
     s->longest_token_bytes = longest_token(s);
+    TRY(reader_start(s, err));
     TRY(ls_engine_start(s->model.engine, err));
     s->news = event_new(s->base, ls_engine_poll_fd(s->model.engine), EV_READ | EV_PERSIST, on_news, s);
     if (s->news == NULL || event_add(s->news, NULL) != 0) {
@@ -227,6 +235,7 @@ static void close_all(server *s, opening *o) {
     if (s->model.engine != NULL) {
         ls_engine_stop(s->model.engine);
     }
+    reader_stop(s);
     http_close(s);
     while (s->generations != NULL) {
         generation_destroy(s->generations);

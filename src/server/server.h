@@ -1,13 +1,14 @@
 /*
  * lockstep serve: an OpenAI-compatible HTTP server over one engine, on libevent's evhttp.
  *
- * Threads. One runs the event loop: it owns every connection, parses, tokenises, submits, writes. The engine's own thread
- * (ls_engine_start) steps; what it has made arrives at the loop through ls_engine_poll_fd, so that the two share no memory
- * but the engine's. A third one opens the model, and is gone once the server is ready.
+ * Threads. One runs the event loop: it owns every connection, submits and writes. A second one reads bodies: JSON, templates,
+ * tokenizers (reader.c). The engine's own thread (ls_engine_start) steps; what it has made arrives at the loop through
+ * ls_engine_poll_fd, so that the two share no memory but the engine's. A fourth one opens the model, and is gone once the server
+ * is ready.
  *
  *   http.c         listening, TLS, limits; one `call` for each HTTP request, from its arrival to its line in the access log
  *   routes.c       which call goes where; keys, CORS, the states in which work is refused
- *   fields.c       reading untrusted JSON; ask.c: what a request asks of the engine
+ *   reader.c       bodies, in a thread of their own; fields.c: reading untrusted JSON; ask.c: what a request asks of the engine
  *   api_*.c        one file for each endpoint
  *   generation.c   the requests in the engine that one call waits for; sse.c and answer.c write what they come to
  *   state.c        starting, ok, stalled, draining, dead; metrics.c; access_log.c; keys.c

@@ -1,4 +1,5 @@
-/* What the parts of the server share; only src/server includes it. Everything here belongs to the event loop's thread. */
+/* What the parts of the server share; only src/server includes it. Everything here belongs to the event loop's thread, but
+ * for what reader.c says. */
 #ifndef LS_SERVER_SERVING_H
 #define LS_SERVER_SERVING_H
 
@@ -17,6 +18,8 @@
 typedef struct server server;
 typedef struct call call;
 typedef struct generation generation;
+typedef struct reading reading;
+typedef struct reader reader;
 
 /* ---- http.c: calls ---- */
 
@@ -36,6 +39,7 @@ struct call {
     struct evhttp_request *http; /* NULL: the client is gone */
     struct event *watch;         /* the client closes, while nothing was answered */
     call_state state;
+    reading *reading;                   /* its body is being read, or NULL */
     generation *generation;             /* whose answer it waits for, or NULL */
     char id[32];                        /* "7f0c...": of answers and log lines */
     const char *method, *path, *remote; /* borrowed from http, as long as it is there */
@@ -50,6 +54,8 @@ struct call {
 
 /* Answers with JSON, which is taken over (NULL: out of memory). The call may be gone afterwards. */
 void call_reply_json(call *c, int status, json_t *body);
+/* The same, of a text from json_dumps, which is taken over. */
+void call_reply_dumped(call *c, int status, char *text);
 void call_reply_text(call *c, int status, const char *content_type, struct evbuffer *body);
 /* OpenAI's error object. param: the field it is about, or NULL. */
 void call_fail(call *c, ls_status st, const char *text, const char *param);
@@ -114,21 +120,31 @@ ls_status ask_add_ids(ask *a, const server *s, int32_t *id, size_t n, ls_error *
 void ask_drop_body(ask *a);
 void ask_deinit(ask *a);
 
-/* A whole body: api_chat.c, api_completions.c. The ask is to be let go of on failure too. */
-typedef ls_status (*ask_fn)(ask *a, const server *s, const json_t *body, ls_error *err);
-ls_status chat_ask(ask *a, const server *s, const json_t *body, ls_error *err);
-ls_status completion_ask(ask *a, const server *s, const json_t *body, ls_error *err);
+/* ---- reader.c: bodies are read by a thread of their own ---- */
+
+/* What a route makes of a body, in the reader's thread: it sees of the server what does not change once it is ready. */
+typedef struct body_kind {
+    /* What is to be generated; generation_start goes on. The ask is to be let go of on failure too. */
+    ls_status (*ask)(ask *a, const server *s, const json_t *body, ls_error *err);
+    /* Or else the answer. */
+    ls_status (*make)(const server *s, fields *f, json_t **out, ls_error *err);
+} body_kind;
+
+/* api_chat.c, api_completions.c, api_tokenize.c */
+extern const body_kind body_of_chat, body_of_completion, body_of_tokenize, body_of_detokenize;
+
+ls_status reader_start(server *s, ls_error *err);
+void reader_stop(server *s); /* calls that wait for it go on waiting */
+/* Takes the body of the call, which is answered later, or has a generation then. */
+void reader_take(call *c, const body_kind *kind);
+void reader_forget(call *c); /* it no longer waits */
 
 /* api_chat.c: messages to a prompt; used by /tokenize as well. *out to be freed with ls_free. */
 ls_status chat_render(const server *s, fields *body, char **out, size_t *out_bytes, ls_error *err);
 
-/* ---- api_*.c: each reads the body and answers, or leaves the call with a generation ---- */
+/* ---- api_*.c without a body: each answers ---- */
 
-void api_chat(call *c, const json_t *body);
-void api_completions(call *c, const json_t *body);
 void api_models(call *c, const char *name); /* name: behind /v1/models/, or NULL */
-void api_tokenize(call *c, const json_t *body);
-void api_detokenize(call *c, const json_t *body);
 void api_health(call *c);
 void api_version(call *c);
 void api_metrics(call *c);
@@ -163,7 +179,7 @@ struct generation {
 };
 
 /* Reads the body, and submits what it asks for; where that cannot be, the call is told. */
-void generation_ask(call *c, const json_t *body, ask_fn read);
+void generation_start(call *c, ask *a); /* takes the ask over */
 void generation_news(choice *ch);
 void generation_drained(generation *g);
 void generation_lost(generation *g);                 /* its client is gone */
@@ -232,6 +248,7 @@ struct server {
     int64_t steps_seen, steps_seen_us; /* when the step counter last moved, or there was nothing to do */
     int n_stalls;
     struct event *news, *tick, *on_term, *on_int;
+    reader *reader; /* NULL while there is no model */
     call *calls;
     generation *generations;
     uint64_t n_ids;

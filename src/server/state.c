@@ -62,7 +62,8 @@ const char *state_refuses(const server *s) {
 }
 
 void api_health(call *c) {
-    const server *s = c->server;
+    server *s = c->server;
+    state_check(s, now_us()); /* the truth of now, not of the last tick */
     server_state state = s->draining && s->state != STATE_DEAD ? STATE_DRAINING : s->state;
     json_t *body = json_pack("{s:s}", "status", state_name(state));
     if (state == STATE_STARTING) {

@@ -108,6 +108,32 @@ def test_many_choices_beside_slow_work():
         assert server.metric("generation_tokens_total") == sum(n * (3 + k % 3) for k in range(n_streams))
 
 
+def test_streams_do_not_wait_for_long_bodies():
+    """While a body of megabytes is read, streams and /health go on."""
+    text, times = "Once upon a time there was a word. " * 100000, []
+    with Server() as server:
+        stream = server.stream(COMPLETIONS, {**LONG, "max_tokens": 2000})
+        chunks = iter(stream)
+        next(chunks)
+
+        def tokenize():
+            begin = time.monotonic()
+            assert server.post("/tokenize", {"prompt": text, "return_token_strs": True})[0] == 200
+            times.append(time.monotonic() - begin)
+
+        reading = threading.Thread(target=tokenize)
+        reading.start()
+        longest = before = 0
+        begin = time.monotonic()
+        while reading.is_alive() and next(chunks, None) is not None:
+            now = time.monotonic()
+            longest, before = max(longest, now - (before or begin)), now
+        assert server.get("/health")[0] == 200
+        reading.join()
+        stream.close()
+        assert longest < times[0] / 3, (longest, times)
+
+
 def test_interrupted_twice():
     server = Server()
     stream = server.stream(COMPLETIONS, {**LONG, "max_tokens": 2000, "n": 4})
@@ -131,6 +157,25 @@ def test_stalled():
         work.join()
         server.wait_until(lambda: server.get("/health")[2]["status"] == "ok")
         assert server.metric("stalls_total") == 1 and answers
+
+
+def test_engine_that_fails():
+    """A step fails for good (an emulated GPU does): clients are told why, /health says dead, and the process ends with 3."""
+    emulated = os.path.join(os.path.dirname(harness.BIN), "emulated")
+    if not os.path.exists(os.path.join(emulated, "libcuda.so.1")):
+        raise harness.Skip("no emulated GPU: tests/cuda/driver/build makes one")
+    server = Server("--load-format", "dummy", "--dtype", "f32", "--max-model-len", "64", "--max-num-seqs", "2", env={
+        "LOCKSTEP_DEVICE": "cuda", "LD_LIBRARY_PATH": emulated, "LS_EMULATE_FAILS": "0:cuGraphLaunch:4"})
+    stream = server.stream(COMPLETIONS, {**LONG, "max_tokens": 40})
+    refused = server.post(COMPLETIONS, {**LONG, "max_tokens": 40})
+    last = [event for event in stream if "error" in event]
+    assert len(last) == 1 and "emulated" in last[0]["error"]["message"], last
+    assert refused[0] in (500, 503), refused
+    status, _, health = server.get("/health")
+    assert status == 503 and health["status"] == "dead" and "emulated" in health["reason"], health
+    assert server.post(COMPLETIONS, {"prompt": "x"})[0] == 503
+    server.process.wait(harness.PATIENCE)
+    server.stop(expect=3)
 
 
 def test_idle_costs_nothing():
