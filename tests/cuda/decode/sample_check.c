@@ -160,7 +160,7 @@ static int32_t draw_here(const sampling *s, int row, float top_p) {
     ls_sample_part *part = take(sizeof *part);
     float *edited = take((size_t)s->vocab * sizeof *edited);
     ls_candidate *scratch = take((size_t)s->vocab * sizeof *scratch);
-    ls_bind bind = {.group = {0, 1}};
+    ls_bind bind = {.group = {0, 1}, .isa = cpu_isa_best()};
     bind.buf[BUF_LOGITS] = s->logits + (size_t)row * (size_t)s->vocab;
     bind.buf[BUF_EDITED] = edited;
     bind.buf[BUF_SAMPLE] = bind.buf[BUF_SLICE] = part;
