@@ -126,7 +126,7 @@ HTTP_TESTS := $(wildcard tests/http/test_*.py)
 # What a GPU runs: its own tests, and those against transformers; before them, programs that check it op by op.
 GPU_TESTS := $(if $(NVCC),$(wildcard tests/cuda/test_*.c) tests/e2e/test_golden.c tests/e2e/test_demo.c)
 GPU_BIN := $(GPU_TESTS:%.c=$(BUILD)/%)
-GPU_CHECKS := $(if $(NVCC),$(addprefix $(BUILD)/tests/cuda/,decode/decode_check persist/persist_check prefill_check load_check))
+GPU_CHECKS := $(if $(NVCC),$(addprefix $(BUILD)/tests/cuda/,decode/decode_check decode/sample_check persist/persist_check prefill_check load_check))
 # ... and programs that time what the checks before them check: prompts, and decode steps as one kernel (`make kbench K=tape`).
 PERSIST_BENCH := $(BUILD)/tests/cuda/persist/persist_bench
 GPU_BENCHES := $(if $(NVCC),$(BUILD)/tests/cuda/prefill_bench $(PERSIST_BENCH))
@@ -217,6 +217,7 @@ $(filter $(BUILD)/tests/cuda/%,$(GPU_BIN)): %: %.o $(CUDA_HELPERS) $(LIB)
 	$(call say,LINK,$@)
 	$(Q)$(LINK) $^ $(LIBS) -lcmocka -o $@
 CHECK_PARTS_decode_check := $(BUILD)/tests/cuda/decode/decode_device.o
+CHECK_PARTS_sample_check := $(CHECK_PARTS_decode_check)
 CHECK_PARTS_persist_check := $(CHECK_PARTS_decode_check) $(BUILD)/tests/cuda/persist/persist_model.o
 CHECK_PARTS_persist_bench := $(CHECK_PARTS_persist_check)
 define link_check

@@ -256,7 +256,8 @@ typedef struct op_head {
  * tie; g = -log(-log(u)), u = (x + 0.5) / 2^32 (rounded to double), x the first word of Philox4x32-10 with counter (id,
  * position, choice, 0) and key = seed. Philox: Salmon et al. 2011.
  * Offered: greedy, the best one; filtered (top-k, top-p or min-p on), the node and the best 256, or the best top_k where that
- * is fewer; neither, the drawn token.
+ * is fewer; neither, the drawn token. A GPU that has the whole vocabulary draws filtered rows too: kern/decode_filter.cuh says where
+ * its sums are not these.
  * For log probabilities, in addition: the node of the logits as they came (no edits, temperature 1) and the best n_top. */
 typedef struct op_sample {
     int vocab_first, vocab_count;

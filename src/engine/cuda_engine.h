@@ -12,8 +12,8 @@
  *   cuda_profile.c   times every launch, for --profile and --trace
  *
  * The host's arena is pinned: steps are packed in it and results arrive in it. Rows whose logits somebody wants to see, or
- * whose drawing needs more than the best of the whole row, come back as logits, and the CPU's `sample` makes the offer
- * from them; for the others only the drawn token comes back.
+ * whose drawing needs more than the device knows (edits; with several ranks, filters), come back as logits, and the CPU's
+ * `sample` makes the offer from them; for the others only the drawn token comes back.
  */
 #ifndef LS_ENGINE_CUDA_ENGINE_H
 #define LS_ENGINE_CUDA_ENGINE_H

@@ -49,9 +49,10 @@ static ls_status size_workspace(engine_config *config, const ls_program *program
     arena_init_counting(&arena);
     ls_status st = rank_memory_place(&counted, config, program, &arena, err);
     for (int i = 0; i < program->n_ops && st == LS_OK; i++) {
-        size_t bytes = program->op[i].kind == OP_ATTN
-                           ? decode_workspace(&program->op[i], decode_rows, config->max_len, config->n_pages)
-                           : 0;
+        const ls_op *op = &program->op[i];
+        size_t bytes = op->kind == OP_ATTN     ? decode_workspace(op, decode_rows, config->max_len, config->n_pages)
+                       : op->kind == OP_SAMPLE ? decode_sample_workspace(op, config->n_out_max)
+                                               : 0;
         most = bytes > most ? bytes : most;
     }
     if (st == LS_OK) {
@@ -113,6 +114,7 @@ static void set_for_device(engine_config *config, const ls_engine_params *params
     config->staged = staged;
     config->runs_ahead =
         wants_async_scheduling(params) && !params->profile && params->trace_events == 0 && config->n_hosts == 1;
+    config->draws_filtered = config->n_ranks == 1; /* several would have to merge candidates */
     if (params->threads == 0 && config->n_threads > MOST_THREADS) {
         config->n_threads = MOST_THREADS;
     }

@@ -4,6 +4,7 @@
 #include <time.h>
 
 #include "backend/cuda/flash.h"
+#include "backend/sample_math.h"
 #include "base/clock.h"
 #include "engine/cuda_engine.h"
 
@@ -32,7 +33,7 @@ static void pack_sequences(const ls_step *step, uint8_t *image, size_t *used) {
     *used += (size_t)n_pages * sizeof *page;
 }
 
-static void pack_draws(const ls_step *step, const step_output *output, uint8_t *image, size_t *used) {
+static void pack_draws(const ls_step *step, const step_output *output, int n_vocab, uint8_t *image, size_t *used) {
     cuda_draw *draw = take(image, used, (size_t)step->n_out * sizeof *draw, &((cuda_step *)image)->draw);
     for (int i = 0; i < step->n_out; i++) {
         const ls_sample_params *how = &step->sample[i];
@@ -40,7 +41,11 @@ static void pack_draws(const ls_step *step, const step_output *output, uint8_t *
                               .position = how->position,
                               .choice = how->choice,
                               .on_host = output != NULL && output[i].on_host,
-                              .seed = how->seed};
+                              .seed = how->seed,
+                              .is_filtered = sample_is_filtered(how),
+                              .top_k = how->top_k < n_vocab ? how->top_k : 0,
+                              .top_p = how->top_p,
+                              .min_p = how->min_p};
     }
 }
 
@@ -81,7 +86,7 @@ static size_t pack_step(ls_engine *engine, const ls_step *step, const step_outpu
     memcpy(take(image, &used, m * sizeof(int32_t), &head->seq_of), step->seq_of, m * sizeof(int32_t));
     memcpy(take(image, &used, n_out * sizeof(int32_t), &head->out_row), step->out_row, n_out * sizeof(int32_t));
     pack_sequences(step, image, &used);
-    pack_draws(step, output, image, &used);
+    pack_draws(step, output, engine->model->spec.n_vocab, image, &used);
     if (cuda->rank.flash && (output == NULL || !is_decode_only(step))) { /* verify may run any step by any kernels */
         pack_tiles(engine, step, image, &used);
     }
@@ -233,11 +238,20 @@ static int graph_of(const cuda_engine *cuda, const ls_step *step) {
     return -1;
 }
 
+/* Whether a row's filters are the device's business: the persistent kernel knows none. */
+static bool filters_on_device(const ls_engine *engine, const ls_step *step) {
+    bool found = false;
+    for (int i = 0; i < step->n_out && engine->config.draws_filtered; i++) {
+        found = found || sample_is_filtered(&step->sample[i]);
+    }
+    return found;
+}
+
 /* On a GPU. Decode-only steps by the persistent kernel, by their graph, or launch by launch where there is neither; others by the
  * general kernels. */
 static ls_status launch_step(cuda_engine *leader, const ls_step *step, ls_error *err) {
     const int i = graph_of(leader, step);
-    if (is_decode_only(step) && cuda_persist_takes(leader, step->n_rows)) {
+    if (is_decode_only(step) && cuda_persist_takes(leader, step->n_rows) && !filters_on_device(leader->engine, step)) {
         return cuda_persist_launch(leader, step->n_rows, err);
     }
     if (i >= 0) {
@@ -333,7 +347,9 @@ static void offer_drawn(const ls_engine *engine, const step_batch *batch, int i)
         ls_sample_part *offer = (ls_sample_part *)(uintptr_t)&engine->rank[r].offers[i];
         const int32_t token = r == 0 ? batch->result[i] : -1;
         offer->drawn_id = token;
-        offer->n_best = token >= 0 && batch->step.sample[i].temperature == 0.0F;
+        offer->max = 0.0F;
+        offer->sum = 1.0F;
+        offer->n_best = token >= 0;
         offer->best[0] = (ls_candidate){0.0F, token};
         offer->n_top = 0;
     }

@@ -84,8 +84,7 @@ struct ls_request {
 typedef struct step_output {
     ls_request *request; /* NULL: nobody wants it any more */
     bool chooses;        /* its logits choose the next token; otherwise they are a prompt position's */
-    bool on_host; /* the host reads its logits; otherwise the token drawn from the whole row as it came is all that
-                            is asked for */
+    bool on_host; /* the host reads its logits; otherwise the token that the device draws is all that is asked for */
 } step_output;
 
 /* A step being built: the arrays that ls_step points to. Engine lifetime; counts are reset each step. */

@@ -51,6 +51,7 @@ typedef struct engine_config {
     bool on_device;         /* ranks have memory that the host cannot look into */
     bool staged;            /* ranks on devices exchange through the host's memory */
     bool runs_ahead;        /* steps may be submitted while the one before them runs: two batches */
+    bool draws_filtered;    /* rows with top-k, top-p or min-p are drawn on the device, as all others are */
     size_t workspace_bytes; /* scratch of the kernels of a device */
     size_t persist_bytes;   /* tables and words of its persistent kernel; 0: it does not run */
     int persist_blocks;     /* its grid, for each rank */

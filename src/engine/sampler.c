@@ -157,6 +157,24 @@ static double log_mass(const sampler_row *row) {
     return (double)all.max + log((double)all.sum);
 }
 
+/* In lanes, which compilers make vectors of. */
+static int count_above(const float *x, int n, float limit) {
+    enum { LANES = 16 };
+    int lane[LANES] = {0}, i = 0, above = 0;
+    for (; i + LANES <= n; i += LANES) {
+        for (int j = 0; j < LANES; j++) {
+            lane[j] += x[i + j] > limit;
+        }
+    }
+    for (; i < n; i++) {
+        above += x[i] > limit;
+    }
+    for (int j = 0; j < LANES; j++) {
+        above += lane[j];
+    }
+    return above;
+}
+
 float sampler_logprob(const sampler_row *row, int32_t id, int *rank) {
     float logit = 0.0F;
     for (int r = 0; r < row->n_ranks; r++) {
@@ -165,9 +183,7 @@ float sampler_logprob(const sampler_row *row, int32_t id, int *rank) {
     }
     *rank = 0;
     for (int r = 0; r < row->n_ranks; r++) {
-        for (int32_t i = 0; i < row->vocab_count[r]; i++) {
-            *rank += row->logits[r][i] > logit;
-        }
+        *rank += count_above(row->logits[r], row->vocab_count[r], logit);
     }
     return (float)((double)logit - log_mass(row));
 }

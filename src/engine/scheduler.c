@@ -208,12 +208,15 @@ static bool in_decode(const ls_request *request) {
     return request->n_tokens > request->n_prompt && request->n_computed == request->n_tokens - 1;
 }
 
-static bool needs_logits(const ls_request_params *params, const ls_sample_params *how, bool chooses) {
-    bool from_all = !sample_is_filtered(how) && how->n_edits == 0 && how->allowed == NULL;
-    return !from_all || how->n_top >= 0 || params->on_logits != NULL || (params->hash_logits && chooses);
+/* Whether the host has to see the logits of a row. */
+static bool needs_logits(const ls_engine *engine, const ls_request_params *params, const ls_sample_params *how,
+                         bool chooses) {
+    bool as_they_came = how->n_edits == 0 && how->allowed == NULL;
+    return !as_they_came || (sample_is_filtered(how) && !engine->config.draws_filtered) || how->n_top >= 0 ||
+           params->on_logits != NULL || (params->hash_logits && chooses);
 }
 
-static void add_output(step_batch *batch, ls_request *request, int row, int pos) {
+static void add_output(const ls_engine *engine, step_batch *batch, ls_request *request, int row, int pos) {
     int i = batch->step.n_out++;
     batch->out_row[i] = row;
     batch->output[i] = (step_output){.request = request, .chooses = pos == request->n_tokens - 1};
@@ -226,11 +229,11 @@ static void add_output(step_batch *batch, ls_request *request, int row, int pos)
     } else { /* nothing is drawn here: the cheapest offer */
         *sample = (ls_sample_params){.top_p = 1.0F, .n_top = request->params.prompt_logprobs};
     }
-    batch->output[i].on_host = needs_logits(&request->params, sample, batch->output[i].chooses);
+    batch->output[i].on_host = needs_logits(engine, &request->params, sample, batch->output[i].chooses);
 }
 
 /* Adds the next n rows of a sequence whose pages are there. */
-static void add_rows(step_batch *batch, ls_request *request, int n, bool decode) {
+static void add_rows(const ls_engine *engine, step_batch *batch, ls_request *request, int n, bool decode) {
     ls_step *step = &batch->step;
     int i_seq = step->n_seqs++;
     batch->request[i_seq] = request;
@@ -243,7 +246,7 @@ static void add_rows(step_batch *batch, ls_request *request, int n, bool decode)
         batch->seq_of[row] = i_seq;
         bool wanted = uses_prompt(request) && pos >= request->n_logits_seen && pos < request->n_prompt;
         if (pos == request->n_tokens - 1 || wanted) {
-            add_output(batch, request, row, pos);
+            add_output(engine, batch, request, row, pos);
         }
     }
     *(decode ? &step->n_dec : &step->n_pre) += n;
@@ -286,7 +289,7 @@ static void schedule_decode(ls_engine *engine, step_batch *batch) {
             preempt(engine, victim);
         }
         if (seated) {
-            add_rows(batch, request, 1, true);
+            add_rows(engine, batch, request, 1, true);
         } else {
             i--; /* another one has its place */
         }
@@ -334,7 +337,7 @@ static void schedule_prompts(ls_engine *engine, step_batch *batch, bool may_admi
         ls_request *request = engine->running[i];
         int n = in_decode(request) ? 0 : chunk_rows(engine, &batch->step, request, --n_left > 0);
         if (n > 0) {
-            add_rows(batch, request, n, false);
+            add_rows(engine, batch, request, n, false);
         }
     }
     while (may_admit && engine->waiting != NULL && engine->n_running < engine->config.max_seqs) {
@@ -343,7 +346,7 @@ static void schedule_prompts(ls_engine *engine, step_batch *batch, bool may_admi
         if (chunk_rows(engine, &batch->step, request, others) == 0 || !admit(engine)) {
             return;
         }
-        add_rows(batch, request, chunk_rows(engine, &batch->step, request, others), false);
+        add_rows(engine, batch, request, chunk_rows(engine, &batch->step, request, others), false);
     }
 }
 

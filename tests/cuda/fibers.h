@@ -191,6 +191,12 @@ static double __longlong_as_double(long long bits) {
     memcpy(&value, &bits, sizeof value);
     return value;
 }
+static float __fadd_rn(float a, float b) {
+    return a + b;
+}
+static float __fmul_rn(float a, float b) {
+    return a * b;
+}
 static uint32_t __umulhi(uint32_t a, uint32_t b) {
     return (uint32_t)((uint64_t)a * b >> 32);
 }

@@ -7,6 +7,7 @@
  *                            without
  *   a step in vain           ends the engine and its requests, with the reason
  *   steps ahead              change no bit of what waiting for every step gives, and faults stay with their rows
+ *   filtered rows            are drawn by the device in steps ahead, with or without the persistent kernel, as by the host
  *   ... of short prompts     in one step or each in its own: their matmuls are decode's
  *   against the CPU          dummy weights and drawn tokens are the CPU engine's
  *   memory and speed         plans are what engines take; what is measured is possible
@@ -218,6 +219,60 @@ static void steps_ahead_change_nothing(void **state) {
     ls_model_close(&model);
 }
 
+/* Where a hash of the logits is asked for the host draws, from the same logits; else the device does, and steps run ahead. */
+static void filtered_rows_run_ahead(void **state) {
+    (void)state;
+    static const struct {
+        double temperature, top_p, min_p;
+        int top_k;
+    } filters[] = {{0.6, 0.95, 0, 20}, {1, 0.9, 0, 0},    {1, 0, 0.05, 0},   {0, 0, 0, 0},
+                   {1.2, 0, 0, 0},     {0.9, 0, 0, 256},  {2, 0.99, 0, 300}, {3, 0, 0.001, 500},
+                   {1, 0.5, 0.01, 0},  {1, 0.8, 0, 4095}, {1, 0, 0, 1}};
+    ls_model *model = demo_model();
+    const struct {
+        const char *what, *plan, *ahead;
+        bool on_host;
+    } runs[] = {{"by the host", NULL, "auto", true},
+                {"ahead", NULL, "auto", false},
+                {"waited for", NULL, "off", false},
+                {"boldest", boldest_plan(model), "auto", false}};
+    job jobs[COUNT(runs)][ROWS];
+    int32_t id[ROWS];
+    for (size_t v = 0; v < COUNT(runs); v++) {
+        ls_engine_params params = LS_ENGINE_PARAMS_INIT;
+        params.dtype = LS_F32;
+        params.plan = runs[v].plan;
+        params.async_scheduling = runs[v].ahead;
+        ls_engine *engine = engine_open(model, &params);
+        for (int i = 0; i < ROWS; i++) {
+            const size_t f = (size_t)i % COUNT(filters);
+            id[i] = 300 + 17 * i;
+            jobs[v][i] = (job){.id = &id[i],
+                               .n_id = 1,
+                               .max_tokens = NEW / 2 + i,
+                               .temperature = filters[f].temperature,
+                               .top_k = filters[f].top_k,
+                               .top_p = filters[f].top_p,
+                               .min_p = filters[f].min_p,
+                               .seed = (uint64_t)i,
+                               .no_hash = !runs[v].on_host};
+        }
+        const int n_steps = jobs_run(engine, jobs[v], ROWS);
+        const int64_t n_ahead = engine->stats.ahead_steps;
+        print_message("%s: %d steps, %lld of them ahead\n", runs[v].what, n_steps, (long long)n_ahead);
+        assert_true(runs[v].on_host || strcmp(runs[v].ahead, "off") == 0 ? n_ahead == 0 : n_ahead > n_steps / 2);
+        ls_engine_close(&engine);
+        for (int i = 0; i < ROWS; i++) {
+            jobs[v][i].hash = 0;
+            assert_same_answer(&jobs[0][i], &jobs[v][i], runs[v].what);
+        }
+    }
+    for (size_t v = 0; v < COUNT(runs); v++) {
+        jobs_clear(jobs[v], ROWS);
+    }
+    ls_model_close(&model);
+}
+
 /* A request whose first step overflows between two others, whose rows move up when it has failed. All prompts are of one
  * token: the decode kernels run them; then of three: the prefill kernels do. */
 static void overflow_fails_only_its_request(void **state) {
@@ -290,8 +345,7 @@ static void short_prompts_have_their_own_bits(void **state) {
     ls_model_close(&model);
 }
 
-/* In f32 the noise decides, not the rounding: the same seeds give the CPU's text, drawn on the device (no filter) or by
- * the host (top-k). */
+/* In f32 the noise decides, not the rounding: the same seeds give the CPU's text. */
 static void drawn_tokens_are_the_cpus(void **state) {
     (void)state;
     ls_model *model = demo_model();
@@ -488,6 +542,7 @@ int main(void) {
         cmocka_unit_test(decode_agrees_with_prefill_and_cpu),
         cmocka_unit_test(decode_bits_do_not_depend_on_rows),
         cmocka_unit_test(steps_ahead_change_nothing),
+        cmocka_unit_test(filtered_rows_run_ahead),
         cmocka_unit_test(overflow_fails_only_its_request),
         cmocka_unit_test(short_prompts_have_their_own_bits),
         cmocka_unit_test(drawn_tokens_are_the_cpus),

@@ -401,6 +401,7 @@ static void submit(ls_engine *engine, job *j) {
     params.temperature = j->temperature;
     params.top_k = j->top_k;
     params.top_p = j->top_p > 0 ? j->top_p : 1;
+    params.min_p = j->min_p;
     params.seed = j->seed;
     params.ignore_eos = !j->stop_at_eos;
     params.prompt_logits = j->prompt_logits;

@@ -114,7 +114,7 @@ typedef struct job {
     int max_tokens;
     double temperature;
     int top_k;
-    double top_p; /* 0: off */
+    double top_p, min_p; /* 0: off */
     uint64_t seed;
     bool stop_at_eos, prompt_logits;
     bool no_hash;   /* nor anything else that needs logits on the host */

@@ -134,7 +134,7 @@ static int32_t draw(const vector *v, int n_ranks, int position) {
         ls_op op = {
             .kind = OP_SAMPLE,
             .sample = {(int)vocab.first, (int)vocab.count, V, shard_leaf_first(group), shard_leaf_count(group)}};
-        ls_bind bind = {.group = group};
+        ls_bind bind = {.group = group, .isa = cpu_isa_best()};
         ls_step step = {.n_rows = 1, .n_out = 1, .sample = &how};
         ls_team team = {0, 1, NULL};
         bind.buf[BUF_LOGITS] = (void *)(uintptr_t)(v->logits + vocab.first);

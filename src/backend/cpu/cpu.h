@@ -70,6 +70,8 @@ typedef struct cpu_isa {
     void (*axpy[CPU_DTYPES])(float *y, const void *w, const float *a, int64_t n_rows, int64_t n);
     /* s[j] = exp(s[j] scale - m) with m the largest s[j] scale, which is returned. */
     float (*softmax)(float *s, float scale, int64_t n);
+    /* out = exp(x / by - max). */
+    void (*exps)(const float *x, float by, float max, int64_t n, float *out);
     /* out = round(x / by). */
     void (*divide)(const float *x, float by, int64_t n, ls_dtype dtype, float *out);
     /* Reads every byte and does next to nothing with it: for measuring memory. */

@@ -81,6 +81,12 @@ static float softmax(float *s, float scale, int64_t n) {
     return m;
 }
 
+static void exps(const float *x, float by, float max, int64_t n, float *out) {
+    for (int64_t i = 0; i < n; i += WIDTH) {
+        store_some(out + i, n - i, exp_v(load_some(x + i, n - i) / by - max));
+    }
+}
+
 static void divide(const float *x, float by, int64_t n, ls_dtype dtype, float *out) {
     for (int64_t i = 0; i < n; i += WIDTH) {
         store_some(out + i, n - i, round_v(dtype, load_some(x + i, n - i) / by));
@@ -121,6 +127,7 @@ const cpu_isa JOIN(cpu_isa, CPU_ISA) = {
     .dot = {[LS_F32] = dot_f32, [LS_BF16] = dot_bf16, [LS_F16] = dot_f16},
     .axpy = {[LS_F32] = axpy_f32, [LS_BF16] = axpy_bf16, [LS_F16] = axpy_f16},
     .softmax = softmax,
+    .exps = exps,
     .divide = divide,
     .read = read_all,
 };

@@ -90,25 +90,32 @@ static int32_t argmax(const float *x, int32_t n) {
     return i;
 }
 
-static softmax_node leaf_softmax(const float *logits, int64_t n, float temperature) {
+static softmax_node leaf_softmax(const cpu_isa *isa, const float *logits, int64_t n, float temperature) {
+    enum { BLOCK = 512 };
+    float value[BLOCK];
     softmax_node node = {-INFINITY, 0.0F};
     float max = max_of(logits, n) / temperature; /* division keeps the order */
     if (!(max > -INFINITY)) {
         return node;
     }
     node.max = max;
-    for (int64_t i = 0; i < n; i++) {
-        node.sum += ls_exp(logits[i] / temperature - max);
+    for (int64_t i = 0; i < n; i += BLOCK) {
+        const int64_t count = n - i < BLOCK ? n - i : BLOCK;
+        isa->exps(logits + i, temperature, max, count, value);
+        for (int64_t j = 0; j < count; j++) {
+            node.sum += value[j];
+        }
     }
     return node;
 }
 
-static softmax_node slice_softmax(const op_sample *a, const sample_slice *s, const float *logits, float temperature) {
+static softmax_node slice_softmax(const op_sample *a, const cpu_isa *isa, const sample_slice *s, const float *logits,
+                                  float temperature) {
     softmax_node node[LS_LEAVES];
     for (int i = 0; i < s->leaf_count; i++) {
         int64_t first = leaf_border(a->n_vocab, s->leaf_first + i);
         int64_t last = leaf_border(a->n_vocab, s->leaf_first + i + 1);
-        node[i] = leaf_softmax(logits + (first - s->first), last - first, temperature);
+        node[i] = leaf_softmax(isa, logits + (first - s->first), last - first, temperature);
     }
     return softmax_tree(node, s->leaf_count);
 }
@@ -144,11 +151,11 @@ static void draw(const sample_slice *s, const ls_sample_params *how, ls_sample_p
     }
 }
 
-static void sample_slice_of_row(const op_sample *a, const sample_slice *s, const ls_sample_params *how,
-                                ls_sample_part *part) {
+static void sample_slice_of_row(const op_sample *a, const cpu_isa *isa, const sample_slice *s,
+                                const ls_sample_params *how, ls_sample_part *part) {
     *part = (ls_sample_part){.drawn_value = -INFINITY, .drawn_id = -1};
     if (how->n_top >= 0) {
-        softmax_node raw = slice_softmax(a, s, s->raw, 1.0F);
+        softmax_node raw = slice_softmax(a, isa, s, s->raw, 1.0F);
         part->raw_max = raw.max;
         part->raw_sum = raw.sum;
         part->n_top = offer_all(part->top, how->n_top, s->raw, 1.0F, s);
@@ -159,7 +166,7 @@ static void sample_slice_of_row(const op_sample *a, const sample_slice *s, const
             part->best[part->n_best++] = (ls_candidate){s->logits[i], s->first + i};
         }
     } else if (sample_is_filtered(how)) {
-        softmax_node all = slice_softmax(a, s, s->logits, how->temperature);
+        softmax_node all = slice_softmax(a, isa, s, s->logits, how->temperature);
         part->max = all.max;
         part->sum = all.sum;
         part->n_best = offer_all(part->best, offer_room(how), s->logits, how->temperature, s);
@@ -221,7 +228,7 @@ void ref_sample(const ls_op *op, int index, const ls_bind *bind, const ls_step *
             edit_logits(how, s.raw, s.first, s.count, edited);
             s.logits = edited;
         }
-        sample_slice_of_row(a, &s, how, n_slices > 1 ? &slices[i] : &part[i]);
+        sample_slice_of_row(a, bind_isa(bind), &s, how, n_slices > 1 ? &slices[i] : &part[i]);
     }
     if (n_slices > 1 && team_wait(team)) {
         team_range(team, step->n_out, 1, &first, &last);

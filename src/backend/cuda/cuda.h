@@ -128,6 +128,8 @@ int decode_row_nodes(const cuda_rank *rank, const ls_op *op);
 /* How many offers `sample` leaves for each output row in the workspace (decode_sample_part, ids within the rank's
  * vocabulary), beside the drawn token. */
 int decode_sample_slices(const ls_op *op);
+/* Scratch that `sample` needs for n_out output rows; decode_workspace is enough for CUDA_MAX_WIDE. */
+size_t decode_sample_workspace(const ls_op *op, int n_out);
 
 /* ---- prefill.c: kern/prefill_*.cu ---- */
 

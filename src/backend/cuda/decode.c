@@ -429,6 +429,10 @@ int decode_sample_slices(const ls_op *op) {
     return at_least_one(at_most(ceil_div(op->sample.vocab_count, 4 * DECODE_SAMPLE_THREADS), DECODE_SAMPLE_BLOCKS));
 }
 
+size_t decode_sample_workspace(const ls_op *op, int n_out) {
+    return (size_t)n_out * (size_t)decode_sample_slices(op) * sizeof(decode_sample_part);
+}
+
 static ls_status launch_sample(cuda_rank *rank, const ls_op *op, int m_bucket, ls_error *err) {
     const op_sample *a = &op->sample;
     decode_sample_args args = {.step = device(rank->step),

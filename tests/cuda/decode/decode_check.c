@@ -351,7 +351,11 @@ static void upload_step(check *c, int n, int out_first) {
     for (int i = 0; i < n - out_first; i++) {
         const ls_sample_params *how = &c->how[i];
         out_row[i] = i + out_first;
-        draw[i] = (cuda_draw){how->temperature, how->position, how->choice, i == 5, how->seed};
+        draw[i] = (cuda_draw){.temperature = how->temperature,
+                              .position = how->position,
+                              .choice = how->choice,
+                              .on_host = i == 5,
+                              .seed = how->seed};
     }
     device_write(c->gpu_device, (void *)(uintptr_t)c->rank->step, bytes, at);
 }

@@ -22,7 +22,8 @@ enum {
     DECODE_ATTN_SPLITS = 32,  /* of a row's tokens, at most */
     DECODE_ATTN_BYTES = 8192, /* of shared memory, besides the warps' */
     DECODE_SAMPLE_THREADS = 256,
-    DECODE_SAMPLE_BLOCKS = 64 /* of one row, at most */
+    DECODE_SAMPLE_BLOCKS = 64, /* of one row, at most */
+    DECODE_LISTED = 256        /* the largest top-k whose candidates are listed: as many as the CPU offers */
 };
 
 /* embed: y[m] = table row of token[m] in f32, or an input row, or zeros. A row's faults begin here. */
@@ -104,7 +105,11 @@ typedef struct decode_attn_args {
 
 typedef struct decode_sample_part {
     double value;
-    int32_t id, reserved;
+    int32_t id;
+    /* Of filtered rows, in addition: */
+    float max;                                 /* the best z */
+    double sum;                                /* of exp(z - max), unless the row's top-k is listed */
+    uint64_t best[DECODE_SAMPLE_THREADS / 32]; /* each warp's best candidate: decode_filter.cuh; 0: none */
 } decode_sample_part;
 
 /* sample: blockIdx: (slice, output row). */

@@ -45,4 +45,26 @@ DEVICE offer better(offer a, offer b) {
     return second ? b : a;
 }
 
+/* The best of all threads of a block of decode_sample, on all threads; room[i] is left as the best of warp i. Ends with a
+ * barrier to come before room's next use. */
+DEVICE offer block_best(offer mine, offer *room) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+        offer other;
+        other.value = __shfl_xor_sync(0xffffffffu, mine.value, lanes);
+        other.id = __shfl_xor_sync(0xffffffffu, mine.id, lanes);
+        mine = better(mine, other);
+    }
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) {
+        room[threadIdx.x / 32] = mine;
+    }
+    __syncthreads();
+    offer best = room[0];
+    for (int i = 1; i < DECODE_SAMPLE_THREADS / 32; i++) {
+        best = better(best, room[i]);
+    }
+    return best;
+}
+
 #endif

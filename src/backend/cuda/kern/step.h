@@ -29,13 +29,16 @@ typedef struct cuda_tile {
     int32_t keys; /* how much it is: what the list is ordered by */
 } cuda_tile;
 
-/* How a row is drawn on the device: greedy, or Gumbel-max over all of the vocabulary. Rows with filters, edits or log
+/* How a row is drawn on the device: greedy, or Gumbel-max over what filters leave of the vocabulary. Rows with edits or log
  * probabilities are drawn on the host, from their logits. */
 typedef struct cuda_draw {
     float temperature; /* 0: greedy */
     int32_t position;
     uint32_t choice, on_host;
     uint64_t seed;
+    uint32_t is_filtered; /* what follows counts; by decode_sample.cu alone */
+    int32_t top_k;        /* less than the vocabulary; 0: all */
+    float top_p, min_p;
 } cuda_draw;
 
 /* Offsets in bytes from the struct's own address lead to the arrays behind it. */
