@@ -1,6 +1,6 @@
 /*
  * Fuzz target: the body of a request to the server, up to the queue of an engine. The first byte chooses the endpoint. Whatever it
- * holds, it is refused with a text, and a field where one is to blame, or it becomes requests that the engine takes.
+ * holds, it is refused with a text, and a field where one is to blame, or it becomes requests that the engine takes, or an answer.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -57,24 +57,44 @@ static void submit(const ask *a, const ask_prompt *prompt) {
     ls_request_free(&request);
 }
 
+static void read_ask(const body_kind *kind, const json_t *body) {
+    ls_error err = {0};
+    ask a;
+    ls_status st = kind->ask(&a, &fuzzed, body, &err);
+    require(st == LS_OK ? a.n_prompts > 0 && a.n >= 1 : err.status == st && err.text[0] != '\0',
+            "prompts, or a failure with a text");
+    for (size_t i = 0; st == LS_OK && i < a.n_prompts && i < 4; i++) {
+        submit(&a, &a.prompt[i]);
+    }
+    ask_deinit(&a);
+}
+
+static void make_answer(const body_kind *kind, const json_t *body) {
+    ls_error err = {0};
+    fields f = {.object = body};
+    json_t *out = NULL;
+    ls_status st = kind->make(&fuzzed, &f, &out, &err);
+    require(st == LS_OK ? out != NULL : err.status == st && err.text[0] != '\0', "an answer, or a failure with a text");
+    json_decref(out);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     ls_error err = {0};
     json_doc doc = {0};
-    ask a;
     if (size == 0 || size > 1 << 16 ||
         json_doc_parse(&doc, "request", (const char *)data + 1, size - 1, &err) != LS_OK) {
         require(size == 0 || size > 1 << 16 || err.text[0] != '\0', "a failure has a text");
         return 0;
     }
     if (json_is_object(doc.root)) {
-        ask_fn read = data[0] % 2 == 0 ? chat_ask : completion_ask;
-        ls_status st = read(&a, &fuzzed, doc.root, &err);
-        require(st == LS_OK ? a.n_prompts > 0 && a.n >= 1 : err.status == st && err.text[0] != '\0',
-                "prompts, or a failure with a text");
-        for (size_t i = 0; st == LS_OK && i < a.n_prompts && i < 4; i++) {
-            submit(&a, &a.prompt[i]);
+        static const body_kind *const kinds[] = {&body_of_chat, &body_of_completion, &body_of_tokenize,
+                                                 &body_of_detokenize};
+        const body_kind *kind = kinds[data[0] % 4];
+        if (kind->ask != NULL) {
+            read_ask(kind, doc.root);
+        } else {
+            make_answer(kind, doc.root);
         }
-        ask_deinit(&a);
     }
     json_doc_deinit(&doc);
     return 0;
