@@ -203,7 +203,7 @@ void section_sampling(page *p, const report_data *data) {
         size_t other = 0;
         for (const result_row *r; row_temperature(greedy) == 0 && (r = data_next(data, &other, "sweep", "")) != NULL;) {
             char label[160];
-            if (!(row_temperature(r) > 0) || !rows_pair(greedy, r, "temp", NULL)) {
+            if (r->doc != greedy->doc || !(row_temperature(r) > 0) || !rows_pair(greedy, r, "temp", NULL)) {
                 continue;
             }
             if (n++ == 0) {

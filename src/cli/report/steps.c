@@ -263,7 +263,7 @@ static int put_gain(page *p, const report_data *data, const gain *g) {
         size_t other = 0;
         for (const result_row *to;
              row_is(from, g->setting, g->from) && (to = data_next(data, &other, "sweep", "")) != NULL;) {
-            if (row_is(to, g->setting, g->to) && rows_pair(from, to, g->setting, NULL)) {
+            if (to->doc == from->doc && row_is(to, g->setting, g->to) && rows_pair(from, to, g->setting, NULL)) {
                 gain_cells(p, g->name, from, to, g->metric, g->more);
                 n++;
             }
