@@ -35,6 +35,7 @@ DEVICE double gumbel_bound(uint32_t x) {
 
 static constexpr double GUMBEL_MAX = 22.88; /* of any x */
 
+/* Higher values first, then lower ids. */
 struct offer {
     double value;
     int32_t id; /* -1: none */
@@ -45,9 +46,8 @@ DEVICE offer better(offer a, offer b) {
     return second ? b : a;
 }
 
-/* The best of all threads of a block of decode_sample, on all threads; room[i] is left as the best of warp i. Ends with a
- * barrier to come before room's next use. */
-DEVICE offer block_best(offer mine, offer *room) {
+/* The best of a warp's lanes, on all of them. */
+DEVICE offer warp_best(offer mine) {
 #pragma unroll
     for (int lanes = 16; lanes > 0; lanes /= 2) {
         offer other;
@@ -55,6 +55,13 @@ DEVICE offer block_best(offer mine, offer *room) {
         other.id = __shfl_xor_sync(0xffffffffu, mine.id, lanes);
         mine = better(mine, other);
     }
+    return mine;
+}
+
+/* The best of all threads of a block of decode_sample, on all threads; room[i] is left as the best of warp i. Ends with a
+ * barrier to come before room's next use. */
+DEVICE offer block_best(offer mine, offer *room) {
+    mine = warp_best(mine);
     __syncthreads();
     if (threadIdx.x % 32 == 0) {
         room[threadIdx.x / 32] = mine;

@@ -10,6 +10,7 @@
  *
  * exchange_push, exchange_take: the two halves of an exchange of more rows, with exchange_meet behind each.
  */
+#include "backend/cuda/kern/decode_sample.cuh"
 #include "backend/cuda/kern/exchange.cuh"
 #include "backend/cuda/kern/stream.cuh"
 
@@ -385,37 +386,14 @@ extern "C" __global__ void __launch_bounds__(32) exchange_meet(const __grid_cons
 
 /* ---- Drawn tokens ---- */
 
-/* Higher values first, then lower ids; an id of -1 is no offer. */
-struct rank_offer {
-    double value;
-    int32_t id;
-};
-
-DEVICE rank_offer better_offer(rank_offer a, rank_offer b) {
-    const bool second = b.id >= 0 && (a.id < 0 || b.value > a.value || (b.value == a.value && b.id < a.id));
-    return second ? b : a;
-}
-
-/* The best of a warp's lanes, on all of them. */
-DEVICE rank_offer warp_best(rank_offer mine) {
-#pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2) {
-        rank_offer other;
-        other.value = __shfl_xor_sync(0xffffffffu, mine.value, lanes);
-        other.id = __shfl_xor_sync(0xffffffffu, mine.id, lanes);
-        mine = better_offer(mine, other);
-    }
-    return mine;
-}
-
 /* This rank's offer for the row to all others: lane r sends to rank r. */
 DEVICE void send_offer(const exchange_offers_args &a, const exchange_offers_member &self, int row) {
     const int lane = threadIdx.x % 32, rank = self.self.rank;
     const uint32_t epoch = load_flag(self.self.epochs + EXCHANGE_ROWS + row) + 1;
-    rank_offer mine = {-INFINITY, -1};
+    offer mine = {-INFINITY, -1};
     for (int i = lane; i < self.n_slices; i += 32) {
         const decode_sample_part *part = self.part + (int64_t)row * self.n_slices + i;
-        mine = better_offer(mine, rank_offer{__ldcg(&part->value), __ldcg(&part->id)});
+        mine = better(mine, offer{__ldcg(&part->value), __ldcg(&part->id)});
     }
     mine = warp_best(mine);
     mine.id = mine.id < 0 ? -1 : self.vocab_first + mine.id;
@@ -432,7 +410,7 @@ DEVICE void receive_offers(const exchange_offers_args &a, const exchange_offers_
     const int lane = threadIdx.x % 32;
     uint32_t *epochs = self.self.epochs + EXCHANGE_ROWS + row;
     const uint32_t epoch = load_flag(epochs) + 1;
-    rank_offer best = {-INFINITY, -1};
+    offer best = {-INFINITY, -1};
     if (lane < a.group.n_ranks) {
         const uint64_t *from = box_offer(a.group, self.self.rank, epoch, lane, row);
         patience waiting(a.group, self.self, EXCHANGE_STUCK_OFFERS);
@@ -492,10 +470,10 @@ extern "C" __global__ void __launch_bounds__(1024) exchange_sum(const __grid_con
 
 extern "C" __global__ void __launch_bounds__(32) exchange_offer(const __grid_constant__ exchange_draw_args a) {
     wait_for_earlier_kernels();
-    rank_offer mine = {-INFINITY, -1};
+    offer mine = {-INFINITY, -1};
     for (int i = threadIdx.x; i < a.n_slices && (int)blockIdx.x < a.step->n_out; i += 32) {
         const decode_sample_part *part = a.part + (int64_t)blockIdx.x * a.n_slices + i;
-        mine = better_offer(mine, rank_offer{__ldcg(&part->value), __ldcg(&part->id)});
+        mine = better(mine, offer{__ldcg(&part->value), __ldcg(&part->id)});
     }
     mine = warp_best(mine);
     if (threadIdx.x == 0) {
@@ -509,10 +487,10 @@ extern "C" __global__ void __launch_bounds__(32) exchange_draw(const __grid_cons
     if (row >= a.step->n_out || step_array<cuda_draw>(a.step, a.step->draw)[row].on_host) {
         return;
     }
-    rank_offer best = {-INFINITY, -1};
+    offer best = {-INFINITY, -1};
     if (lane < a.n_ranks) {
         const exchange_offered *from = a.all + (int64_t)lane * a.n_out + row;
-        best = rank_offer{__ldcg(&from->value), __ldcg(&from->id)};
+        best = offer{__ldcg(&from->value), __ldcg(&from->id)};
     }
     best = warp_best(best);
     if (lane == 0) {
