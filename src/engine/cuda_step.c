@@ -238,20 +238,21 @@ static int graph_of(const cuda_engine *cuda, const ls_step *step) {
     return -1;
 }
 
-/* Whether a row's filters are the device's business: the persistent kernel knows none. */
-static bool filters_on_device(const ls_engine *engine, const ls_step *step) {
+/* Whether the device draws a row with filters, of which the persistent kernel knows none. */
+static bool filters_on_device(const step_batch *batch) {
     bool found = false;
-    for (int i = 0; i < step->n_out && engine->config.draws_filtered; i++) {
-        found = found || sample_is_filtered(&step->sample[i]);
+    for (int i = 0; i < batch->step.n_out; i++) {
+        found = found || (!batch->output[i].on_host && sample_is_filtered(&batch->step.sample[i]));
     }
     return found;
 }
 
 /* On a GPU. Decode-only steps by the persistent kernel, by their graph, or launch by launch where there is neither; others by the
  * general kernels. */
-static ls_status launch_step(cuda_engine *leader, const ls_step *step, ls_error *err) {
+static ls_status launch_step(cuda_engine *leader, const step_batch *batch, ls_error *err) {
+    const ls_step *step = &batch->step;
     const int i = graph_of(leader, step);
-    if (is_decode_only(step) && cuda_persist_takes(leader, step->n_rows) && !filters_on_device(leader->engine, step)) {
+    if (is_decode_only(step) && cuda_persist_takes(leader, step->n_rows) && !filters_on_device(batch)) {
         return cuda_persist_launch(leader, step->n_rows, err);
     }
     if (i >= 0) {
@@ -454,7 +455,7 @@ static ls_status submit_on(cuda_engine *leader, const void *arg, ls_error *err) 
     TRY(cuda_rank_enter(&leader->rank, err)); /* any thread may drive the engine */
     TRY(copy_in_step(leader, batch->image, what->image_bytes, err));
     cuda_profile_begin(leader);
-    TRY(launch_step(leader, &batch->step, err));
+    TRY(launch_step(leader, batch, err));
     TRY(copy_results(leader, batch, err));
     CUevent done = leader->done[batch - leader->engine->batch];
     return cuda_check(&leader->rank, leader->driver->cuEventRecord(done, leader->rank.stream), "starting a step", err);
