@@ -273,6 +273,10 @@ ls_status cublaslt_plan(cublaslt *lt, cublaslt_shape is, int m_max, CUdeviceptr 
         find_shape(lt, is) != NULL) {
         return LS_OK;
     }
+    if (workspace % CUBLASLT_WORKSPACE_ALIGN != 0) {
+        return error_set(err, LS_EINTERNAL, "cuBLASLt: its workspace lies on no border of %d bytes",
+                         CUBLASLT_WORKSPACE_ALIGN);
+    }
     if (lt->n_shapes == MAX_SHAPES) {
         return error_set(err, LS_EINTERNAL, "cuBLASLt: more than %d shapes", MAX_SHAPES);
     }

@@ -15,7 +15,8 @@
 
 typedef struct cublaslt cublaslt;
 
-enum { CUBLASLT_WORKSPACE_BYTES = 32 << 20, CUBLASLT_ALIGN = 16 };
+/* Of w, x and y; of the workspace: with one that lies on a lesser border the library's fastest algorithms are refused. */
+enum { CUBLASLT_WORKSPACE_BYTES = 32 << 20, CUBLASLT_ALIGN = 16, CUBLASLT_WORKSPACE_ALIGN = 256 };
 
 /* y[m][n] = x[m][k] w[n][k]^T: x and w row-major in dtype (f32, bf16, f16), y f32 with rows y_stride floats apart. f32 is
  * true f32. `parts` sums over equal parts of k lie part_stride floats apart; 1: all of k. */

@@ -89,13 +89,13 @@ struct patience {
 
     /* After a wait for words of other ranks in vain, from[0], from[stride], ...: the first that is not there is of rank
      * first_rank + i / per. The host hears of the warp's first such wait, in which it stood when waiting ended; from there on nothing
-     * comes. */
+     * comes. A newer epoch is a word that was there: ranks that have run on write the next op's over it. */
     DEVICE_MEMBER void name_missing(const uint64_t *from, int64_t stride, int n, uint32_t epoch, int what, int op_index,
                                     int per, int first_rank = 0) const {
         uint32_t *to = watch(a)->left[threadIdx.x / 32];
         int i = 0;
 #pragma unroll 1
-        while (i < n && (uint32_t)(load_peer_word(from + i * stride) >> 32) == epoch) {
+        while (i < n && (int32_t)((uint32_t)(load_peer_word(from + i * stride) >> 32) - epoch) >= 0) {
             i++;
         }
         if (i < n && load_shared_flag(to) == (uint32_t)what && load_shared_flag(to + 1) == (uint32_t)line &&
