@@ -27,6 +27,7 @@ _Static_assert((int)CUDA_TOKEN_DRAWN == (int)LS_TOKEN_DRAWN, "kernels know drawn
 #define WIDE_MATMULS(name) MATMULS(name), "decode_matmul_" name "_24", "decode_matmul_" name "_32"
 #define LONG_MATMUL(name) "decode_matmul_" name "_8_long"
 #define ATTNS(name) "decode_attn_" name "_64", "decode_attn_" name "_128", "decode_attn_" name "_256"
+#define CHAINS(name) "decode_attn_chain_" name "_64", "decode_attn_chain_" name "_128"
 
 /* Matmuls and attention in the order of ls_dtype. */
 const char *const decode_kernel_names[] = {
@@ -44,6 +45,8 @@ const char *const decode_kernel_names[] = {
     ATTNS("f32"),
     ATTNS("bf16"),
     ATTNS("f16"),
+    CHAINS("bf16"),
+    CHAINS("f16"),
 };
 const int n_decode_kernels = sizeof decode_kernel_names / sizeof *decode_kernel_names;
 
@@ -57,7 +60,9 @@ enum {
     KERNEL_INT8 = KERNEL_MATMUL + OF_F32 + 2 * OF_WIDE,
     KERNEL_LONG = KERNEL_INT8 + OF_F32 + 2 * OF_WIDE, /* bf16, f16 */
     KERNEL_ATTN = KERNEL_LONG + 2,
-    OF_ATTN = 3 /* heads up to 64, 128, 256 */
+    OF_ATTN = 3,                              /* heads up to 64, 128, 256 */
+    KERNEL_CHAIN = KERNEL_ATTN + 3 * OF_ATTN, /* bf16, f16 */
+    OF_CHAIN = 2                              /* heads up to 64, 128 */
 };
 
 enum {
@@ -379,6 +384,22 @@ int decode_attn_warps(const cuda_rank *rank, int d_head, int *row_bytes, int *wa
     return at_most(room / *warp_bytes, rank->attn_warps > 0 ? at_most(rank->attn_warps, most) : most);
 }
 
+/* Warps of a block of chains; 0: they do not serve. They pay where there are more rows than a chip has blocks to give each KV
+ * head one: all items at work at once, none of them shared. */
+static int chain_warps(const cuda_rank *rank, int d_head, int m_bucket, int *row_bytes, int *warp_bytes) {
+    enum { FEWEST = 3 }; /* that keep an SM's share of memory busy */
+    const bool wanted = rank->attn_chains > 0 || (rank->attn_chains == 0 && m_bucket > CUDA_MAX_DECODE);
+    if (!wanted || rank->bind.kv_dtype == LS_F32 || d_head > 128) {
+        return 0;
+    }
+    const int room = at_most(rank->facts.shared_bytes_per_block, MAX_ATTN_BYTES);
+    *row_bytes = ceil_div(d_head, 16) * 16 * (int)ls_dtype_bytes(rank->bind.kv_dtype) + 16;
+    *warp_bytes = (d_head > 64 ? DECODE_CHAIN_BYTES(128) : DECODE_CHAIN_BYTES(64)) +
+                  DECODE_CHAIN_UNITS * 2 * DECODE_ATTN_UNIT * *row_bytes;
+    const int warps = at_most(room / *warp_bytes, DECODE_CHAIN_WARPS);
+    return warps >= FEWEST ? warps : 0;
+}
+
 /* before: the op before it, which is qkv or NULL. with_bias: its matmul left the bias to this. */
 static ls_status launch_attn(cuda_rank *rank, const ls_op *op, const ls_op *before, bool with_bias, int m_bucket,
                              ls_error *err) {
@@ -414,7 +435,15 @@ static ls_status launch_attn(cuda_rank *rank, const ls_op *op, const ls_op *befo
         args.k_bias = with_bias ? vector(rank, before->qkv.k_bias) : NULL;
         args.v_bias = with_bias ? vector(rank, before->qkv.v_bias) : NULL;
     }
-    const int warps = decode_attn_warps(rank, a->d_head, &args.row_bytes, &args.warp_bytes);
+    int warps = chain_warps(rank, a->d_head, m_bucket, &args.row_bytes, &args.warp_bytes);
+    if (warps > 0) {
+        const int chain = KERNEL_CHAIN + ((int)bind->kv_dtype - LS_BF16) * OF_CHAIN + (a->d_head > 64);
+        args.split_tokens = DECODE_CHAIN_TOKENS;
+        return launch(rank, chain, (unsigned)rank->facts.sm_count, 1, 1, (unsigned)(warps * WARP),
+                      (size_t)(warps * args.warp_bytes), &args, err);
+    }
+    warps = decode_attn_warps(rank, a->d_head, &args.row_bytes, &args.warp_bytes);
+    args.split_tokens = DECODE_ATTN_TOKENS;
     /* As many blocks as the chip holds at a time, or as there may be items. */
     const int bytes = DECODE_ATTN_BYTES + warps * args.warp_bytes;
     const int grid = at_most(m_bucket * blocks * DECODE_ATTN_SPLITS,

@@ -656,7 +656,7 @@ static void compare(check *c, const stretch *s, output *o, int n, int bucket, co
     count(true, what, "");
 }
 
-static void run_stretch(check *c, stretch *s) {
+static void run_stretch(check *c, stretch *s, bool by_chains) {
     static const struct {
         int rows, bucket;
     } runs[] = {{80, 80}, {80, 80}, {65, 65}, {64, 64}, {33, 33}, {32, 32}, {31, 31},
@@ -666,6 +666,7 @@ static void run_stretch(check *c, stretch *s) {
         const int n = runs[r].rows;
         upload_step(c, n, 0);
         put_inputs(c, s->first, n);
+        c->rank->attn_chains = by_chains ? 1 : -1;
         if (!launch(c, s->first, s->count, runs[r].bucket)) {
             return;
         }
@@ -794,6 +795,12 @@ static void check_model(device *dev, const model *m, ls_dtype dtype, bool int8, 
          2,
          {{"h", c->h_after_2, NULL, m->d, f32, 0}, {"x", c->x_head, NULL, m->d, act, 0}}},
         {"head", I_HEAD, 1, {{"logits", buf[BUF_LOGITS], NULL, m->vocab, f32, 0}}},
+        {"qkv attn by chains",
+         I_QKV,
+         2,
+         {{"att", buf[BUF_ATT], NULL, (int64_t)m->heads * m->d_head, act > kv ? act : kv, 0},
+          {"k", k, NULL, kv_cols, kv, 0},
+          {"v", v, NULL, kv_cols, kv, 0}}},
     };
     /* The tie was made after the head. */
     float *logits = copy_rows(buf[BUF_LOGITS], m->vocab);
@@ -807,7 +814,7 @@ static void check_model(device *dev, const model *m, ls_dtype dtype, bool int8, 
     char errors[160] = "";
     size_t at = 0;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        run_stretch(c, &all[i]);
+        run_stretch(c, &all[i], i > 5);
         at += (size_t)snprintf(errors + at, sizeof errors - at, " %.1e", all[i].out[0].worst);
     }
     check_sample(c);

@@ -98,6 +98,7 @@ thread_local uint4 attn_room[(228 << 10) / sizeof(uint4)];
 alignas(1024) thread_local uint4 persist_room[(228 << 10) / sizeof(uint4)];
 
 #include "backend/cuda/kern/decode_attn.cu"
+#include "backend/cuda/kern/decode_attn_chain.cu"
 #include "backend/cuda/kern/decode_matmul.cu"
 #include "backend/cuda/kern/decode_matmul_wide.cu"
 #include "backend/cuda/kern/decode_sample.cu"
@@ -166,11 +167,13 @@ struct kernel {
 #define ATTNS(name)                                                                                                    \
     KERNEL(decode_attn_##name##_64, decode_attn_args)                                                                  \
     KERNEL(decode_attn_##name##_128, decode_attn_args) KERNEL(decode_attn_##name##_256, decode_attn_args)
+#define CHAINS(name)                                                                                                   \
+    KERNEL(decode_attn_chain_##name##_64, decode_attn_args) KERNEL(decode_attn_chain_##name##_128, decode_attn_args)
 static const kernel kernels[] = {KERNEL(decode_embed, decode_embed_args) KERNEL(decode_exchange, decode_exchange_args)
                                      KERNEL(decode_sample, decode_sample_args) MATMULS(f32) WIDE_MATMULS(bf16) WIDE_MATMULS(f16)
                                          MATMULS(int8_f32) WIDE_MATMULS(int8_bf16) WIDE_MATMULS(int8_f16) KERNEL(decode_matmul_bf16_8_long, decode_matmul_args)
                                              KERNEL(decode_matmul_f16_8_long, decode_matmul_args) ATTNS(f32) ATTNS(bf16)
-                                                 ATTNS(f16) PERSISTS(f32) PERSISTS(bf16) PERSISTS(f16) PERSISTS(int8_bf16)};
+                                                 ATTNS(f16) CHAINS(bf16) CHAINS(f16) PERSISTS(f32) PERSISTS(bf16) PERSISTS(f16) PERSISTS(int8_bf16)};
 
 extern "C" const void *decode_emulate_kernel(const char *name) {
     for (const kernel &k : kernels) {

@@ -10,17 +10,20 @@
 enum { KERN_F32 = 1, KERN_BF16 = 2, KERN_F16 = 3, KERN_INT8 = 4 };
 
 enum {
-    DECODE_LEAVES = 8,        /* = LS_LEAVES = CUDA_NODES */
-    DECODE_TILE = 16,         /* rows of W that a warp takes: mma's M */
-    DECODE_PAIR_BYTES = 2048, /* of weights, that a warp takes at a time: 128 of each row of a tile */
-    DECODE_LONG_PAIRS = 4,    /* of them, that it asks for at a time in a long stage; else one */
-    DECODE_ATTN_HEADS = 4,    /* query heads of one KV head that a block of attention takes */
-    DECODE_ATTN_WARPS = 9,    /* of a block, at most */
-    DECODE_ATTN_WIDE = 8,     /* ... with heads of more than 128 elements */
-    DECODE_ATTN_UNIT = 32,    /* tokens that a warp takes at a time; a page has whole units */
-    DECODE_ATTN_TOKENS = 512, /* of a split, at least */
-    DECODE_ATTN_SPLITS = 32,  /* of a row's tokens, at most */
-    DECODE_ATTN_BYTES = 8192, /* of shared memory, besides the warps' */
+    DECODE_LEAVES = 8,          /* = LS_LEAVES = CUDA_NODES */
+    DECODE_TILE = 16,           /* rows of W that a warp takes: mma's M */
+    DECODE_PAIR_BYTES = 2048,   /* of weights, that a warp takes at a time: 128 of each row of a tile */
+    DECODE_LONG_PAIRS = 4,      /* of them, that it asks for at a time in a long stage; else one */
+    DECODE_ATTN_HEADS = 4,      /* query heads of one KV head that a block of attention takes */
+    DECODE_ATTN_WARPS = 9,      /* of a block, at most */
+    DECODE_ATTN_WIDE = 8,       /* ... with heads of more than 128 elements */
+    DECODE_ATTN_UNIT = 32,      /* tokens that a warp takes at a time; a page has whole units */
+    DECODE_ATTN_TOKENS = 512,   /* of a split, at least */
+    DECODE_CHAIN_TOKENS = 1024, /* ... of a chain's */
+    DECODE_CHAIN_UNITS = 2,     /* that a chain has in shared memory or on their way */
+    DECODE_CHAIN_WARPS = 8,     /* of a block of chains, at most */
+    DECODE_ATTN_SPLITS = 32,    /* of a row's tokens, at most */
+    DECODE_ATTN_BYTES = 8192,   /* of shared memory, besides the warps' */
     DECODE_SAMPLE_THREADS = 256,
     DECODE_SAMPLE_BLOCKS = 64, /* of one row, at most */
     DECODE_LISTED = 256        /* the largest top-k whose candidates are listed: as many as the CPU offers */
@@ -98,10 +101,15 @@ typedef struct decode_attn_args {
     float *partial;                        /* [item][heads (d + 2)] */
     uint32_t *counter;                     /* [row][group], zero */
     int32_t raw, n_heads, n_kv, d, dtype, window;
-    int32_t row_bytes;  /* of a row of K or V in shared memory: whole mma tiles of d, and 16 more */
-    int32_t warp_bytes; /* of shared memory: a unit of K, one of V, o in f32, probabilities */
+    int32_t row_bytes; /* of a row of K or V in shared memory: whole mma tiles of d, and 16 more */
+    int32_t
+        warp_bytes; /* of shared memory: a unit of K, one of V, o in f32, probabilities; of a chain: DECODE_CHAIN_BYTES, its units */
+    int32_t split_tokens; /* of a split, at least */
     float scale, eps;
 } decode_attn_args;
+
+/* Of a chain's shared memory, besides its units: q, and the row's own k and v; see kern/decode_attn_chain.cu. */
+#define DECODE_CHAIN_BYTES(width) (2 * DECODE_ATTN_HEADS * ((width) + 8) * 2 + 2 * (width)*2 + 320)
 
 typedef struct decode_sample_part {
     double value;

@@ -3,7 +3,7 @@
  * rounding of q, and appending k and v at the row's position. Formulas in ops.h.
  *
  * Splits. The tokens that a row attends to, from the first one's unit of 32 on, are cut into splits of `split_tokens`:
- * 512, or more where that would make more than 16 of them (32 past 16384 tokens). So a short context is one split and
+ * 512 (DECODE_ATTN_TOKENS), or more where that would make more than 16 of them (32 past 16384 tokens). So a short context is one split and
  * nothing needs combining, and a long one spreads over the chip. (ops.h's splits are the CPU's; the formula is the
  * same.) An ITEM is (row, up to four query heads of one KV head, split); block b takes items b, b + gridDim.x, ... of
  * the step's.
@@ -23,7 +23,7 @@
  *
  * Bits: splits, units and orders follow from the row's own tokens; the number of warps from the chip, the head size,
  * the KV dtype and whether persist.cu, which has eight, must give the same. Neither the grid nor the other rows decide any. With more than four heads a KV head several blocks
- * append the same bytes.
+ * append the same bytes. Steps of many rows go by decode_attn_chain.cu, which has other bits.
  */
 #include "backend/cuda/kern/decode_attn.cuh"
 
@@ -55,7 +55,9 @@ template <int KV, int WIDTH> DEVICE void attn(const decode_attn_args &a) {
             if (job != warp || index != (int)blockIdx.x) {
                 turn.load(norm_of_job(a, job), a.rope + (int64_t)it.position * a.d, a.d);
             }
-            do_job<KV, WIDTH>(a, it, job, turn, &s);
+            attn_job<KV, WIDTH> mine;
+            mine.load(a, it, job);
+            mine.finish(a, it, job, turn, &s);
         }
         index += gridDim.x;
         next = it;
@@ -93,7 +95,7 @@ template <int KV, int WIDTH> DEVICE void attn(const decode_attn_args &a) {
         __syncthreads();
         add_warps<KV, WIDTH>(a, it, s);
         if (it.n_splits > 1 && is_last_split(a, it, &s.is_last)) {
-            add_splits(a, it);
+            add_splits(a, it, threadIdx.x, blockDim.x);
         }
         if (index >= count) {
             return;

@@ -36,9 +36,9 @@ DEVICE int groups_of_kv(const decode_attn_args &a) {
 }
 
 /* Tokens of a split where the row has n; whole units. */
-DEVICE int split_tokens(int n) {
+DEVICE int split_tokens(const decode_attn_args &a, int n) {
     const int most = n > 16384 ? DECODE_ATTN_SPLITS : 16;
-    return max((int)DECODE_ATTN_TOKENS, ((n + most - 1) / most + UNIT - 1) / UNIT * UNIT);
+    return max(a.split_tokens, ((n + most - 1) / most + UNIT - 1) / UNIT * UNIT);
 }
 
 /* A row, where there is one; else 0. */
@@ -66,7 +66,7 @@ DEVICE int find_among(const decode_attn_args &a, const lane_row &row, int first_
     const bool has_row = row.has_row;
     const int position = row.position, page_first = row.page_first;
     const int lo = a.window > 0 ? max(0, position - a.window + 1) : 0, base = lo / UNIT * UNIT;
-    const int size = split_tokens(position + 1 - base);
+    const int size = split_tokens(a, position + 1 - base);
     const int n_splits = (position - base) / size + 1;
     int before = has_row ? n_splits * n_groups : 0; /* items of rows up to this lane's */
 #pragma unroll
@@ -197,61 +197,76 @@ DEVICE const float *norm_of_job(const decode_attn_args &a, int job) {
     return job < HEADS ? a.q_norm : job == JOB_K ? a.k_norm : NULL;
 }
 
-template <int KV, int WIDTH>
-DEVICE void do_job(const decode_attn_args &a, const item &it, int job, const rotation<WIDTH> &turn,
-                   shared<KV, WIDTH> *s) {
-    constexpr int PAIRS = rotation<WIDTH>::PAIRS;
-    const int lane = threadIdx.x % 32, half = a.d / 2;
-    const int head = job < HEADS ? it.first_head + job : a.n_heads + (job == JOB_K ? 0 : a.n_kv) + it.kv_head;
-    const float *bias = job < HEADS ? a.q_bias : job == JOB_K ? a.k_bias : a.v_bias;
-    const int64_t of_bias = (int64_t)(job < HEADS ? head : it.kv_head) * a.d;
-    const float *y = a.qkv + ((int64_t)it.m * (a.n_heads + 2 * a.n_kv) + head) * a.d;
-    const bool is_q = job < HEADS, wanted = is_q ? job < it.n_heads : it.has_own();
-    const int64_t slot = (((int64_t)it.page[it.position / CUDA_PAGE_TOKENS] * a.n_kv + it.kv_head) * CUDA_PAGE_TOKENS +
-                          it.position % CUDA_PAGE_TOKENS) *
-                         a.d;
-    void *cache = job == JOB_K ? a.k_cache : a.v_cache;
-    float low[PAIRS], high[PAIRS];
+/* One of an item's jobs: read, then done. */
+template <int KV, int WIDTH> struct attn_job {
+    static constexpr int PAIRS = rotation<WIDTH>::PAIRS;
+    float low[PAIRS], high[PAIRS]; /* of the lane's pairs */
+
+    static DEVICE_MEMBER bool is_wanted(const item &it, int job) {
+        return job < HEADS ? job < it.n_heads : it.has_own();
+    }
+    static DEVICE_MEMBER int64_t slot(const decode_attn_args &a, const item &it) {
+        return (((int64_t)it.page[it.position / CUDA_PAGE_TOKENS] * a.n_kv + it.kv_head) * CUDA_PAGE_TOKENS +
+                it.position % CUDA_PAGE_TOKENS) *
+               a.d;
+    }
+
+    DEVICE_MEMBER void load(const decode_attn_args &a, const item &it, int job) {
+        const int lane = threadIdx.x % 32, half = a.d / 2;
+        const int head = job < HEADS ? it.first_head + job : a.n_heads + (job == JOB_K ? 0 : a.n_kv) + it.kv_head;
+        const float *bias = job < HEADS ? a.q_bias : job == JOB_K ? a.k_bias : a.v_bias;
+        const int64_t of_bias = (int64_t)(job < HEADS ? head : it.kv_head) * a.d;
+        const float *y = a.qkv + ((int64_t)it.m * (a.n_heads + 2 * a.n_kv) + head) * a.d;
+        const void *cache = job == JOB_K ? a.k_cache : a.v_cache;
+        const bool wanted = is_wanted(it, job), from_cache = job >= HEADS && !a.raw;
 #pragma unroll
-    for (int j = 0; j < PAIRS; j++) {
-        const int i = lane + 32 * j;
-        const bool there = wanted && i < half, from_cache = !is_q && !a.raw;
-        low[j] = !there ? 0.0F : from_cache ? load_as<KV>(cache, slot + i) : y[i];
-        high[j] = !there ? 0.0F : from_cache ? load_as<KV>(cache, slot + i + half) : y[i + half];
-        if (bias != NULL && there) {
-            low[j] += bias[of_bias + i];
-            high[j] += bias[of_bias + i + half];
+        for (int j = 0; j < PAIRS; j++) {
+            const int i = lane + 32 * j;
+            const bool there = wanted && i < half;
+            low[j] = !there ? 0.0F : from_cache ? load_as<KV>(cache, slot(a, it) + i) : y[i];
+            high[j] = !there ? 0.0F : from_cache ? load_as<KV>(cache, slot(a, it) + i + half) : y[i + half];
+            if (bias != NULL && there) {
+                low[j] += bias[of_bias + i];
+                high[j] += bias[of_bias + i + half];
+            }
         }
     }
-    if (a.raw && job != JOB_V) {
-        turn.apply(low, high, norm_of_job(a, job) != NULL, a.d, a.eps);
-    }
+
+    DEVICE_MEMBER void finish(const decode_attn_args &a, const item &it, int job, const rotation<WIDTH> &turn,
+                              shared<KV, WIDTH> *s) {
+        const int lane = threadIdx.x % 32, half = a.d / 2;
+        const bool is_q = job < HEADS;
+        void *cache = job == JOB_K ? a.k_cache : a.v_cache;
+        if (a.raw && job != JOB_V) {
+            turn.apply(low, high, norm_of_job(a, job) != NULL, a.d, a.eps);
+        }
 #pragma unroll
-    for (int j = 0; j < PAIRS; j++) {
-        const int i = lane + 32 * j;
-        if (i >= half) {
-            continue;
+        for (int j = 0; j < PAIRS; j++) {
+            const int i = lane + 32 * j;
+            if (i >= half) {
+                continue;
+            }
+            if (is_q) {
+                s->put_q(job, i, round_to(a.dtype, low[j]));
+                s->put_q(job, i + half, round_to(a.dtype, high[j]));
+                continue;
+            }
+            store_as(KV, s->own[job - JOB_K], i, low[j]);
+            store_as(KV, s->own[job - JOB_K], i + half, high[j]);
+            if (a.raw && is_wanted(it, job)) {
+                store_as(KV, cache, slot(a, it) + i, low[j]);
+                store_as(KV, cache, slot(a, it) + i + half, high[j]);
+            }
         }
-        if (is_q) {
-            s->put_q(job, i, round_to(a.dtype, low[j]));
-            s->put_q(job, i + half, round_to(a.dtype, high[j]));
-            continue;
-        }
-        store_as(KV, s->own[job - JOB_K], i, low[j]);
-        store_as(KV, s->own[job - JOB_K], i + half, high[j]);
-        if (a.raw && wanted) {
-            store_as(KV, cache, slot + i, low[j]);
-            store_as(KV, cache, slot + i + half, high[j]);
+        for (int i = a.d + lane; i < WIDTH; i += 32) {
+            if (is_q) {
+                s->put_q(job, i, 0.0F);
+            } else {
+                store_as(KV, s->own[job - JOB_K], i, 0.0F);
+            }
         }
     }
-    for (int i = a.d + lane; i < WIDTH; i += 32) {
-        if (is_q) {
-            s->put_q(job, i, 0.0F);
-        } else {
-            store_as(KV, s->own[job - JOB_K], i, 0.0F);
-        }
-    }
-}
+};
 
 /* ---- K and V on their way to shared memory ---- */
 
@@ -295,9 +310,10 @@ template <int KV, int WIDTH> struct stream {
         end_copy_group();
     }
 
-    /* The group of K (or V) before the last one is there; the row's own k (or v) too, if it belongs to unit u. */
+    /* All groups but the last PENDING are there; the row's own k (or v) too, if it belongs to unit u. */
+    template <int PENDING = 1>
     static DEVICE_MEMBER void await(const decode_attn_args &a, const item &it, int u, char *room, const char *own) {
-        wait_for_copies<1>();
+        wait_for_copies<PENDING>();
         __syncwarp();
         const int row = it.position - (it.first + u * UNIT);
         if (row < UNIT && it.has_own()) {
@@ -629,7 +645,21 @@ DEVICE float *partial_of(const decode_attn_args &a, const item &it, int split) {
     return a.partial + (int64_t)(it.index - it.split + split) * partial_stride(a);
 }
 
-/* The warps' results, in order, become the split's; where it is the only one, the row's. */
+/* Of a split; where it is the only one, of the row. */
+DEVICE void store_total(const decode_attn_args &a, const item &it, int i, const total &t) {
+    if (it.n_splits == 1) {
+        store_result(a, it, i, t);
+        return;
+    }
+    float *out = partial_of(a, it, it.split);
+    *reinterpret_cast<float2 *>(out + i) = make_float2(t.o[0], t.o[1]);
+    if (i % a.d == 0) {
+        out[it.n_heads * a.d + i / a.d] = t.max;
+        out[it.n_heads * (a.d + 1) + i / a.d] = t.sum;
+    }
+}
+
+/* The warps' results, in order, become the split's. */
 template <int KV, int WIDTH>
 DEVICE void add_warps(const decode_attn_args &a, const item &it, const shared<KV, WIDTH> &s) {
     const int n_warps = min((int)(blockDim.x / 32), it.n_units());
@@ -644,23 +674,14 @@ DEVICE void add_warps(const decode_attn_args &a, const item &it, const shared<KV
         for (int w = 0; w < n_warps; w++) {
             t.add(s.max[w][h], s.sum[w][h], *reinterpret_cast<const float2 *>(o_of_warp(a, w) + i));
         }
-        if (it.n_splits == 1) {
-            store_result(a, it, i, t);
-            continue;
-        }
-        float *out = partial_of(a, it, it.split);
-        *reinterpret_cast<float2 *>(out + i) = make_float2(t.o[0], t.o[1]);
-        if (i % a.d == 0) {
-            out[it.n_heads * a.d + h] = t.max;
-            out[it.n_heads * (a.d + 1) + h] = t.sum;
-        }
+        store_total(a, it, i, t);
     }
 }
 
-/* The splits' results, in order, become the row's. */
-DEVICE void add_splits(const decode_attn_args &a, const item &it) {
+/* The splits' results, in order, become the row's; by n_threads, of which this is one. */
+DEVICE void add_splits(const decode_attn_args &a, const item &it, int thread, int n_threads) {
     const int stride = partial_stride(a);
-    for (int i = 2 * threadIdx.x; i < it.n_heads * a.d; i += 2 * blockDim.x) {
+    for (int i = 2 * thread; i < it.n_heads * a.d; i += 2 * n_threads) {
         const float *from = partial_of(a, it, 0) + i, *maxes = from - i + it.n_heads * a.d + i / a.d,
                     *sums = maxes + it.n_heads;
         float max = -INFINITY;
@@ -679,17 +700,22 @@ DEVICE void add_splits(const decode_attn_args &a, const item &it) {
     }
 }
 
-/* Whether all splits of the item's row and heads are in memory: true in one block. */
+/* Whether all splits of the item's row and heads are in memory: true once. By one thread, behind a fence of all. */
+DEVICE bool count_split(const decode_attn_args &a, const item &it) {
+    uint32_t *counter = &a.counter[it.m * a.n_kv * groups_of_kv(a) + it.group];
+    const bool is_last = atomicAdd(counter, 1) == (uint32_t)it.n_splits - 1;
+    if (is_last) {
+        *counter = 0;
+    }
+    __threadfence();
+    return is_last;
+}
+
 DEVICE bool is_last_split(const decode_attn_args &a, const item &it, uint32_t *is_last) {
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        uint32_t *counter = &a.counter[it.m * a.n_kv * groups_of_kv(a) + it.group];
-        *is_last = atomicAdd(counter, 1) == (uint32_t)it.n_splits - 1;
-        if (*is_last) {
-            *counter = 0;
-        }
-        __threadfence();
+        *is_last = count_split(a, it);
     }
     __syncthreads();
     return *is_last;

@@ -55,6 +55,7 @@ DEVICE decode_attn_args attn_args(const persist_args &a, const persist_op &op, i
     out.dtype = dtype;
     out.window = op.window;
     out.warp_bytes = a.attn_warp_bytes;
+    out.split_tokens = DECODE_ATTN_TOKENS;
     out.scale = op.scale;
     out.eps = op.eps;
     return out;
