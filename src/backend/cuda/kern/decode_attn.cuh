@@ -183,9 +183,10 @@ template <int WIDTH> struct rotation {
         }
 #pragma unroll
         for (int j = 0; j < PAIRS; j++) {
+            /* Fused by hand: left to itself the compiler fuses one kernel's products so and another's so, and their bits differ. */
             const float x = a[j], y = b[j];
-            a[j] = x * cosine[j] - y * sine[j];
-            b[j] = y * cosine[j] + x * sine[j];
+            a[j] = fmaf(x, cosine[j], -(y * sine[j]));
+            b[j] = fmaf(y, cosine[j], x * sine[j]);
         }
     }
 };
