@@ -226,6 +226,11 @@ DEVICE int log_of(int n) {
     return 31 - __clz(n);
 }
 
+/* Rows of the lowest box that has n. */
+DEVICE int rows_of_box(int n) {
+    return n > 0 ? 1 << log_of(2 * n - 1) : 0;
+}
+
 /* Rows [first, first + count) of the op's matrices, all columns of one part of its leaves. */
 struct op_share {
     int first, count, n_tiles, most;

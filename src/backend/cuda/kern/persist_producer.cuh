@@ -3,8 +3,9 @@
  *
  * One warp does. Chunks are worked out 32 at a time, one a lane: slot, barriers, bytes, the box. Then lane by lane, in the chunks' order,
  * each waits for its slot and for the window and asks for its own: that is all that one chunk after the other costs, some sixty
- * instructions. A chunk is one box where its tile has 16 rows of one matrix (two where it has 8 of gate and of up), and a
- * box for each bit of their number elsewhere.
+ * instructions. A chunk is one box, of gate and of up one each: where a tile is short, the lowest box that has all its rows. What that
+ * reads beyond them is the next block's, or 0 behind the matrix's end; where it would be much (9 to 12 rows) there are two.
+ * A tile with rows of several matrices, which few blocks have one of, has a box for each bit of the number of a matrix's.
  */
 #ifndef LS_BACKEND_CUDA_PERSIST_PRODUCER_CUH
 #define LS_BACKEND_CUDA_PERSIST_PRODUCER_CUH
@@ -116,12 +117,17 @@ template <int W_BYTES> struct producer {
 
     /* ---- Matmuls ---- */
 
+    static DEVICE_MEMBER int n_chunks_of(const persist_op &op, const op_share &mine) {
+        return (mine.n_tiles * op.n_pieces) << (log_of(mine.n_leaves) - log_of(op.group));
+    }
+
     /* A lane's chunk: piece j of a group of leaves of a tile. */
     struct matmul_chunk {
         int tile, j, leaf; /* the group's first */
         int begin, end;    /* of the op's rows; a pair's: of either matrix */
         int matrix, row;   /* the first one's */
-        bool is_odd;       /* no box's height of rows, or of several matrices */
+        int high, low;     /* rows of its box, or of either matrix's; of another box behind it, or 0 */
+        bool is_odd;       /* of several matrices */
 
         /* Rows of matrix i that are in it: the first one's number there, how many. */
         DEVICE_MEMBER int2 rows_of(const persist_op &op, int i) const {
@@ -146,9 +152,17 @@ template <int W_BYTES> struct producer {
             matrix = op.kind == PERSIST_FFN_IN ? 0 : matrix_of_row(op, begin);
             const int2 rows = rows_of(op, matrix);
             row = rows.x;
-            is_odd = rows.y != mine.most;
+            const int n = end - begin;
+            is_odd = rows.y != n;
+            high = n > DECODE_TILE / 2 && n <= DECODE_TILE * 3 / 4 ? DECODE_TILE / 2 : rows_of_box(n);
+            low = rows_of_box(n - high);
         }
     };
+
+    /* Its maps of boxes of so many rows. */
+    static DEVICE_MEMBER int maps_of(const persist_op &op, int height, int families) {
+        return (log_of(DECODE_TILE) - log_of(height)) * op.n_matrices * families;
+    }
 
     /* A box for each bit of the number of a matrix's rows. They begin at multiples of 128 bytes: `width` is one of 64, and where it is
      * none of 128 there is an even number of rows before any of them (persist.c). */
@@ -170,11 +184,20 @@ template <int W_BYTES> struct producer {
         }
     }
 
+    /* The maps of the last tile's boxes, which are no highest ones: prefetch_maps. */
+    DEVICE_MEMBER void prefetch_last(const persist_op &op, const op_share &mine, int families) const {
+        const int lane = threadIdx.x % 32;
+        if (mine.n_tiles > 0 && lane < op.n_matrices * families) {
+            const matmul_chunk c(op, mine, n_chunks_of(op, mine) - 1);
+            prefetch_map(a.map + op.map + maps_of(op, c.low > 0 ? c.low : c.high, families) + lane);
+        }
+    }
+
     DEVICE_MEMBER void matmul(const persist_op &op) {
         const op_share mine(op);
-        const int n_chunks = (mine.n_tiles * op.n_pieces) << (log_of(mine.n_leaves) - log_of(op.group));
-        const int families = op.n_pieces > 1 ? 2 : 1;
+        const int n_chunks = n_chunks_of(op, mine), families = op.n_pieces > 1 ? 2 : 1;
         const bool is_pair = op.kind == PERSIST_FFN_IN, copies = (a.measure & PERSIST_NO_WEIGHTS) == 0;
+        prefetch_last(op, mine, families);
 #pragma unroll 1
         for (int first = 0; first < n_chunks && !is_gone; first += 32) {
             const matmul_chunk c(op, mine, min(first + (int)(threadIdx.x % 32), n_chunks - 1));
@@ -182,14 +205,20 @@ template <int W_BYTES> struct producer {
             const int width = last ? op.last_bytes : op.piece_bytes;
             const int at = op.border[c.leaf] * W_BYTES + c.j * op.piece_bytes, column = at / PERSIST_ELEMENT;
             const bool there = copies && at < op.border[c.leaf + op.group] * W_BYTES;
-            const uint32_t bytes = (uint32_t)((c.end - c.begin) * width);
             const persist_map *map = a.map + op.map + (last ? families - 1 : 0),
-                              *box = map + ((is_pair ? op.n_matrices : 0) + c.matrix) * families;
-            ask(min(32, n_chunks - first), !there ? 0 : is_pair ? 2 * bytes : bytes, [&](char *to, uint64_t *full) {
+                              *box = map + maps_of(op, c.high, families) + c.matrix * families;
+            const int n_rows = c.is_odd ? c.end - c.begin : is_pair ? 2 * c.high : c.high + c.low;
+            /* The second one: up's, or of the rows behind the first one's. */
+            const bool has_second = is_pair || c.low > 0;
+            const persist_map *second =
+                is_pair || !has_second ? box + families : map + maps_of(op, c.low, families) + c.matrix * families;
+            const int row = c.row + (is_pair ? 0 : c.high);
+            const uint32_t behind = (uint32_t)(c.high * width);
+            ask(min(32, n_chunks - first), there ? (uint32_t)(n_rows * width) : 0, [&](char *to, uint64_t *full) {
                 if (there && !c.is_odd) {
                     copy_box(to, box, column, c.row, full);
-                    if (is_pair) {
-                        copy_box(to + bytes, box + families, column, c.row, full);
+                    if (has_second) {
+                        copy_box(to + behind, second, column, row, full);
                     }
                 } else if (there) {
                     copy_odd(op, c, map, families, column, width, to, full);
