@@ -2,9 +2,11 @@
  * The producer of the persistent decode kernel: asks for all that this block's warps will multiply, in the order of the table.
  *
  * One warp does. Chunks are worked out 32 at a time, one a lane: slot, barriers, bytes, the box. Then lane by lane, in the chunks' order,
- * each waits for its slot and for the window and asks for its own: that is all that one chunk after the other costs, some sixty
- * instructions. A chunk is one box, of gate and of up one each: where a tile is short, the lowest box that has all its rows. What that
- * reads beyond them is the next block's, or 0 behind the matrix's end; where it would be much (9 to 12 rows) there are two.
+ * each waits for its slot and for the window and asks for its own: that is all that one chunk after the other costs, 45
+ * instructions, or 58 with two boxes. What comes before that, some 500 an op, takes less time than what is on its way by then.
+ *
+ * A chunk is one box, or one of gate and one of up: where a tile is short, the lowest box that has all its rows. What that reads
+ * beyond them is the next block's, or 0 behind the matrix's end; where it would be much (9 to 12 rows) there are two.
  * A tile with rows of several matrices, which few blocks have one of, has a box for each bit of the number of a matrix's.
  */
 #ifndef LS_BACKEND_CUDA_PERSIST_PRODUCER_CUH
@@ -27,11 +29,10 @@ static_assert(sizeof(persist_op) <= 512 && sizeof(persist_op) % 16 == 0, "a lane
 struct line_reader {
     uint4 part;
 
+    /* All lanes, at once: what a branch reads would be waited for at its end. */
     DEVICE_MEMBER void ask(const persist_args &a, int i) {
-        const int lane = threadIdx.x % 32;
-        if (i < a.n_ops && lane < (int)(sizeof(persist_op) / 16)) {
-            part = reinterpret_cast<const uint4 *>(a.op + i)[lane];
-        }
+        const int lane = min((int)threadIdx.x % 32, (int)(sizeof(persist_op) / 16) - 1);
+        part = reinterpret_cast<const uint4 *>(a.op + min(i, a.n_ops - 1))[lane];
     }
     DEVICE_MEMBER void put(persist_op *to) const {
         const int lane = threadIdx.x % 32;
@@ -71,16 +72,54 @@ DEVICE int find_item(const decode_attn_args &args, const lane_row &row, int inde
 template <int W_BYTES> struct producer {
     const persist_args &a;
     patience p;
-    ring r;        /* for its addresses */
-    uint32_t next; /* number of the next chunk: so many were asked for */
+    ring r;            /* for its addresses */
+    uint32_t per_slot; /* 2^32 / n_slots, rounded up */
+    uint32_t next;     /* number of the next chunk: so many were asked for */
+    uint32_t asked;    /* bytes so far */
+    uint32_t begun;    /* of the 32 chunks before, one a lane: bytes that were asked for before it */
     bool is_gone;
 
     DEVICE_MEMBER explicit producer(const persist_args &args) : a(args), p(args), r(args) {
-        next = 0;
+        per_slot = UINT32_MAX / (uint32_t)a.n_slots + 1;
+        next = asked = begun = 0;
         is_gone = false;
     }
 
     /* ---- The next chunks ---- */
+
+    /* number / n_slots, of numbers below 2^26. */
+    DEVICE_MEMBER uint32_t turn_of(uint32_t number) const {
+        return (uint32_t)((uint64_t)number * per_slot >> 32);
+    }
+
+    /* How many chunks, with this lane's as the last one of them, have no more bytes than the window, at least 1: it may be asked for when
+     * the one before these has landed. Chunks before the 32 of `begun` count for none, those before the first one do, which changes
+     * nothing. Lanes from n on have none. */
+    DEVICE_MEMBER uint32_t window_of(int n, uint32_t bytes) {
+        const int lane = threadIdx.x % 32;
+        bytes = lane < n ? bytes : 0;
+        uint32_t end = bytes;
+#pragma unroll
+        for (int lanes = 1; lanes < 32; lanes *= 2) {
+            const uint32_t other = __shfl_up_sync(EVERY_LANE, end, lanes);
+            end += lane >= lanes ? other : 0;
+        }
+        end += asked;
+        const uint32_t begin = end - bytes;
+        int passed = 0; /* of these 64 in all, those that begin too early */
+#pragma unroll
+        for (int step = 32; step > 0; step /= 2) {
+            const int i = passed + step - 1;
+            const uint32_t before = __shfl_sync(EVERY_LANE, begun, i % 32),
+                           here = __shfl_sync(EVERY_LANE, begin, i % 32);
+            passed += (int32_t)((i < 32 ? before : here) - end + (uint32_t)a.window_bytes) < 0 ? step : 0;
+        }
+        const uint32_t last_before = __shfl_sync(EVERY_LANE, begun, (lane + n) % 32),
+                       last_here = __shfl_sync(EVERY_LANE, begin, (lane + n) % 32);
+        begun = lane + n < 32 ? last_before : last_here;
+        asked = __shfl_sync(EVERY_LANE, end, 31);
+        return (uint32_t)max(1, min(32 + lane - passed + 1, a.n_slots));
+    }
 
     /* Of lane i, chunk next + i, for i < n: when there is room for it, `bytes` of it are announced and copy(slot, barrier) asks for its
      * boxes. After a wait in vain no lane asks for any more. A chunk's waits are for barriers that are in their last phase but one
@@ -88,12 +127,13 @@ template <int W_BYTES> struct producer {
     template <typename COPY> DEVICE_MEMBER void ask(int n, uint32_t bytes, const COPY &copy) {
         const int lane = threadIdx.x % 32;
         const uint32_t n_slots = (uint32_t)a.n_slots, number = next + (uint32_t)lane;
-        const uint32_t turn = number / n_slots, slot = number - turn * n_slots;
+        const uint32_t turn = turn_of(number), slot = number - turn * n_slots;
         uint64_t *const full = r.full(slot), *const empty = r.empty(slot);
         const uint32_t is_empty = turn % 2 ^ 1;
         /* The chunk that must have landed; of the first ones none: the same once more. */
-        const bool has_window = number >= (uint32_t)a.window;
-        const uint32_t landing = has_window ? number - (uint32_t)a.window : 0, its_turn = landing / n_slots;
+        const uint32_t window = window_of(n, bytes);
+        const bool has_window = number >= window;
+        const uint32_t landing = has_window ? number - window : 0, its_turn = turn_of(landing);
         uint64_t *const landed = has_window ? r.full(landing - its_turn * n_slots) : empty;
         const uint32_t is_landed = has_window ? its_turn % 2 : is_empty;
         char *const to = r.at(slot);
@@ -121,6 +161,11 @@ template <int W_BYTES> struct producer {
         return (mine.n_tiles * op.n_pieces) << (log_of(mine.n_leaves) - log_of(op.group));
     }
 
+    /* Rows of a tile's highest box, of one matrix. */
+    static DEVICE_MEMBER int high_of(int n) {
+        return n > DECODE_TILE / 2 && n <= DECODE_TILE * 3 / 4 ? DECODE_TILE / 2 : rows_of_box(n);
+    }
+
     /* A lane's chunk: piece j of a group of leaves of a tile. */
     struct matmul_chunk {
         int tile, j, leaf; /* the group's first */
@@ -141,10 +186,10 @@ template <int W_BYTES> struct producer {
         /* Number `index` of the op's: by tiles that the warps take at a time, pieces, tiles, leaves. */
         DEVICE_MEMBER matmul_chunk(const persist_op &op, const op_share &mine, int index) {
             const int by_groups = log_of(mine.n_leaves) - log_of(op.group), at_once = mine.tiles_at_once();
-            const int of_tiles = index >> by_groups, a_round = at_once * op.n_pieces;
-            const int first = of_tiles / a_round * at_once, in_round = of_tiles - first * op.n_pieces;
-            const int tiles = min(at_once, mine.n_tiles - first);
-            j = in_round / tiles;
+            const int of_tiles = index >> by_groups;
+            const int first = (int)((uint32_t)(of_tiles >> log_of(at_once)) / (uint32_t)op.n_pieces) << log_of(at_once);
+            const int in_round = of_tiles - first * op.n_pieces, tiles = min(at_once, mine.n_tiles - first);
+            j = (int)((uint32_t)in_round / (uint32_t)tiles);
             tile = first + in_round - j * tiles;
             leaf = mine.first_leaf + (index & ((1 << by_groups) - 1)) * op.group;
             begin = mine.begin_of(tile);
@@ -152,10 +197,9 @@ template <int W_BYTES> struct producer {
             matrix = op.kind == PERSIST_FFN_IN ? 0 : matrix_of_row(op, begin);
             const int2 rows = rows_of(op, matrix);
             row = rows.x;
-            const int n = end - begin;
-            is_odd = rows.y != n;
-            high = n > DECODE_TILE / 2 && n <= DECODE_TILE * 3 / 4 ? DECODE_TILE / 2 : rows_of_box(n);
-            low = rows_of_box(n - high);
+            is_odd = rows.y != end - begin;
+            high = high_of(end - begin);
+            low = rows_of_box(end - begin - high);
         }
     };
 
@@ -187,9 +231,9 @@ template <int W_BYTES> struct producer {
     /* The maps of the last tile's boxes, which are no highest ones: prefetch_maps. */
     DEVICE_MEMBER void prefetch_last(const persist_op &op, const op_share &mine, int families) const {
         const int lane = threadIdx.x % 32;
-        if (mine.n_tiles > 0 && lane < op.n_matrices * families) {
-            const matmul_chunk c(op, mine, n_chunks_of(op, mine) - 1);
-            prefetch_map(a.map + op.map + maps_of(op, c.low > 0 ? c.low : c.high, families) + lane);
+        const int n = mine.count - (mine.n_tiles - 1) * mine.most, high = high_of(n);
+        if (mine.count > 0 && lane < op.n_matrices * families) {
+            prefetch_map(a.map + op.map + maps_of(op, n > high ? rows_of_box(n - high) : high, families) + lane);
         }
     }
 
