@@ -3,7 +3,7 @@
  *
  * One warp does. Chunks are worked out 32 at a time, one a lane: slot, barriers, bytes, the box. Then lane by lane, in the chunks' order,
  * each waits for its slot and for the window and asks for its own: that is all that one chunk after the other costs, 45
- * instructions, or 58 with two boxes. What comes before that, some 500 an op, takes less time than what is on its way by then.
+ * instructions, or 58 with two boxes. What comes before that, some 400 an op, takes less time than what is on its way by then.
  *
  * A chunk is one box, or one of gate and one of up: where a tile is short, the lowest box that has all its rows. What that reads
  * beyond them is the next block's, or 0 behind the matrix's end; where it would be much (9 to 12 rows) there are two.
@@ -187,10 +187,15 @@ template <int W_BYTES> struct producer {
         DEVICE_MEMBER matmul_chunk(const persist_op &op, const op_share &mine, int index) {
             const int by_groups = log_of(mine.n_leaves) - log_of(op.group), at_once = mine.tiles_at_once();
             const int of_tiles = index >> by_groups;
-            const int first = (int)((uint32_t)(of_tiles >> log_of(at_once)) / (uint32_t)op.n_pieces) << log_of(at_once);
-            const int in_round = of_tiles - first * op.n_pieces, tiles = min(at_once, mine.n_tiles - first);
-            j = (int)((uint32_t)in_round / (uint32_t)tiles);
-            tile = first + in_round - j * tiles;
+            j = 0;
+            tile = of_tiles;
+            if (op.n_pieces > 1) {
+                const int round = (int)((uint32_t)(of_tiles >> log_of(at_once)) / (uint32_t)op.n_pieces);
+                const int first = round * at_once, tiles = min(at_once, mine.n_tiles - first);
+                const int in_round = of_tiles - first * op.n_pieces;
+                j = (int)((uint32_t)in_round / (uint32_t)tiles);
+                tile = first + in_round - j * tiles;
+            }
             leaf = mine.first_leaf + (index & ((1 << by_groups) - 1)) * op.group;
             begin = mine.begin_of(tile);
             end = mine.begin_of(tile + 1);
