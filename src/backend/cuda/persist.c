@@ -478,8 +478,7 @@ static ls_status cut_shared(builder *b, int d_head, ls_error *err) {
     args->n_slots = ring / chunk < LEAST_SLOTS     ? LEAST_SLOTS
                     : ring / chunk < PERSIST_SLOTS ? ring / chunk
                                                    : PERSIST_SLOTS;
-    const int window = (b->how->window_bytes > 0 ? b->how->window_bytes : PERSIST_WINDOW) / chunk;
-    args->window = window < 1 ? 1 : window < args->n_slots ? window : args->n_slots;
+    args->window_bytes = b->how->window_bytes > 0 ? b->how->window_bytes : PERSIST_WINDOW;
     args->at_barriers = args->n_slots * chunk;
     args->at_lines = args->at_barriers + BARRIER_BYTES;
     args->at_sums = args->at_lines + LINE_BYTES;

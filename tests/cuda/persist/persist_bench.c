@@ -254,10 +254,9 @@ static void bench_m(device *dev, side *s, const options *o, int m, double limit)
             const persist_options how = plan_options(s, o, m, o->windows.value[w] << 10, o->chunks.value[p] << 10);
             side_plan(s, &how);
             const double us = time_one(dev, s, 0), free_us = time_one(dev, s, PERSIST_STREAMS_ONLY);
-            printf("  chunk %2d K window %3d K (%2d of %2d slots of %2d K): %.3f ms, %.1f %%; streams only %.3f ms\n",
-                   o->chunks.value[p], o->windows.value[w], s->plan.args.window, s->plan.args.n_slots,
-                   s->plan.args.slot_bytes >> 10, us * 1e-3, us > 0 ? 100 * bytes / limit / us * 1e6 : 0,
-                   free_us * 1e-3);
+            printf("  chunk %2d K window %3d K (%2d slots of %2d K): %.3f ms, %.1f %%; streams only %.3f ms\n",
+                   o->chunks.value[p], o->windows.value[w], s->plan.args.n_slots, s->plan.args.slot_bytes >> 10,
+                   us * 1e-3, us > 0 ? 100 * bytes / limit / us * 1e6 : 0, free_us * 1e-3);
             fflush(stdout);
             if (us > 0 && (best == 0 || us < best)) {
                 best = us;

@@ -2,9 +2,9 @@
  * A whole decode step as one cooperative kernel, M = 1 .. 16, sm_90 on: one block on each SM, and weights that never stop coming.
  * For a rank with a GPU of its own; ranks that share one run the same code with a part of its SMs each (persist_shared.cu).
  *
- * Shape. Per-op kernels stop and start the stream of weights at every border. Here a PRODUCER, one thread, walks the op table once a
+ * Shape. Per-op kernels stop and start the stream of weights at every border. Here a PRODUCER, one warp, walks the op table once a
  * step and copies this block's part of every op, in order, into a ring in shared memory (tensor copies; a chunk's barrier counts its
- * bytes). It waits for a slot and for its window (chunks in flight: more would only make exchanges wait in the memory's queues), never
+ * bytes). It waits for a slot and for its window (bytes in flight: more would only make exchanges wait in the memory's queues), never
  * for activations: what an op will need is there when its input is. Eight other warps COMPUTE, and one thread looks at the clock. All
  * that is particular to a model is in the table (persist.c, from the program).
  *
@@ -14,9 +14,9 @@
  * tile's rows, or a PIECE of one that is too long. Sums have two rooms, so that warps go on with the next tile while the last ones add
  * this one's leaves.
  *
- * Copies. A copy takes an SM's copy engine 57 ns, however short, and a chunk costs the producer some hundred instructions, in which an
- * SM's share of the memory (23 bytes a ns) brings several KB: hence few copies, boxes of all of a chunk's rows, and chunks of 16 to 32 KB.
- * Their rows lie as far apart as the box is wide, a multiple of 64 bytes. A quarter of a warp reads 64 bytes of each of two rows, so
+ * Copies. A copy takes an SM's copy engine 57 ns, however short, and a chunk costs the producer some fifty instructions one after
+ * another, in which an SM's share of the memory (23 bytes a ns) brings several KB: hence few copies, boxes of all of a chunk's rows and
+ * of some of the next block's where a tile is short, and chunks of 16 to 32 KB. Their rows lie as far apart as the box is wide, a multiple of 64 bytes. A quarter of a warp reads 64 bytes of each of two rows, so
  * that conflicts are two-way at worst, whatever the width: 8 instead of 4 clocks for 512 bytes, of which the stream needs 40. Padding
  * or swizzles would gain nothing. Rows of K and V are read one a lane or eight at a time, which would be eight-way: they have the
  * swizzle of 128 bytes. A slot holds the longest chunk of all: what shorter ones leave free is what it costs that nobody has to be

@@ -226,6 +226,11 @@ DEVICE int log_of(int n) {
     return 31 - __clz(n);
 }
 
+/* Rows of the lowest box that has n. */
+DEVICE int rows_of_box(int n) {
+    return n > 0 ? 1 << log_of(2 * n - 1) : 0;
+}
+
 /* Rows [first, first + count) of the op's matrices, all columns of one part of its leaves. */
 struct op_share {
     int first, count, n_tiles, most;
@@ -302,9 +307,11 @@ struct ring {
 
     /* A consumer's warp: the next chunk is there. */
     DEVICE_MEMBER char *take(const patience &p) const {
-        if (!barrier_passed(full(slot), turn % 2)) {
+        if (a.stamp != NULL) { /* a look may wait too */
             time_starved(-1);
-            p.wait(full(slot), turn % 2, PERSIST_WAIT_CHUNK, number());
+        }
+        p.wait(full(slot), turn % 2, PERSIST_WAIT_CHUNK, number());
+        if (a.stamp != NULL) {
             time_starved(1);
         }
         return at(slot);
@@ -320,7 +327,7 @@ struct ring {
 
     /* Measuring: the difference of two times. */
     DEVICE_MEMBER void time_starved(int sign) const {
-        if (a.stamp != NULL && threadIdx.x == 0) {
+        if (threadIdx.x == 0) {
             watch(a)->starved += (uint64_t)sign * global_time();
         }
     }

@@ -150,7 +150,7 @@ typedef struct persist_args {
     int32_t own_rows; /* of h that a block has, at most */
     int32_t n_maps;
     int32_t n_slots, slot_bytes; /* of the ring; chunks of the matmuls and of attention, whole ones */
-    int32_t window;              /* chunks on their way, at most; 1 .. n_slots */
+    int32_t window_bytes;        /* of chunks on their way, at most, but for one that is longer */
     int32_t at_barriers, at_lines, at_sums, at_h, at_squares, at_fault, at_watch, at_kept,
         at_x;        /* in shared memory; the ring is at 0 */
     int32_t x_bytes; /* of shared memory for x; what needs more is in scratch */

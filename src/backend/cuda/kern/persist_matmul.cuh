@@ -184,8 +184,8 @@ template <int ACT, bool INT8, int COLUMNS> struct matmul_part {
             for (int i = 0; i < (int)(sizeof s.acc / sizeof *s.acc); i++) {
                 s.acc[i] = 0.0F;
             }
-            const int base = is_pair ? n : DECODE_TILE / 2;
-            const int low = g < n ? g : 0, high = base + g < (is_pair ? 2 * n : n) ? base + g : 0;
+            const int low = g < n ? g : 0; /* a pair's boxes may have rows behind the tile's */
+            const int high = is_pair ? rows_of_box(n) + low : DECODE_TILE / 2 + g < n ? DECODE_TILE / 2 + g : 0;
             at.x = first_x;
 #pragma unroll 1
             for (int j = 0; j < n_pieces; j++, at.x += piece * X_BYTES) {

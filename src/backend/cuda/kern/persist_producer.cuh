@@ -1,9 +1,13 @@
 /*
  * The producer of the persistent decode kernel: asks for all that this block's warps will multiply, in the order of the table.
  *
- * One thread starts all copies, and a chunk costs it some hundred instructions: what it does for one is what limits the stream
- * where chunks are short. A chunk is one box where its tile has 16 rows of one matrix (two where it has 8 of gate and of up), and
- * a box for each bit of their number elsewhere.
+ * One warp does. Chunks are worked out 32 at a time, one a lane: slot, barriers, bytes, the box. Then lane by lane, in the chunks' order,
+ * each waits for its slot and for the window and asks for its own: that is all that one chunk after the other costs, 45
+ * instructions, or 58 with two boxes. What comes before that, some 400 an op, takes less time than what is on its way by then.
+ *
+ * A chunk is one box, or one of gate and one of up: where a tile is short, the lowest box that has all its rows. What that reads
+ * beyond them is the next block's, or 0 behind the matrix's end; where it would be much (9 to 12 rows) there are two.
+ * A tile with rows of several matrices, which few blocks have one of, has a box for each bit of the number of a matrix's.
  */
 #ifndef LS_BACKEND_CUDA_PERSIST_PRODUCER_CUH
 #define LS_BACKEND_CUDA_PERSIST_PRODUCER_CUH
@@ -25,11 +29,10 @@ static_assert(sizeof(persist_op) <= 512 && sizeof(persist_op) % 16 == 0, "a lane
 struct line_reader {
     uint4 part;
 
+    /* All lanes, at once: what a branch reads would be waited for at its end. */
     DEVICE_MEMBER void ask(const persist_args &a, int i) {
-        const int lane = threadIdx.x % 32;
-        if (i < a.n_ops && lane < (int)(sizeof(persist_op) / 16)) {
-            part = reinterpret_cast<const uint4 *>(a.op + i)[lane];
-        }
+        const int lane = min((int)threadIdx.x % 32, (int)(sizeof(persist_op) / 16) - 1);
+        part = reinterpret_cast<const uint4 *>(a.op + min(i, a.n_ops - 1))[lane];
     }
     DEVICE_MEMBER void put(persist_op *to) const {
         const int lane = threadIdx.x % 32;
@@ -66,42 +69,111 @@ DEVICE int find_item(const decode_attn_args &args, const lane_row &row, int inde
     return find_among(args, row, 0, 0, index, true, it);
 }
 
-/* By lane 0 alone, but for what whole warps do between the chunks of two ops: a line of the table, an item of attention. */
+/* By all lanes of its warp. */
 template <int W_BYTES> struct producer {
     const persist_args &a;
     patience p;
-    ring r, landing;  /* the next chunk; the one that must have landed before it is asked for */
-    uint32_t n_ahead; /* chunks that may be asked for before the window is full */
+    ring r;            /* for its addresses */
+    uint32_t per_slot; /* 2^32 / n_slots, rounded up */
+    uint32_t next;     /* number of the next chunk: so many were asked for */
+    uint32_t asked;    /* bytes so far */
+    uint32_t begun;    /* of the 32 chunks before, one a lane: bytes that were asked for before it */
     bool is_gone;
 
-    DEVICE_MEMBER explicit producer(const persist_args &args) : a(args), p(args), r(args), landing(args) {
-        n_ahead = (uint32_t)a.window;
+    DEVICE_MEMBER explicit producer(const persist_args &args) : a(args), p(args), r(args) {
+        per_slot = UINT32_MAX / (uint32_t)a.n_slots + 1;
+        next = asked = begun = 0;
         is_gone = false;
     }
 
-    /* Whether the next chunk's slot may be filled, now. */
-    DEVICE_MEMBER bool has_slot() {
-        if (is_gone) {
-            return false;
+    /* ---- The next chunks ---- */
+
+    /* number / n_slots, of numbers below 2^26. */
+    DEVICE_MEMBER uint32_t turn_of(uint32_t number) const {
+        return (uint32_t)((uint64_t)number * per_slot >> 32);
+    }
+
+    /* How many chunks, with this lane's as the last one of them, have no more bytes than the window, at least 1: it may be asked for when
+     * the one before these has landed. Chunks before the 32 of `begun` count for none, those before the first one do, which changes
+     * nothing. Lanes from n on have none. */
+    DEVICE_MEMBER uint32_t window_of(int n, uint32_t bytes) {
+        const int lane = threadIdx.x % 32;
+        bytes = lane < n ? bytes : 0;
+        uint32_t end = bytes;
+#pragma unroll
+        for (int lanes = 1; lanes < 32; lanes *= 2) {
+            const uint32_t other = __shfl_up_sync(EVERY_LANE, end, lanes);
+            end += lane >= lanes ? other : 0;
         }
-        is_gone = !p.wait(r.empty(r.slot), r.turn % 2 ^ 1, PERSIST_WAIT_ROOM, r.number());
-        if (n_ahead > 0) {
-            n_ahead--;
-        } else {
-            is_gone =
-                is_gone || !p.wait(landing.full(landing.slot), landing.turn % 2, PERSIST_WAIT_WINDOW, landing.number());
-            landing.go_on();
+        end += asked;
+        const uint32_t begin = end - bytes;
+        int passed = 0; /* of these 64 in all, those that begin too early */
+#pragma unroll
+        for (int step = 32; step > 0; step /= 2) {
+            const int i = passed + step - 1;
+            const uint32_t before = __shfl_sync(EVERY_LANE, begun, i % 32),
+                           here = __shfl_sync(EVERY_LANE, begin, i % 32);
+            passed += (int32_t)((i < 32 ? before : here) - end + (uint32_t)a.window_bytes) < 0 ? step : 0;
         }
-        return !is_gone;
+        const uint32_t last_before = __shfl_sync(EVERY_LANE, begun, (lane + n) % 32),
+                       last_here = __shfl_sync(EVERY_LANE, begin, (lane + n) % 32);
+        begun = lane + n < 32 ? last_before : last_here;
+        asked = __shfl_sync(EVERY_LANE, end, 31);
+        return (uint32_t)max(1, min(32 + lane - passed + 1, a.n_slots));
+    }
+
+    /* Of lane i, chunk next + i, for i < n: when there is room for it, `bytes` of it are announced and copy(slot, barrier) asks for its
+     * boxes. After a wait in vain no lane asks for any more. A chunk's waits are for barriers that are in their last phase but one
+     * or in the last: n_slots chunks before it, or fewer, all were asked for when its lane looks. */
+    template <typename COPY> DEVICE_MEMBER void ask(int n, uint32_t bytes, const COPY &copy) {
+        const int lane = threadIdx.x % 32;
+        const uint32_t n_slots = (uint32_t)a.n_slots, number = next + (uint32_t)lane;
+        const uint32_t turn = turn_of(number), slot = number - turn * n_slots;
+        uint64_t *const full = r.full(slot), *const empty = r.empty(slot);
+        const uint32_t is_empty = turn % 2 ^ 1;
+        /* The chunk that must have landed; of the first ones none: the same once more. */
+        const uint32_t window = window_of(n, bytes);
+        const bool has_window = number >= window;
+        const uint32_t landing = has_window ? number - window : 0, its_turn = turn_of(landing);
+        uint64_t *const landed = has_window ? r.full(landing - its_turn * n_slots) : empty;
+        const uint32_t is_landed = has_window ? its_turn % 2 : is_empty;
+        char *const to = r.at(slot);
+        int i = 0;
+#pragma unroll 1
+        while (i < n && !is_gone) {
+            bool in_vain = false;
+            if (lane == i) {
+                in_vain = !p.wait(empty, is_empty, PERSIST_WAIT_ROOM, number) ||
+                          !p.wait(landed, is_landed, PERSIST_WAIT_WINDOW, landing);
+                if (!in_vain) {
+                    barrier_expect(full, bytes);
+                    copy(to, full);
+                }
+            }
+            is_gone = __ballot_sync(EVERY_LANE, in_vain) != 0;
+            i += !is_gone;
+        }
+        next += (uint32_t)i;
     }
 
     /* ---- Matmuls ---- */
 
-    /* A tile, as it is copied. Most have a box's height of one matrix, or half of it of gate and of up. */
-    struct tile_of_rows {
-        int begin, end; /* of the op's rows; a pair's: of either matrix */
-        int boxes;      /* 0: another number of them */
-        int matrix, row;
+    static DEVICE_MEMBER int n_chunks_of(const persist_op &op, const op_share &mine) {
+        return (mine.n_tiles * op.n_pieces) << (log_of(mine.n_leaves) - log_of(op.group));
+    }
+
+    /* Rows of a tile's highest box, of one matrix. */
+    static DEVICE_MEMBER int high_of(int n) {
+        return n > DECODE_TILE / 2 && n <= DECODE_TILE * 3 / 4 ? DECODE_TILE / 2 : rows_of_box(n);
+    }
+
+    /* A lane's chunk: piece j of a group of leaves of a tile. */
+    struct matmul_chunk {
+        int tile, j, leaf; /* the group's first */
+        int begin, end;    /* of the op's rows; a pair's: of either matrix */
+        int matrix, row;   /* the first one's */
+        int high, low;     /* rows of its box, or of either matrix's; of another box behind it, or 0 */
+        bool is_odd;       /* of several matrices */
 
         /* Rows of matrix i that are in it: the first one's number there, how many. */
         DEVICE_MEMBER int2 rows_of(const persist_op &op, int i) const {
@@ -112,34 +184,49 @@ template <int W_BYTES> struct producer {
             return make_int2(max(begin, base) - base, max(0, min(end, behind) - max(begin, base)));
         }
 
-        DEVICE_MEMBER void point(const persist_op &op, const op_share &mine, int tile) {
+        /* Number `index` of the op's: by tiles that the warps take at a time, pieces, tiles, leaves. */
+        DEVICE_MEMBER matmul_chunk(const persist_op &op, const op_share &mine, int index) {
+            const int by_groups = log_of(mine.n_leaves) - log_of(op.group), at_once = mine.tiles_at_once();
+            const int of_tiles = index >> by_groups;
+            j = 0;
+            tile = of_tiles;
+            if (op.n_pieces > 1) {
+                const int round = (int)((uint32_t)(of_tiles >> log_of(at_once)) / (uint32_t)op.n_pieces);
+                const int first = round * at_once, tiles = min(at_once, mine.n_tiles - first);
+                const int in_round = of_tiles - first * op.n_pieces;
+                j = (int)((uint32_t)in_round / (uint32_t)tiles);
+                tile = first + in_round - j * tiles;
+            }
+            leaf = mine.first_leaf + (index & ((1 << by_groups) - 1)) * op.group;
             begin = mine.begin_of(tile);
             end = mine.begin_of(tile + 1);
             matrix = op.kind == PERSIST_FFN_IN ? 0 : matrix_of_row(op, begin);
             const int2 rows = rows_of(op, matrix);
             row = rows.x;
-            boxes = rows.y != mine.most ? 0 : op.kind == PERSIST_FFN_IN ? 2 : 1;
-        }
-
-        DEVICE_MEMBER int n_rows(const persist_op &op) const {
-            return op.kind == PERSIST_FFN_IN ? 2 * (end - begin) : end - begin;
+            is_odd = rows.y != end - begin;
+            high = high_of(end - begin);
+            low = rows_of_box(end - begin - high);
         }
     };
 
+    /* Its maps of boxes of so many rows. */
+    static DEVICE_MEMBER int maps_of(const persist_op &op, int height, int families) {
+        return (log_of(DECODE_TILE) - log_of(height)) * op.n_matrices * families;
+    }
+
     /* A box for each bit of the number of a matrix's rows. They begin at multiples of 128 bytes: `width` is one of 64, and where it is
      * none of 128 there is an even number of rows before any of them (persist.c). */
-    DEVICE_MEMBER void copy_odd_tile(const persist_op &op, const tile_of_rows &t, const persist_map *map, int families,
-                                     int column, int width) const {
-        char *to = r.at(r.slot);
+    static DEVICE_MEMBER void copy_odd(const persist_op &op, const matmul_chunk &c, const persist_map *map,
+                                       int families, int column, int width, char *to, uint64_t *full) {
 #pragma unroll 1
         for (int i = 0; i < op.n_matrices; i++) {
-            const int2 rows = t.rows_of(op, i);
+            const int2 rows = c.rows_of(op, i);
             int row = rows.x;
 #pragma unroll 1
             for (int h = 0; h < PERSIST_HEIGHTS; h++) {
                 const int height = DECODE_TILE >> h;
                 if ((rows.y & height) != 0) {
-                    copy_box(to, map + (h * op.n_matrices + i) * families, column, row, r.full(r.slot));
+                    copy_box(to, map + (h * op.n_matrices + i) * families, column, row, full);
                     row += height;
                     to += height * width;
                 }
@@ -147,81 +234,70 @@ template <int W_BYTES> struct producer {
         }
     }
 
-    /* Piece j of all groups of a tile's leaves. */
-    DEVICE_MEMBER void copy_pieces(const persist_op &op, const op_share &mine, const tile_of_rows &t, int j) {
-        const bool last = j == op.n_pieces - 1, copies = (a.measure & PERSIST_NO_WEIGHTS) == 0;
-        const int width = last ? op.last_bytes : op.piece_bytes, families = op.n_pieces > 1 ? 2 : 1;
-        const int group = op.group, end = mine.first_leaf + mine.n_leaves;
-        const uint32_t bytes = (uint32_t)(t.n_rows(op) * width), half = bytes / 2;
-        const persist_map *map = a.map + op.map + (last ? families - 1 : 0), *first = map + t.matrix * families,
-                          *second = map + (op.n_matrices + 1) * families;
-        first += t.boxes == 2 ? op.n_matrices * families : 0;
-        int next = op.border[mine.first_leaf];
-#pragma unroll 1
-        for (int leaf = mine.first_leaf; leaf < end; leaf += group) {
-            const int at = next * W_BYTES + j * op.piece_bytes, column = at / PERSIST_ELEMENT;
-            next = op.border[leaf + group];
-            if (!has_slot()) {
-                return;
-            }
-            const bool there = at < next * W_BYTES && copies;
-            barrier_expect(r.full(r.slot), there ? bytes : 0);
-            if (there && t.boxes != 0) {
-                copy_box(r.at(r.slot), first, column, t.row, r.full(r.slot));
-                if (t.boxes == 2) {
-                    copy_box(r.at(r.slot) + half, second, column, t.row, r.full(r.slot));
-                }
-            } else if (there) {
-                copy_odd_tile(op, t, map, families, column, width);
-            }
-            r.go_on();
+    /* The maps of the last tile's boxes, which are no highest ones: prefetch_maps. */
+    DEVICE_MEMBER void prefetch_last(const persist_op &op, const op_share &mine, int families) const {
+        const int lane = threadIdx.x % 32;
+        const int n = mine.count - (mine.n_tiles - 1) * mine.most, high = high_of(n);
+        if (mine.count > 0 && lane < op.n_matrices * families) {
+            prefetch_map(a.map + op.map + maps_of(op, n > high ? rows_of_box(n - high) : high, families) + lane);
         }
     }
 
     DEVICE_MEMBER void matmul(const persist_op &op) {
         const op_share mine(op);
-        const int at_once = mine.tiles_at_once(), n_pieces = op.n_pieces;
-        tile_of_rows t;
+        const int n_chunks = n_chunks_of(op, mine), families = op.n_pieces > 1 ? 2 : 1;
+        const bool is_pair = op.kind == PERSIST_FFN_IN, copies = (a.measure & PERSIST_NO_WEIGHTS) == 0;
+        prefetch_last(op, mine, families);
 #pragma unroll 1
-        for (int first = 0; first < mine.n_tiles; first += at_once) {
-            const int tiles = min(at_once, mine.n_tiles - first);
-#pragma unroll 1
-            for (int j = 0; j < n_pieces; j++) {
-#pragma unroll 1
-                for (int tile = 0; tile < tiles; tile++) {
-                    t.point(op, mine, first + tile);
-                    copy_pieces(op, mine, t, j);
+        for (int first = 0; first < n_chunks && !is_gone; first += 32) {
+            const matmul_chunk c(op, mine, min(first + (int)(threadIdx.x % 32), n_chunks - 1));
+            const bool last = c.j == op.n_pieces - 1;
+            const int width = last ? op.last_bytes : op.piece_bytes;
+            const int at = op.border[c.leaf] * W_BYTES + c.j * op.piece_bytes, column = at / PERSIST_ELEMENT;
+            const bool there = copies && at < op.border[c.leaf + op.group] * W_BYTES;
+            const persist_map *map = a.map + op.map + (last ? families - 1 : 0),
+                              *box = map + maps_of(op, c.high, families) + c.matrix * families;
+            const int n_rows = c.is_odd ? c.end - c.begin : is_pair ? 2 * c.high : c.high + c.low;
+            /* The second one: up's, or of the rows behind the first one's. */
+            const bool has_second = is_pair || c.low > 0;
+            const persist_map *second =
+                is_pair || !has_second ? box + families : map + maps_of(op, c.low, families) + c.matrix * families;
+            const int row = c.row + (is_pair ? 0 : c.high);
+            const uint32_t behind = (uint32_t)(c.high * width);
+            ask(min(32, n_chunks - first), there ? (uint32_t)(n_rows * width) : 0, [&](char *to, uint64_t *full) {
+                if (there && !c.is_odd) {
+                    copy_box(to, box, column, c.row, full);
+                    if (has_second) {
+                        copy_box(to + behind, second, column, row, full);
+                    }
+                } else if (there) {
+                    copy_odd(op, c, map, families, column, width, to, full);
                 }
-            }
+            });
         }
     }
 
     /* ---- Attention ---- */
 
-    /* All rows of K, or V, of a unit, panel by panel. */
-    DEVICE_MEMBER void copy_unit(const persist_op &op, char *to, int64_t row, int is_v, int panels) const {
-#pragma unroll 1
-        for (int i = 0; i < panels; i++) {
-            copy_box(to + i * (UNIT * PERSIST_PANEL), a.map + op.map + is_v, i * (PERSIST_PANEL / PERSIST_ELEMENT),
-                     (int)row, r.full(r.slot));
-        }
-    }
-
-    /* K and V of a unit, in one chunk or two. Where none of its tokens is attended to and in memory, slots alone. */
-    DEVICE_MEMBER void copy_units(const persist_op &op, const unit &which, int panels) {
+    /* All units of an item, K and V of each in one chunk or two. Of a unit of which no token is attended to and in memory, slots
+     * alone. */
+    DEVICE_MEMBER void copy_item(const persist_op &op, const decode_attn_args &args, const item &it, int panels) {
+        const int by_unit = 2 / op.group, n_chunks = it.n_units() * by_unit; /* 1 or 2 */
         const uint32_t bytes = (uint32_t)(panels * UNIT * PERSIST_PANEL);
-        const bool there = which.end > max(which.first, 0) && (a.measure & PERSIST_NO_KV) == 0;
 #pragma unroll 1
-        for (int i = 0; i < 2; i += op.group) {
-            if (!has_slot()) {
-                return;
-            }
-            barrier_expect(r.full(r.slot), there ? (uint32_t)op.group * bytes : 0);
+        for (int first = 0; first < n_chunks && !is_gone; first += 32) {
+            const int index = min(first + (int)(threadIdx.x % 32), n_chunks - 1), is_v = index & (by_unit - 1);
+            unit which;
+            which.find(args, it, index / by_unit);
+            const bool there = which.end > max(which.first, 0) && (a.measure & PERSIST_NO_KV) == 0;
+            ask(min(32, n_chunks - first), there ? (uint32_t)op.group * bytes : 0, [&](char *to, uint64_t *full) {
 #pragma unroll 1
-            for (int j = 0; j < op.group && there; j++) {
-                copy_unit(op, r.at(r.slot) + (uint32_t)j * bytes, which.row, i + j, panels);
-            }
-            r.go_on();
+                for (int i = 0; i < op.group * panels && there; i++) { /* K's panels, then V's */
+                    const bool in_v = i >= panels;
+                    copy_box(to + i * (UNIT * PERSIST_PANEL), a.map + op.map + (in_v ? 1 : is_v),
+                             (in_v ? i - panels : i) * (PERSIST_PANEL / PERSIST_ELEMENT), (int)which.row, full);
+                }
+            });
         }
     }
 
@@ -230,15 +306,7 @@ template <int W_BYTES> struct producer {
         const int panels = (op.d_head * kv_bytes + PERSIST_PANEL - 1) / PERSIST_PANEL;
         item it;
         for (int index = blockIdx.x; index < find_item(args, row, index, &it); index += gridDim.x) {
-            if (threadIdx.x % 32 == 0) {
-#pragma unroll 1
-                for (int u = 0; u < it.n_units() && !is_gone; u++) {
-                    unit which;
-                    which.find(args, it, u);
-                    copy_units(op, which, panels);
-                }
-            }
-            __syncwarp();
+            copy_item(op, args, it, panels);
         }
     }
 
@@ -254,13 +322,15 @@ template <int W_BYTES> struct producer {
     }
 
     /* After an abort: a block must not end while copies are under way. They are given some time to land. */
-    DEVICE_MEMBER void let_land() {
+    DEVICE_MEMBER void let_land() const {
         constexpr uint64_t LANDING_NS = 20000000;
         const uint64_t begin = global_time();
-        for (int i = 0; i < a.n_slots && r.number() > 0; i++) {
-            r.turn -= r.slot == 0;
-            r.slot = (r.slot == 0 ? (uint32_t)a.n_slots : r.slot) - 1;
-            while (!barrier_passed(r.full(r.slot), r.turn % 2) && global_time() - begin < LANDING_NS) {
+        const uint32_t n_slots = (uint32_t)a.n_slots;
+#pragma unroll 1
+        for (uint32_t i = threadIdx.x % 32; i < min(n_slots, next); i += 32) {
+            const uint32_t number = next - 1 - i;
+            while (!barrier_passed(r.full(number % n_slots), number / n_slots % 2) &&
+                   global_time() - begin < LANDING_NS) {
                 between_looks();
             }
         }
@@ -286,11 +356,11 @@ template <int W_BYTES> struct producer {
             prefetch_maps(*line);
             if (line->kind == PERSIST_ATTN) {
                 attention(*line, row, kv_bytes);
-            } else if (line->kind != PERSIST_EMBED && line->kind != PERSIST_NORM && threadIdx.x % 32 == 0) {
+            } else if (line->kind != PERSIST_EMBED && line->kind != PERSIST_NORM) {
                 matmul(*line);
             }
         }
-        if (threadIdx.x % 32 == 0 && is_gone) {
+        if (is_gone) {
             let_land();
         }
         p.tell();
