@@ -46,6 +46,13 @@ typedef struct cuda_facts {
     size_t memory_bytes, l2_bytes;
 } cuda_facts;
 
+/* How wide.c goes about its work: as wide_prepare chooses, or a bench. */
+typedef struct cuda_wide_how {
+    int least_percent; /* of the multiprocessors that have a block before tiles are no longer cut, at most 100 */
+    int ahead;         /* blocks of k that L2 is asked for early */
+    bool starts_now;   /* the kernel behind may start at once */
+} cuda_wide_how;
+
 typedef struct cuda_rank {
     const cuda_driver *driver;
     CUdevice device;
@@ -71,6 +78,7 @@ typedef struct cuda_rank {
     CUdeviceptr widened; /* in workspace: a weight that is int8, in the run dtype; 0: no room for it */
     bool wide;           /* wide.c serves, with its kernels */
     bool wide_always;    /* wherever it can, not where it is faster: for tests and benches */
+    cuda_wide_how wide_how;
     CUfunction *wide_fn;
     bool gemm;            /* gemm.c serves, with its kernels */
     bool gemm_always;     /* as wide_always */
