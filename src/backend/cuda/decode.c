@@ -32,6 +32,7 @@ _Static_assert((int)CUDA_TOKEN_DRAWN == (int)LS_TOKEN_DRAWN, "kernels know drawn
 const char *const decode_kernel_names[] = {
     "decode_embed",
     "decode_exchange",
+    "decode_exchange_slim",
     "decode_sample",
     MATMULS("f32"),
     WIDE_MATMULS("bf16"),
@@ -50,6 +51,7 @@ const int n_decode_kernels = sizeof decode_kernel_names / sizeof *decode_kernel_
 enum {
     KERNEL_EMBED,
     KERNEL_EXCHANGE,
+    KERNEL_SLIM_EXCHANGE,
     KERNEL_SAMPLE,
     KERNEL_MATMUL,
     OF_F32 = 3, /* by width: columns_of */
@@ -183,9 +185,11 @@ static ls_status launch_exchange(cuda_rank *rank, const ls_op *op, int index, in
         args.out_rows = 1;
     }
     const int items = d % 4 == 0 ? d / 4 : d;
-    const int threads = at_most(ceil_div(items, WARP) * WARP, MAX_EXCHANGE_THREADS);
-    return launch(rank, KERNEL_EXCHANGE, (unsigned)m_bucket, 1, 1, (unsigned)threads, (size_t)d * sizeof(float), &args,
-                  err);
+    const bool slim = m_bucket > rank->stout_rows && d % 4 == 0;
+    const int turns = slim ? ceil_div(items, DECODE_SLIM_THREADS) : 1;
+    const int threads = at_most(ceil_div(ceil_div(items, turns), WARP) * WARP, MAX_EXCHANGE_THREADS);
+    return launch(rank, slim ? KERNEL_SLIM_EXCHANGE : KERNEL_EXCHANGE, (unsigned)m_bucket, 1, 1, (unsigned)threads,
+                  (size_t)d * sizeof(float), &args, err);
 }
 
 /* ---- Matmuls ---- */
@@ -458,6 +462,7 @@ static ls_status allow_shared(cuda_rank *rank, int kernel, size_t bytes, ls_erro
 ls_status decode_prepare(cuda_rank *rank, ls_error *err) {
     const size_t most = (size_t)rank->facts.shared_bytes_per_block;
     const size_t bytes = (size_t)rank->bind.d_model * sizeof(float);
+    rank->stout_rows = CUDA_MAX_DECODE;
     for (int i = KERNEL_MATMUL; i < n_decode_kernels; i++) {
         TRY(allow_shared(rank, i, most, err));
     }
@@ -468,6 +473,7 @@ ls_status decode_prepare(cuda_rank *rank, ls_error *err) {
         return error_set(err, LS_EUNSUPPORTED, "a model width of %d: the GPU's %d bytes of shared memory hold no row",
                          rank->bind.d_model, rank->facts.shared_bytes_per_block);
     }
+    TRY(allow_shared(rank, KERNEL_SLIM_EXCHANGE, bytes, err));
     return allow_shared(rank, KERNEL_EXCHANGE, bytes, err);
 }
 

@@ -602,6 +602,12 @@ static engine engine_of(const cuda_rank *rank, const ls_op *op, const ls_step *s
     if (n_rows <= (is_head ? rank->few_out : rank->few_rows)) {
         return BY_DECODE;
     }
+    const cuda_matmul_by wanted = rank->matmul_by[op->kind];
+    if (wanted != CUDA_BY_CHOICE) {
+        return wanted == CUDA_BY_WIDE && wide_serves(rank, op, n_rows) ? BY_WIDE
+               : wanted == CUDA_BY_GEMM && gemm_serves(rank, op)       ? BY_GEMM
+                                                                       : BY_LIBRARY;
+    }
     const bool has_room = op->kind != OP_QKV || n_rows <= CHUNK_ROWS || gemm_finishes(rank, &op->qkv); /* for sums */
     if (has_room && gemm_is_faster(rank, op->kind, n_rows) && gemm_serves(rank, op)) {
         return BY_GEMM;

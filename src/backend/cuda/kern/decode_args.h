@@ -38,6 +38,8 @@ typedef struct decode_embed_args {
     int32_t border[DECODE_LEAVES + 1]; /* leaves of d */
 } decode_embed_args;
 
+enum { DECODE_SLIM_THREADS = 672 }; /* of a block of decode_exchange_slim, at most */
+
 /* exchange, and the norm of the op behind it; either may be missing. One block a row. */
 typedef struct decode_exchange_args {
     const cuda_step *step;
