@@ -550,8 +550,15 @@ static void all_ways(bench *b, const ls_op *op, int n_rows, double limit_us) {
         b->rank.wide_how = how;
         const int stout_rows = b->rank.stout_rows;
         b->rank.stout_rows = DECODE_ROWS;
-        printf(" stout exchange %.1f\n", time_layers(b, op, n_rows));
+        printf(" stout exchange %.1f, it brings", time_layers(b, op, n_rows));
         b->rank.stout_rows = stout_rows;
+        const int exchange_ahead = b->rank.exchange_ahead;
+        for (int j = 4; j <= 24; j *= j < 8 ? 2 : 3) {
+            b->rank.exchange_ahead = j << 20;
+            printf(" %d MB %.1f", j, time_layers(b, op, n_rows));
+        }
+        b->rank.exchange_ahead = exchange_ahead;
+        printf("\n");
         fflush(stdout);
     }
 }

@@ -78,7 +78,8 @@ typedef struct cuda_rank {
     int few_rows,
         few_out;    /* the largest steps that decode's matmuls are faster for, layers and head: prefill_prepare */
     int stout_rows; /* the largest steps whose exchange is decode_exchange, not decode_exchange_slim: decode_prepare */
-    CUdeviceptr sums;    /* in workspace: prefill.c's f32 sums */
+    int exchange_ahead; /* bytes of the next op's weights that decode_exchange_slim has brought to L2: decode_prepare */
+    CUdeviceptr sums;   /* in workspace: prefill.c's f32 sums */
     CUdeviceptr widened; /* in workspace: a weight that is int8, in the run dtype; 0: no room for it */
     bool wide;           /* wide.c serves, with its kernels */
     bool wide_always;    /* wherever it can, not where it is faster: for tests and benches */
