@@ -21,6 +21,7 @@
 
 #include "backend/cuda/cublaslt.h"
 #include "backend/cuda/flash.h"
+#include "backend/cuda/kern/wide_args.h"
 #include "backend/cuda/measure.h"
 
 typedef struct bench {
@@ -624,6 +625,14 @@ static void decode_steps(bench *b, const model *m) {
     printf("decode-only steps of %s bf16, context %d; l: library, w: wide.c, g: gemm.c, in the order qkv, out, ffn_in, "
            "ffn_out; limit: reading at %.0f GB/s\n",
            m->name, CONTEXT, read.best / 1e9);
+    for (int i = 0, width = 32; b->rank.wide && width <= WIDE_ROWS; i++, width *= 2) {
+        int blocks = 0;
+        cuda(b,
+             b->driver->cuOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, b->rank.wide_fn[i], WIDE_THREADS,
+                                                                    (size_t)WIDE_SHARED_BYTES(width)),
+             "occupancy");
+        printf("  wide.c, %d rows: %d blocks a multiprocessor\n", width, blocks);
+    }
     for (int n_rows = 32; n_rows <= DECODE_ROWS; n_rows *= 2) {
         const double bytes =
             2.0 * ((double)(2 * q + 2 * kv) + 3.0 * m->d_ffn) * m->d + 2.0 * 2 * n_rows * (double)(CONTEXT + 1) * kv;

@@ -214,4 +214,13 @@ ls_status cuda_launch_together(cuda_rank *rank, CUfunction fn, const char *name,
 /* LS_OK, or an error with what, the rank and CUDA's name and text for rc. */
 ls_status cuda_check(const cuda_rank *rank, CUresult rc, const char *what, ls_error *err);
 
+/* The kernel runs with as much shared memory and as little L1 as a multiprocessor can have, as those beside it do: that is not
+ * changed while blocks run there. */
+static inline ls_status cuda_share_most(cuda_rank *rank, CUfunction fn, ls_error *err) {
+    return cuda_check(
+        rank,
+        rank->driver->cuFuncSetAttribute(fn, CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100 /* percent */),
+        "a kernel's part of shared memory", err);
+}
+
 #endif

@@ -490,6 +490,7 @@ ls_status decode_prepare(cuda_rank *rank, ls_error *err) {
     const size_t most = (size_t)rank->facts.shared_bytes_per_block;
     const size_t bytes = (size_t)rank->bind.d_model * sizeof(float);
     rank->stout_rows = CUDA_MAX_DECODE;
+    TRY(cuda_share_most(rank, rank->decode_fn[KERNEL_SLIM_EXCHANGE], err));
     for (int i = KERNEL_MATMUL; i < n_decode_kernels; i++) {
         TRY(allow_shared(rank, i, most, err));
     }

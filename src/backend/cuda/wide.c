@@ -109,11 +109,12 @@ ls_status wide_prepare(cuda_rank *rank, CUfunction *fn, ls_error *err) {
                  (dtype == LS_BF16 || dtype == LS_F16);
     rank->wide_how = (cuda_wide_how){.least_percent = 60, .ahead = 4};
     for (int i = 0; i < WIDE_KERNELS && rank->wide; i++) {
+        const CUfunction kernel = fn[(dtype == LS_F16) * WIDE_KERNELS + i];
         TRY(cuda_check(rank,
-                       rank->driver->cuFuncSetAttribute(fn[(dtype == LS_F16) * WIDE_KERNELS + i],
-                                                        CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                       rank->driver->cuFuncSetAttribute(kernel, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                                                         WIDE_SHARED_BYTES(widths[i])),
                        "shared memory of matmuls", err));
+        TRY(cuda_share_most(rank, kernel, err));
     }
     return LS_OK;
 }
