@@ -209,7 +209,7 @@ static ls_status launch_exchange(cuda_rank *rank, const ls_op *op, int index, in
         args.out_rows = 1;
     }
     const int items = d % 4 == 0 ? d / 4 : d;
-    const bool slim = m_bucket > rank->stout_rows && d % 4 == 0;
+    const bool slim = m_bucket > rank->stout_rows && d % 4 == 0 && items <= MAX_EXCHANGE_THREADS;
     if (slim) {
         set_ahead(rank, behind, args.ahead);
     }

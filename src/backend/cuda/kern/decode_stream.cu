@@ -151,52 +151,63 @@ DEVICE floats<4> sum_of_four(const decode_exchange_args &a, int first, int64_t a
     return sum;
 }
 
-/* exchange_row<4>. */
-DEVICE float exchange_slim_row(const decode_exchange_args &a, int m, float *kept) {
-    float squares = 0.0F;
+/* exchange_row<4> and block_sum, whose bits these are: blocks of decode_exchange have a thread for every four elements, these
+ * may take them in turns, and `room` has a float for each warp of theirs. */
+DEVICE float exchange_slim_row(const decode_exchange_args &a, int m, float *kept, float *room) {
+    const int lane = threadIdx.x % 32;
+    int n_warps = 0;
     bool bad = false;
-    for (int i = threadIdx.x * 4; i < a.d; i += blockDim.x * 4) {
-        const int64_t at = (int64_t)m * a.d + i;
-        floats<4> h = {};
-        if (!a.init) {
-            h = load_floats<4>(a.h + at);
-        }
-        if (a.n_nodes > 0) {
-            floats<4> sum = sum_of_four(a, 0, at);
-            if (a.n_nodes > 4) {
-                const floats<4> rest = sum_of_four(a, 4, at);
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    sum.v[e] = sum.v[e] + rest.v[e];
-                }
+    for (int first = 0; first < a.d; first += blockDim.x * 4, n_warps += blockDim.x / 32) {
+        const int i = first + threadIdx.x * 4;
+        float squares = 0.0F;
+        if (i < a.d) {
+            const int64_t at = (int64_t)m * a.d + i;
+            floats<4> h = {};
+            if (!a.init) {
+                h = load_floats<4>(a.h + at);
             }
-            if (a.bias != NULL) {
-                const floats<4> bias = load_floats<4>(a.bias + i);
+            if (a.n_nodes > 0) {
+                floats<4> sum = sum_of_four(a, 0, at);
+                if (a.n_nodes > 4) {
+                    const floats<4> rest = sum_of_four(a, 4, at);
+#pragma unroll
+                    for (int e = 0; e < 4; e++) {
+                        sum.v[e] = sum.v[e] + rest.v[e];
+                    }
+                }
+                if (a.bias != NULL) {
+                    const floats<4> bias = load_floats<4>(a.bias + i);
+#pragma unroll
+                    for (int e = 0; e < 4; e++) {
+                        sum.v[e] = sum.v[e] + bias.v[e];
+                    }
+                }
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
-                    sum.v[e] = sum.v[e] + bias.v[e];
+                    h.v[e] += sum.v[e];
+                    bad = bad || !isfinite(h.v[e]);
                 }
+                store_floats<4>(a.h + at, h);
             }
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                h.v[e] += sum.v[e];
-                bad = bad || !isfinite(h.v[e]);
+                kept[i + e] = h.v[e];
+                squares = fmaf(h.v[e], h.v[e], squares);
             }
-            store_floats<4>(a.h + at, h);
         }
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-            kept[i + e] = h.v[e];
-            squares = fmaf(h.v[e], h.v[e], squares);
+        squares = warp_sum(squares);
+        if (lane == 0) {
+            room[n_warps + threadIdx.x / 32] = squares;
         }
     }
     if (bad) {
         note_fault(a.fault, m, a.op_index);
     }
-    return squares;
+    __syncthreads();
+    return warp_sum(lane < n_warps ? room[lane] : 0.0F);
 }
 
-/* d is a multiple of 4. Shared memory: d floats. */
+/* d is a multiple of 4, 4096 at most. Shared memory: d floats. */
 extern "C" __global__ void __launch_bounds__(DECODE_SLIM_THREADS, 2)
     decode_exchange_slim(const __grid_constant__ decode_exchange_args a) {
     extern __shared__ __align__(16) float kept[];
@@ -210,8 +221,8 @@ extern "C" __global__ void __launch_bounds__(DECODE_SLIM_THREADS, 2)
     bring_row_to_l2(a, m);
     const int to = a.out_rows ? output_of_row(a.step, m) : m;
     wait_for_earlier_kernels();
-    const float squares = exchange_slim_row(a, m, kept);
+    const float squares = exchange_slim_row(a, m, kept, room);
     if (a.norm != NULL && to >= 0) {
-        norm_row<4>(a, to, kept, 1.0F / sqrtf(block_sum(squares, room) / (float)a.d + a.eps), true);
+        norm_row<4>(a, to, kept, 1.0F / sqrtf(squares / (float)a.d + a.eps), true);
     }
 }
