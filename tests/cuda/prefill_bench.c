@@ -8,6 +8,9 @@
  *   prefill_bench step     a layer's ops on 192 to 2048 rows, one sequence, matmuls by cuBLASLt, as an engine has it, and by
  *                          gemm.c; then gemm.c's choices of tiles and nodes for each matmul, in the order of cost_of;
  *                          and cuBLASLt's 8192^3, to compare with
+ *   prefill_bench decode   a layer of decode-only steps of 32 to 256 rows (a page of context), several of them in one graph: every way
+ *                          to have each matmul run by the library (l), wide.c (w) or gemm.c (g), in the order qkv, out, ffn_in,
+ *                          ffn_out; then what wide.c's choices and the slim exchange do
  *   prefill_bench gemm     cuBLASLt's choices for the shapes of two models, and 8192^3 for comparison: TFLOP/s of each
  *
  * Whole layers are timed, weights larger than L2, so that no matmul finds its weights there.
@@ -18,6 +21,7 @@
 
 #include "backend/cuda/cublaslt.h"
 #include "backend/cuda/flash.h"
+#include "backend/cuda/kern/wide_args.h"
 #include "backend/cuda/measure.h"
 
 typedef struct bench {
@@ -259,6 +263,9 @@ static void matmuls(bench *b, const model *m, ls_dtype format) {
     b->rank.bind.v_cache = device(take(b, (size_t)8 * (size_t)kv * LS_PAGE_TOKENS * 2));
     b->rank.bind.rope = device(take(b, (size_t)m_max * (size_t)m->d_head * 4));
     b->rank.bind.fault = device(take(b, (size_t)m_max * 4));
+    b->rank.counters = take(b, CUDA_COUNTERS * sizeof(uint32_t));
+    cuda(b, b->driver->cuMemsetD8Async(b->rank.counters, 0, CUDA_COUNTERS * sizeof(uint32_t), b->rank.stream),
+         "counters");
     add_weight(b, &weight[W_NORM], LS_F32, 1, m->d);
     add_weight(b, &weight[W_Q], format, q, m->d);
     add_weight(b, &weight[W_K], format, kv, m->d);
@@ -381,6 +388,9 @@ static void step_of(bench *b, const model *m, int n_rows) {
     b->rank.bind.v_cache = device(take(b, (size_t)PAGES * (size_t)kv * LS_PAGE_TOKENS * 2));
     b->rank.bind.rope = device(take(b, (size_t)n_rows * (size_t)m->d_head * 4));
     b->rank.bind.fault = device(take(b, (size_t)n_rows * 4));
+    b->rank.counters = take(b, CUDA_COUNTERS * sizeof(uint32_t));
+    cuda(b, b->driver->cuMemsetD8Async(b->rank.counters, 0, CUDA_COUNTERS * sizeof(uint32_t), b->rank.stream),
+         "counters");
     add_weight(b, &weight[W_NORM], LS_F32, 1, m->d);
     add_weight(b, &weight[W_Q], LS_BF16, q, m->d);
     add_weight(b, &weight[W_K], LS_BF16, kv, m->d);
@@ -419,6 +429,220 @@ static void step_of(bench *b, const model *m, int n_rows) {
         }
     }
     b->rank.gemm_always = false;
+}
+
+/* ---- Decode-only steps ---- */
+
+enum { LAYERS = 4, LAYER_OPS = 7, ALL_OPS = LAYERS * LAYER_OPS, DECODE_ROWS = 256, CONTEXT = 60, WAYS = 81 };
+
+/* n_rows sequences of a row each, behind CONTEXT tokens in a page of their own. */
+static void put_decode_step(bench *b, int n_rows) {
+    const size_t rows = (size_t)n_rows * sizeof(int32_t);
+    cuda_step head = {.n_rows = n_rows, .n_dec = n_rows, .n_seqs = n_rows, .n_out = n_rows, .epoch = 1};
+    size_t used = (sizeof head + 15) / 16 * 16;
+    int64_t *const row_array[] = {&head.token, &head.pos, &head.seq_of, &head.out_row, &head.page};
+    for (int i = 0; i < 5; i++, used += (rows + 15) / 16 * 16) {
+        *row_array[i] = (int64_t)used;
+    }
+    head.seq = (int64_t)used;
+    const size_t bytes = used + (size_t)n_rows * sizeof(cuda_seq);
+    uint8_t *image = calloc(1, bytes);
+    if (image == NULL) {
+        printf("FATAL out of memory\n");
+        exit(2);
+    }
+    memcpy(image, &head, sizeof head);
+    for (int i = 0; i < n_rows; i++) {
+        ((int32_t *)(image + head.pos))[i] = CONTEXT;
+        ((int32_t *)(image + head.seq_of))[i] = i;
+        ((int32_t *)(image + head.out_row))[i] = i;
+        ((int32_t *)(image + head.page))[i] = i;
+        ((cuda_seq *)(image + head.seq))[i] = (cuda_seq){i, 1, CONTEXT, i};
+    }
+    b->rank.step = take(b, bytes);
+    cuda(b, b->driver->cuMemcpyHtoDAsync(b->rank.step, image, bytes, b->rank.stream), "copy");
+    cuda(b, b->driver->cuStreamSynchronize(b->rank.stream), "copy");
+    free(image);
+}
+
+/* us a layer, the least of three runs. */
+static double time_layers(bench *b, const ls_op *op, int n_rows) {
+    enum { TIMES = 3 };
+    const cuda_driver *api = b->driver;
+    const ls_step step = {.n_rows = n_rows, .n_out = n_rows};
+    CUgraph graph = NULL;
+    CUgraphExec exec = NULL;
+    double least = 1e30;
+    for (int i = 0; i < LAYER_OPS; i++) { /* what is loaded with its first launch */
+        launch_decode(b, op, ALL_OPS, i, &step);
+    }
+    cuda(b, api->cuStreamSynchronize(b->rank.stream), "a layer");
+    cuda(b, api->cuStreamBeginCapture(b->rank.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL), "capturing");
+    for (int i = 0; i < ALL_OPS; i++) {
+        launch_decode(b, op, ALL_OPS, i, &step);
+    }
+    cuda(b, api->cuStreamEndCapture(b->rank.stream, &graph), "capturing");
+    cuda(b, api->cuGraphInstantiate(&exec, graph, 0), "a graph");
+    api->cuGraphDestroy(graph);
+    for (int run = 0; run < 4; run++) { /* one to warm up */
+        cuda(b, api->cuEventRecord(b->start, b->rank.stream), "event");
+        for (int i = 0; i < TIMES; i++) {
+            cuda(b, api->cuGraphLaunch(exec, b->rank.stream), "a graph");
+        }
+        const double us = stop_ms(b, "layers") * 1e3 / (TIMES * LAYERS);
+        least = run > 0 && us < least ? us : least;
+    }
+    api->cuGraphExecDestroy(exec);
+    return least;
+}
+
+/* way: digits to base 3, of qkv first. */
+static void set_way(bench *b, int way, char text[5]) {
+    static const ls_op_kind kind[] = {OP_FFN_OUT, OP_FFN_IN, OP_OUT, OP_QKV};
+    for (int i = 0; i < 4; i++, way /= 3) {
+        b->rank.matmul_by[kind[i]] = (cuda_matmul_by)(CUDA_BY_LIBRARY + way % 3);
+        text[3 - i] = "lwg"[way % 3];
+    }
+    text[4] = '\0';
+}
+
+static void all_ways(bench *b, const ls_op *op, int n_rows, double limit_us) {
+    double us[WAYS];
+    char text[5];
+    const int all_wide = WAYS / 2;
+    const cuda_wide_how how = b->rank.wide_how;
+    const cuda_wide_how other[] = {{how.least_percent, how.ahead, true},
+                                   {how.least_percent, 0, false},
+                                   {how.least_percent, 2, false},
+                                   {how.least_percent, 8, false},
+                                   {how.least_percent, 16, false},
+                                   {30, how.ahead, false},
+                                   {100, how.ahead, false}};
+    int best = 0;
+    put_decode_step(b, n_rows);
+    for (int i = 0; i < DECODE_ROWS / 64; i++) { /* memory and clocks wake up */
+        set_way(b, 0, text);
+        (void)time_layers(b, op, n_rows);
+    }
+    printf("  %3d rows, us a layer (%% of %.0f):", n_rows, limit_us);
+    for (int way = 0; way < WAYS; way++) {
+        set_way(b, way, text);
+        us[way] = time_layers(b, op, n_rows);
+        best = us[way] < us[best] ? way : best;
+        if (way % all_wide == 0) {
+            printf(" %s %.1f (%.0f),", text, us[way], limit_us / us[way] * 100);
+        }
+    }
+    for (int i = 0; i < 6; i++) {
+        int next = 0;
+        for (int way = 1; way < WAYS; way++) {
+            next = us[way] < us[next] ? way : next;
+        }
+        set_way(b, next, text);
+        printf("%s %s %.1f (%.0f)", i == 0 ? " best" : ",", text, us[next], limit_us / us[next] * 100);
+        us[next] = 1e30;
+    }
+    printf("\n");
+    for (int i = 0; i < 2; i++) {
+        set_way(b, i == 0 ? best : all_wide, text);
+        printf("    %s (piece %d %%, ahead %d) again %.1f:", text, how.least_percent, how.ahead,
+               time_layers(b, op, n_rows));
+        for (size_t j = 0; j < sizeof other / sizeof *other; j++) {
+            b->rank.wide_how = other[j];
+            printf(" %s%d %% %d: %.1f,", other[j].starts_now ? "early " : "", other[j].least_percent, other[j].ahead,
+                   time_layers(b, op, n_rows));
+        }
+        b->rank.wide_how = how;
+        const int stout_rows = b->rank.stout_rows;
+        b->rank.stout_rows = DECODE_ROWS;
+        printf(" stout exchange %.1f, it brings", time_layers(b, op, n_rows));
+        b->rank.stout_rows = stout_rows;
+        const int exchange_ahead = b->rank.exchange_ahead;
+        for (int j = 4; j <= 24; j *= j < 8 ? 2 : 3) {
+            b->rank.exchange_ahead = j << 20;
+            printf(" %d MB %.1f", j, time_layers(b, op, n_rows));
+        }
+        b->rank.exchange_ahead = exchange_ahead;
+        printf("\n");
+        fflush(stdout);
+    }
+}
+
+static void decode_steps(bench *b, const model *m) {
+    const int q = m->n_heads * m->d_head, kv = m->n_kv * m->d_head;
+    const size_t cache = (size_t)LAYERS * DECODE_ROWS * (size_t)kv * LS_PAGE_TOKENS * 2;
+    const size_t floats[] = {(size_t)m->d, (size_t)m->d, (size_t)(q + 2 * kv), (size_t)q, (size_t)m->d_ffn};
+    const ls_buf buf[] = {BUF_H, BUF_X, BUF_QKV, BUF_ATT, BUF_ACT};
+    ls_weight weight[LAYERS * W_COUNT] = {{0}};
+    ls_op op[ALL_OPS];
+    ls_error err = {0};
+    start_over(b);
+    b->rank.bind = (ls_bind){.group = {0, 1},
+                             .dtype = LS_BF16,
+                             .kv_dtype = LS_BF16,
+                             .d_model = m->d,
+                             .m_max = DECODE_ROWS,
+                             .n_pages = DECODE_ROWS,
+                             .weight = weight};
+    for (size_t i = 0; i < sizeof buf / sizeof *buf; i++) {
+        b->rank.bind.buf[buf[i]] = device(take(b, DECODE_ROWS * floats[i] * 4));
+    }
+    b->rank.bind.buf[BUF_PART] = device(take(b, (size_t)2 * CUDA_NODES * DECODE_ROWS * (size_t)m->d * 4));
+    b->rank.bind.k_cache = device(take(b, cache));
+    b->rank.bind.v_cache = device(take(b, cache));
+    b->rank.bind.rope = device(take(b, (size_t)LS_PAGE_TOKENS * (size_t)m->d_head * 4));
+    b->rank.bind.fault = device(take(b, (size_t)DECODE_ROWS * 4));
+    b->rank.counters = take(b, CUDA_COUNTERS * sizeof(uint32_t));
+    cuda(b, b->driver->cuMemsetD8Async(b->rank.counters, 0, CUDA_COUNTERS * sizeof(uint32_t), b->rank.stream),
+         "counters");
+    for (int l = 0; l < LAYERS; l++) {
+        const int w = l * W_COUNT;
+        const ls_op layer[LAYER_OPS] = {
+            {.kind = OP_EXCHANGE, .layer = l, .exchange = {.init = false, .bias = -1, .slot = 1}},
+            {.kind = OP_QKV,
+             .layer = l,
+             .qkv = {w + W_NORM, w + W_Q, w + W_K, w + W_V, -1, -1, -1, w + W_NORM, w + W_NORM, m->n_heads, m->n_kv,
+                     m->d_head, 1e-6F}},
+            {.kind = OP_ATTN, .layer = l, .attn = {m->n_heads, m->n_kv, m->d_head, 0, 0.088F}},
+            {.kind = OP_OUT, .layer = l, .row = {w + W_OUT, q, 0, LS_LEAVES, 0}},
+            {.kind = OP_EXCHANGE, .layer = l, .exchange = {.init = false, .bias = -1, .slot = 0}},
+            {.kind = OP_FFN_IN, .layer = l, .ffn_in = {w + W_NORM, w + W_GATE, w + W_UP, -1, -1, m->d_ffn, 1e-6F}},
+            {.kind = OP_FFN_OUT, .layer = l, .row = {w + W_DOWN, m->d_ffn, 0, LS_LEAVES, 1}}};
+        memcpy(op + (size_t)l * LAYER_OPS, layer, sizeof layer);
+        add_weight(b, &weight[w + W_NORM], LS_F32, 1, m->d);
+        add_weight(b, &weight[w + W_Q], LS_BF16, q, m->d);
+        add_weight(b, &weight[w + W_K], LS_BF16, kv, m->d);
+        add_weight(b, &weight[w + W_V], LS_BF16, kv, m->d);
+        add_weight(b, &weight[w + W_OUT], LS_BF16, m->d, q);
+        add_weight(b, &weight[w + W_GATE], LS_BF16, m->d_ffn, m->d);
+        add_weight(b, &weight[w + W_UP], LS_BF16, m->d_ffn, m->d);
+        add_weight(b, &weight[w + W_DOWN], LS_BF16, m->d, m->d_ffn);
+    }
+    const size_t of_prefill = prefill_workspace(op, ALL_OPS, &b->rank.bind, LS_PAGE_TOKENS);
+    const size_t of_decode = decode_workspace(&op[2], DECODE_ROWS, LS_PAGE_TOKENS, DECODE_ROWS);
+    b->rank.workspace_bytes = of_prefill > of_decode ? of_prefill : of_decode;
+    b->rank.workspace = take(b, b->rank.workspace_bytes);
+    must(b, decode_prepare(&b->rank, &err), &err);
+    must(b, prefill_prepare(&b->rank, op, ALL_OPS, &err), &err);
+    ls_rate read;
+    must(b, cuda_measure_read(&b->rank, b->base, (int64_t)1 << 30, b->base + b->bytes - 256, &read, &err), &err);
+    printf("decode-only steps of %s bf16, context %d; l: library, w: wide.c, g: gemm.c, in the order qkv, out, ffn_in, "
+           "ffn_out; limit: reading at %.0f GB/s\n",
+           m->name, CONTEXT, read.best / 1e9);
+    for (int i = 0, width = 32; b->rank.wide && width <= WIDE_ROWS; i++, width *= 2) {
+        int blocks = 0;
+        cuda(b,
+             b->driver->cuOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, b->rank.wide_fn[i], WIDE_THREADS,
+                                                                    (size_t)WIDE_SHARED_BYTES(width)),
+             "occupancy");
+        printf("  wide.c, %d rows: %d blocks a multiprocessor\n", width, blocks);
+    }
+    for (int n_rows = 32; n_rows <= DECODE_ROWS; n_rows *= 2) {
+        const double bytes =
+            2.0 * ((double)(2 * q + 2 * kv) + 3.0 * m->d_ffn) * m->d + 2.0 * 2 * n_rows * (double)(CONTEXT + 1) * kv;
+        all_ways(b, op, n_rows, bytes / read.best * 1e6);
+    }
+    memset(b->rank.matmul_by, 0, sizeof b->rank.matmul_by);
 }
 
 static const model models[] = {{"qwen3-4b", 2560, 32, 8, 128, 9728, 151936},
@@ -519,13 +743,25 @@ static void all_steps(bench *b) {
     close_choices(lts);
 }
 
+static void all_decode_steps(bench *b) {
+    ls_error err = {0};
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        if (cublaslt_open(&b->rank.cublaslt, &err) != LS_OK) {
+            printf("NOTE no cuBLASLt: %s\n", err.text);
+        }
+        decode_steps(b, &models[i]);
+        cublaslt_close(&b->rank.cublaslt);
+    }
+}
+
 int main(int argc, char **argv) {
     bench *b = calloc(1, sizeof *b);
     ls_error err = {0};
     const char *what = argc == 2 ? argv[1] : "";
-    const bool attn = strcmp(what, "attn") == 0, gemms = strcmp(what, "gemm") == 0, steps = strcmp(what, "step") == 0;
-    if (b == NULL || (!attn && !gemms && !steps && strcmp(what, "rows") != 0)) {
-        printf("usage: prefill_bench attn|rows|step|gemm\n");
+    const bool attn = strcmp(what, "attn") == 0, gemms = strcmp(what, "gemm") == 0, steps = strcmp(what, "step") == 0,
+               decode = strcmp(what, "decode") == 0;
+    if (b == NULL || (!attn && !gemms && !steps && !decode && strcmp(what, "rows") != 0)) {
+        printf("usage: prefill_bench attn|rows|step|decode|gemm\n");
         return 2;
     }
     must(b, cuda_driver_open(&b->driver, &err), &err);
@@ -538,6 +774,8 @@ int main(int argc, char **argv) {
         all_attention(b);
     } else if (steps) {
         all_steps(b);
+    } else if (decode) {
+        all_decode_steps(b);
     } else if (gemms) {
         all_gemms(b);
     } else {

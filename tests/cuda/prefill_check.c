@@ -5,7 +5,7 @@
  *   prefill_check [quick]
  *   prefill_check attn              attention in 16 bits alone, by both kernels
  *   prefill_check wide              steps whose sequences have one row each
- *   prefill_check rows              17 to 256 rows, by wide.c's kernels
+ *   prefill_check rows              17 to 128 rows, by wide.c's kernels
  *   prefill_check gemm              any number of rows, by gemm.c's kernels
  *
  * Device memory is all 0xFF bytes (NaN, -1) where nothing was written, with zones between buffers that must stay so. Each

@@ -46,6 +46,16 @@ typedef struct cuda_facts {
     size_t memory_bytes, l2_bytes;
 } cuda_facts;
 
+/* Who runs a kind of matmul, wherever that serves (else the library does); for benches. */
+typedef enum cuda_matmul_by { CUDA_BY_CHOICE, CUDA_BY_LIBRARY, CUDA_BY_WIDE, CUDA_BY_GEMM } cuda_matmul_by;
+
+/* How wide.c goes about its work: as wide_prepare chooses, or a bench. */
+typedef struct cuda_wide_how {
+    int least_percent; /* of the multiprocessors that have a block before tiles are no longer cut, at most 100 */
+    int ahead;         /* blocks of k that L2 is asked for early */
+    bool starts_now;   /* the kernel behind may start at once */
+} cuda_wide_how;
+
 typedef struct cuda_rank {
     const cuda_driver *driver;
     CUdevice device;
@@ -66,11 +76,15 @@ typedef struct cuda_rank {
     size_t workspace_bytes;
     struct cublaslt *cublaslt; /* NULL: not there; prefill then runs its own matmul kernel */
     int few_rows,
-        few_out;         /* the largest steps that decode's matmuls are faster for, layers and head: prefill_prepare */
-    CUdeviceptr sums;    /* in workspace: prefill.c's f32 sums */
+        few_out;    /* the largest steps that decode's matmuls are faster for, layers and head: prefill_prepare */
+    int stout_rows; /* the largest steps whose exchange is decode_exchange, not decode_exchange_slim: decode_prepare */
+    int exchange_ahead; /* bytes of the next op's weights that decode_exchange_slim has brought to L2: decode_prepare */
+    CUdeviceptr sums;   /* in workspace: prefill.c's f32 sums */
     CUdeviceptr widened; /* in workspace: a weight that is int8, in the run dtype; 0: no room for it */
     bool wide;           /* wide.c serves, with its kernels */
     bool wide_always;    /* wherever it can, not where it is faster: for tests and benches */
+    cuda_wide_how wide_how;
+    cuda_matmul_by matmul_by[OP_KINDS];
     CUfunction *wide_fn;
     bool gemm;            /* gemm.c serves, with its kernels */
     bool gemm_always;     /* as wide_always */
@@ -201,5 +215,14 @@ ls_status cuda_launch_together(cuda_rank *rank, CUfunction fn, const char *name,
                                unsigned block, unsigned shared_bytes, void **args, ls_error *err);
 /* LS_OK, or an error with what, the rank and CUDA's name and text for rc. */
 ls_status cuda_check(const cuda_rank *rank, CUresult rc, const char *what, ls_error *err);
+
+/* The kernel runs with as much shared memory and as little L1 as a multiprocessor can have, as those beside it do: that is not
+ * changed while blocks run there. */
+static inline ls_status cuda_share_most(cuda_rank *rank, CUfunction fn, ls_error *err) {
+    return cuda_check(
+        rank,
+        rank->driver->cuFuncSetAttribute(fn, CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100 /* percent */),
+        "a kernel's part of shared memory", err);
+}
 
 #endif

@@ -49,12 +49,9 @@ enum {
     X(wide_bf16_32)                                                                                                    \
     X(wide_bf16_64)                                                                                                    \
     X(wide_bf16_128)                                                                                                   \
-    X(wide_bf16_256)                                                                                                   \
     X(wide_f16_32)                                                                                                     \
     X(wide_f16_64)                                                                                                     \
     X(wide_f16_128)                                                                                                    \
-    X(wide_f16_256)                                                                                                    \
-    X(wide_finish)                                                                                                     \
     GEMMS(X, gemm_bf16)                                                                                                \
     GEMMS(X, gemm_f16)
 
@@ -583,7 +580,7 @@ static ls_status attn(cuda_rank *rank, const op_attn *a, int layer, const ls_ste
  * rows x passes L2 too often. */
 static bool wide_is_faster(const cuda_rank *rank, ls_op_kind kind, int n_rows) {
     if (rank->cublaslt == NULL || rank->wide_always) {
-        return n_rows <= CHUNK_ROWS;
+        return true;
     }
     return n_rows <= (kind == OP_QKV || kind == OP_HEAD ? 128 : 64);
 }
@@ -605,11 +602,17 @@ static engine engine_of(const cuda_rank *rank, const ls_op *op, const ls_step *s
     if (n_rows <= (is_head ? rank->few_out : rank->few_rows)) {
         return BY_DECODE;
     }
+    const cuda_matmul_by wanted = rank->matmul_by[op->kind];
+    if (wanted != CUDA_BY_CHOICE) {
+        return wanted == CUDA_BY_WIDE && wide_serves(rank, op, n_rows) ? BY_WIDE
+               : wanted == CUDA_BY_GEMM && gemm_serves(rank, op)       ? BY_GEMM
+                                                                       : BY_LIBRARY;
+    }
     const bool has_room = op->kind != OP_QKV || n_rows <= CHUNK_ROWS || gemm_finishes(rank, &op->qkv); /* for sums */
     if (has_room && gemm_is_faster(rank, op->kind, n_rows) && gemm_serves(rank, op)) {
         return BY_GEMM;
     }
-    return wide_is_faster(rank, op->kind, n_rows) && wide_serves(rank, op) ? BY_WIDE : BY_LIBRARY;
+    return wide_is_faster(rank, op->kind, n_rows) && wide_serves(rank, op, n_rows) ? BY_WIDE : BY_LIBRARY;
 }
 
 static bool is_matmul(const ls_op *op) {
@@ -629,7 +632,7 @@ static int nodes_of(const cuda_rank *rank, const ls_op *op, const ls_step *step,
     if (alone || by != BY_LIBRARY) {
         return alone             ? 1
                : by == BY_DECODE ? decode_row_nodes(rank, op)
-               : by == BY_WIDE   ? wide_row_nodes(rank, op, step->n_rows, alone)
+               : by == BY_WIDE   ? wide_row_nodes(rank, op, alone)
                                  : gemm_row_nodes(rank, op, step->n_rows, alone);
     }
     /* Many rows are enough for 16-bit tiles; in f32 parts are faster for any number. */

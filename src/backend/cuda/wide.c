@@ -7,9 +7,9 @@
 
 _Static_assert((int)WIDE_PARTS == (int)CUDA_NODES, "pieces may be nodes");
 
-static const int widths[WIDE_KERNELS] = {32, 64, 128, 256};
-static const char *const names[2][WIDE_KERNELS] = {{"wide_bf16_32", "wide_bf16_64", "wide_bf16_128", "wide_bf16_256"},
-                                                   {"wide_f16_32", "wide_f16_64", "wide_f16_128", "wide_f16_256"}};
+static const int widths[WIDE_KERNELS] = {32, 64, 128};
+static const char *const names[2][WIDE_KERNELS] = {{"wide_bf16_32", "wide_bf16_64", "wide_bf16_128"},
+                                                   {"wide_f16_32", "wide_f16_64", "wide_f16_128"}};
 
 static int ceil_div(int a, int b) {
     return (a + b - 1) / b;
@@ -58,49 +58,32 @@ static int count_tiles(const shape *s, const ls_bind *bind) {
     return tiles;
 }
 
-/* Whole tiles where turns of them leave few blocks idle; else as few cut tiles as give every block its share. */
-static wide_work cut(int tiles, int across, int k, int blocks) {
-    enum { IDLE = 16 }; /* one in so many blocks' turns */
-    tiles *= across;
-    wide_work w = {.n_tiles = tiles, .n_k = ceil_div(k, WIDE_K), .n_across = across};
-    const int turns = tiles / blocks, rest = tiles % blocks;
-    w.n_whole = tiles;
-    if (rest == 0 || (blocks - rest) * IDLE < (turns + 1) * blocks) {
-        w.n_stream = 0;
-        return w;
+/* The fewest equal pieces that give `least` percent of the multiprocessors a block. There are then no more blocks than can run
+ * at a time: least is 100 at most. */
+static wide_work cut(int tiles, int k, int chip, int least) {
+    wide_work w = {.n_tiles = tiles, .n_k = ceil_div(k, WIDE_K), .n_pieces = 1};
+    while (tiles * w.n_pieces * 100 < least * chip && w.n_pieces < WIDE_PARTS && 2 * w.n_pieces <= w.n_k) {
+        w.n_pieces *= 2;
     }
-    w.n_whole = turns * blocks;
-    if (turns > 0 && rest * (WIDE_PARTS - 1) < blocks) { /* too few tiles for so many blocks */
-        w.n_whole -= blocks;
-    }
-    const int n_cut = tiles - w.n_whole;
-    w.n_stream = at_most(at_most(blocks, n_cut * (WIDE_PARTS - 1)), n_cut * w.n_k);
     return w;
 }
 
-static int most_pieces(const wide_work *w) {
-    int most = 1;
-    for (int i = 0; i < w->n_tiles - w->n_whole && w->n_stream > 0; i++) {
-        const int n = wide_pieces(w, i);
-        most = n > most ? n : most;
+/* Blocks share the memory alike, so what counts is that few stand idle in the last turn, wherever they run. */
+static int count_blocks(const wide_work *w, int chip) {
+    const int items = w->n_tiles * w->n_pieces;
+    int best = chip;
+    for (int blocks = chip; blocks <= WIDE_BLOCKS * chip; blocks++) {
+        best = ceil_div(items, blocks) * blocks < ceil_div(items, best) * best ? blocks : best;
     }
-    return most;
+    return items <= WIDE_BLOCKS * chip ? items : best;
 }
 
-/* Pieces of a tile begin at borders that lie n_stream / n_cut to a tile. */
-static int64_t part_floats(const wide_work *w, int n_rows) {
-    const int n_cut = w->n_tiles - w->n_whole;
-    return w->n_stream == 0 ? 0
-                            : (int64_t)at_most(ceil_div(w->n_stream, n_cut) + 1, WIDE_PARTS) *
-                                  at_most(n_rows, WIDE_ROWS) * n_cut * WIDE_TILE;
-}
-
-static int blocks_of(const cuda_rank *rank) {
-    return at_most(rank->facts.sm_count, WIDE_BLOCKS);
+static int chip_of(const cuda_rank *rank) {
+    return at_most(rank->facts.sm_count, WIDE_CHIP);
 }
 
 size_t wide_workspace(const ls_op *op, int n_ops, const ls_bind *bind) {
-    int64_t most = 0;
+    int most = 0;
     if (bind->dtype != LS_BF16 && bind->dtype != LS_F16) {
         return 0;
     }
@@ -109,15 +92,12 @@ size_t wide_workspace(const ls_op *op, int n_ops, const ls_bind *bind) {
         if (op[i].layer > 1 || !shape_of(&op[i], &s)) { /* layers are alike */
             continue;
         }
-        for (int across = 1; across <= ceil_div(bind->m_max, WIDE_ROWS); across++) {
-            for (int blocks = 1; blocks <= WIDE_BLOCKS; blocks++) {
-                const wide_work w = cut(count_tiles(&s, bind), across, bind->weight[s.weight[0]].cols, blocks);
-                const int64_t floats = part_floats(&w, bind->m_max);
-                most = floats > most ? floats : most;
-            }
+        for (int chip = 1; chip <= WIDE_CHIP; chip++) {
+            const wide_work w = cut(count_tiles(&s, bind), bind->weight[s.weight[0]].cols, chip, 100);
+            most = w.n_pieces > 1 && w.n_tiles * w.n_pieces > most ? w.n_tiles * w.n_pieces : most;
         }
     }
-    return (size_t)most * sizeof(float);
+    return (size_t)most * WIDE_TILE * WIDE_ROWS * sizeof(float);
 }
 
 /* ---- Preparation ---- */
@@ -127,12 +107,14 @@ ls_status wide_prepare(cuda_rank *rank, CUfunction *fn, ls_error *err) {
     rank->wide_fn = fn;
     rank->wide = rank->facts.cc_major == 9 && rank->facts.cc_minor == 0 && rank->overlap &&
                  (dtype == LS_BF16 || dtype == LS_F16);
+    rank->wide_how = (cuda_wide_how){.least_percent = 60, .ahead = 4};
     for (int i = 0; i < WIDE_KERNELS && rank->wide; i++) {
+        const CUfunction kernel = fn[(dtype == LS_F16) * WIDE_KERNELS + i];
         TRY(cuda_check(rank,
-                       rank->driver->cuFuncSetAttribute(fn[(dtype == LS_F16) * WIDE_KERNELS + i],
-                                                        CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                       rank->driver->cuFuncSetAttribute(kernel, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                                                         WIDE_SHARED_BYTES(widths[i])),
                        "shared memory of matmuls", err));
+        TRY(cuda_share_most(rank, kernel, err));
     }
     return LS_OK;
 }
@@ -141,10 +123,10 @@ static const void *input_of(const ls_bind *bind, const ls_op *op) {
     return bind->buf[op->kind == OP_OUT ? BUF_ATT : op->kind == OP_FFN_OUT ? BUF_ACT : BUF_X];
 }
 
-bool wide_serves(const cuda_rank *rank, const ls_op *op) {
+bool wide_serves(const cuda_rank *rank, const ls_op *op, int n_rows) {
     const ls_bind *bind = &rank->bind;
     shape s;
-    bool serves = rank->wide && shape_of(op, &s);
+    bool serves = rank->wide && n_rows <= WIDE_ROWS && shape_of(op, &s);
     for (int i = 0; serves && i < s.n_weights; i++) {
         const ls_weight *w = &bind->weight[s.weight[i]];
         serves = w->format == bind->dtype && w->rows > 0 && w->cols > 0 && w->cols % 8 == 0 &&
@@ -155,29 +137,16 @@ bool wide_serves(const cuda_rank *rank, const ls_op *op) {
 
 /* ---- Work ---- */
 
-/* A power of two; 0: one, once the pieces are added up. */
-static int nodes_of(const cuda_rank *rank, const wide_work *w) {
-    int nodes = 1;
-    if (w->n_across > 1 || rank->bind.group.size > 1) { /* ranks may hold different numbers of columns */
-        return 0;
-    }
-    while (nodes < most_pieces(w)) {
-        nodes *= 2;
-    }
-    return nodes;
-}
-
-static wide_work work_of(const cuda_rank *rank, const ls_op *op, int n_rows) {
+static wide_work work_of(const cuda_rank *rank, const ls_op *op) {
     shape s;
     (void)shape_of(op, &s);
-    return cut(count_tiles(&s, &rank->bind), ceil_div(n_rows, WIDE_ROWS), rank->bind.weight[s.weight[0]].cols,
-               blocks_of(rank));
+    return cut(count_tiles(&s, &rank->bind), rank->bind.weight[s.weight[0]].cols, chip_of(rank),
+               rank->wide_how.least_percent);
 }
 
-int wide_row_nodes(const cuda_rank *rank, const ls_op *op, int n_rows, bool alone) {
-    const wide_work w = work_of(rank, op, n_rows);
-    const int nodes = nodes_of(rank, &w);
-    return alone || nodes == 0 ? 1 : nodes;
+int wide_row_nodes(const cuda_rank *rank, const ls_op *op, bool alone) {
+    /* Ranks may hold different numbers of columns, and cut them differently. */
+    return alone || rank->bind.group.size > 1 ? 1 : work_of(rank, op).n_pieces;
 }
 
 ls_status wide_map(cuda_rank *rank, const void *data, int rows, int cols, int box_rows, prefill_map *out,
@@ -197,7 +166,7 @@ ls_status wide_map(cuda_rank *rank, const void *data, int rows, int cols, int bo
 }
 
 /* y and what else the op's kind decides. */
-static void set_output(const cuda_rank *rank, const ls_op *op, int index, bool alone, float *y, wide_out *o) {
+static void set_output(const cuda_rank *rank, const ls_op *op, int index, bool alone, float *y, wide_args *o) {
     const ls_bind *bind = &rank->bind;
     switch (op->kind) {
     case OP_QKV:
@@ -218,17 +187,9 @@ static void set_output(const cuda_rank *rank, const ls_op *op, int index, bool a
         o->y = (float *)bind->buf[BUF_PART] + (int64_t)op->row.slot * CUDA_NODES * bind->m_max * bind->d_model;
         o->y_stride = bind->d_model;
         o->node_stride = (int64_t)bind->m_max * bind->d_model;
-        o->n_nodes = alone ? 0 : nodes_of(rank, &o->work);
+        o->has_nodes = wide_row_nodes(rank, op, alone) > 1;
         break;
     }
-}
-
-static ls_status finish(cuda_rank *rank, wide_out *o, ls_error *err) {
-    const int of_tile = (o->kind == WIDE_FFN_IN ? WIDE_TILE / 2 : WIDE_TILE) / 4;
-    const int columns = (o->work.n_tiles - o->work.n_whole) * of_tile;
-    return cuda_launch_overlapping(rank, rank->wide_fn[2 * WIDE_KERNELS], "wide_finish",
-                                   (unsigned)ceil_div(columns, WIDE_FINISH_THREADS), (unsigned)o->part_rows, 1,
-                                   WIDE_FINISH_THREADS, 0, (void *[]){o}, err);
 }
 
 ls_status wide_matmul(cuda_rank *rank, const ls_op *op, int index, int n_rows, bool alone, float *y, CUdeviceptr part,
@@ -241,17 +202,18 @@ ls_status wide_matmul(cuda_rank *rank, const ls_op *op, int index, int n_rows, b
     shape s;
     (void)shape_of(op, &s);
     const int k = bind->weight[s.weight[0]].cols;
-    wide_args args = {.out = {.step = (const cuda_step *)(uintptr_t)rank->step,
-                              .work = work_of(rank, op, n_rows),
-                              .kind = s.kind,
-                              .dtype = (int32_t)bind->dtype,
-                              .n_rows = n_rows,
-                              .part_rows = at_most(n_rows, WIDE_ROWS),
-                              .part = (float *)(uintptr_t)part}};
-    set_output(rank, op, index, alone, y, &args.out);
+    wide_args args = {.step = (const cuda_step *)(uintptr_t)rank->step,
+                      .work = work_of(rank, op),
+                      .kind = s.kind,
+                      .n_rows = n_rows,
+                      .ahead = rank->wide_how.ahead,
+                      .starts_now = rank->wide_how.starts_now,
+                      .part = (float *)(uintptr_t)part,
+                      .counter = (uint32_t *)(uintptr_t)rank->counters};
+    set_output(rank, op, index, alone, y, &args);
     TRY(wide_map(rank, input_of(bind, op), n_rows, k, widths[i_width], &args.x_map, err));
     for (int i = 0, tile = 0, column = 0; i < 3; i++) {
-        wide_matrix *matrix = &args.out.matrix[i];
+        wide_matrix *matrix = &args.matrix[i];
         matrix->first_tile = i == 0 || s.kind == WIDE_QKV ? tile : INT32_MAX;
         if (i < s.n_weights) {
             const ls_weight *w = &bind->weight[s.weight[i]];
@@ -263,11 +225,8 @@ ls_status wide_matmul(cuda_rank *rank, const ls_op *op, int index, int n_rows, b
             TRY(wide_map(rank, w->data, w->rows, k, WIDE_TILE / 2, &args.w_map[i], err));
         }
     }
-    const wide_work *work = &args.out.work;
     const int kernel = (bind->dtype == LS_F16) * WIDE_KERNELS + i_width;
-    const int wanted = work->n_whole > work->n_stream ? work->n_whole : work->n_stream;
-    TRY(cuda_launch_overlapping(rank, rank->wide_fn[kernel], names[bind->dtype == LS_F16][i_width],
-                                (unsigned)at_most(blocks_of(rank), wanted), 1, 1, WIDE_THREADS,
-                                (unsigned)WIDE_SHARED_BYTES(widths[i_width]), (void *[]){&args}, err));
-    return work->n_stream > 0 && args.out.n_nodes == 0 ? finish(rank, &args.out, err) : LS_OK;
+    return cuda_launch_overlapping(rank, rank->wide_fn[kernel], names[bind->dtype == LS_F16][i_width],
+                                   (unsigned)count_blocks(&args.work, chip_of(rank)), 1, 1, WIDE_THREADS,
+                                   (unsigned)WIDE_SHARED_BYTES(widths[i_width]), (void *[]){&args}, err);
 }

@@ -1,5 +1,5 @@
 /*
- * Matmuls of 17 rows and more on Hopper (kern/wide.cu): where they serve, what they need before the first step, their launches.
+ * Matmuls of 17 to 128 rows on Hopper (kern/wide.cu): where they serve, what they need before the first step, their launches.
  * Which steps they run is prefill.c's to say.
  */
 #ifndef LS_BACKEND_CUDA_WIDE_H
@@ -8,21 +8,19 @@
 #include "backend/cuda/cuda.h"
 #include "backend/cuda/kern/prefill_args.h"
 
-enum {
-    WIDE_KERNELS = 4
-}; /* wide_<dtype>_<32, 64, 128, 256>, of each dtype, bf16 before f16; wide_finish is behind them */
+enum { WIDE_KERNELS = 3 }; /* wide_<dtype>_<32, 64, 128>, of each dtype, bf16 before f16 */
 
-/* Scratch for steps of up to m_max rows, on any chip; 0: none of the ops needs it. */
+/* Scratch, on any chip; 0: none of the ops needs it. */
 size_t wide_workspace(const ls_op *op, int n_ops, const ls_bind *bind);
 
 /* Sets rank->wide: chips with wgmma and code of their own for it, a 16-bit dtype. fn: all kernels. */
 ls_status wide_prepare(cuda_rank *rank, CUfunction *fn, ls_error *err);
 
-/* The rule for an op: its weights in the run dtype, rows and buffers on 16-byte borders. */
-bool wide_serves(const cuda_rank *rank, const ls_op *op);
+/* The rule for an op: rows that a tile holds, its weights in the run dtype, rows and buffers on 16-byte borders. */
+bool wide_serves(const cuda_rank *rank, const ls_op *op, int n_rows);
 
 /* Nodes of the leaf tree that out and ffn_out leave in BUF_PART; alone: 1. */
-int wide_row_nodes(const cuda_rank *rank, const ls_op *op, int n_rows, bool alone);
+int wide_row_nodes(const cuda_rank *rank, const ls_op *op, bool alone);
 
 /* qkv, out, ffn_in, ffn_out or head (index: its place in the program) without the norm. y: where qkv leaves its sums, biases
  * added. part: wide_workspace bytes of scratch. */

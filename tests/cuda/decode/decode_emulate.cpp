@@ -170,6 +170,7 @@ struct kernel {
 #define CHAINS(name)                                                                                                   \
     KERNEL(decode_attn_chain_##name##_64, decode_attn_args) KERNEL(decode_attn_chain_##name##_128, decode_attn_args)
 static const kernel kernels[] = {KERNEL(decode_embed, decode_embed_args) KERNEL(decode_exchange, decode_exchange_args)
+                                     KERNEL(decode_exchange_slim, decode_exchange_args)
                                      KERNEL(decode_sample, decode_sample_args) MATMULS(f32) WIDE_MATMULS(bf16) WIDE_MATMULS(f16)
                                          MATMULS(int8_f32) WIDE_MATMULS(int8_bf16) WIDE_MATMULS(int8_f16) KERNEL(decode_matmul_bf16_8_long, decode_matmul_args)
                                              KERNEL(decode_matmul_f16_8_long, decode_matmul_args) ATTNS(f32) ATTNS(bf16)

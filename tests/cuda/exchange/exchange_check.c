@@ -144,7 +144,7 @@ static void run_ranks(group_of_check *g, const variant *v, int n_here, unsigned 
 }
 
 /* One rank with all the nodes. */
-static void run_alone(group_of_check *g, const variant *v, float *h, float *x, int32_t *fault) {
+static void run_alone(group_of_check *g, const variant *v, unsigned seed, float *h, float *x, int32_t *fault) {
     decode_exchange_args args = {.step = &g->step.head,
                                  .n_nodes = v->n_nodes * v->n_ranks,
                                  .init = v->init,
@@ -161,7 +161,10 @@ static void run_alone(group_of_check *g, const variant *v, float *h, float *x, i
     for (int i = 0; i < args.n_nodes; i++) {
         args.node[i] = g->rank[i / v->n_nodes]->part + (int64_t)(i % v->n_nodes) * ROWS * g->d;
     }
-    decode_emulate_launch(decode_emulate_kernel("decode_exchange"), (unsigned[]){ROWS, 1, 1}, threads_of(g->d),
+    const bool slim = g->d % 4 == 0 && seed % 2 == 1; /* in two turns */
+    const char *name = slim ? "decode_exchange_slim" : "decode_exchange";
+    const unsigned threads = threads_of(g->d), fewer = (threads / 32 + 1) / 2 * 32;
+    decode_emulate_launch(decode_emulate_kernel(name), (unsigned[]){ROWS, 1, 1}, slim ? fewer : threads,
                           (unsigned)g->d * 4, &args, false);
 }
 
@@ -191,7 +194,7 @@ static void check_rows(group_of_check *g, const variant *v, unsigned seed) {
         g->rank[g->n_ranks - 1]->part[2 * g->d + 7] = INFINITY;
     }
     run_ranks(g, v, g->n_ranks, seed);
-    run_alone(g, v, h, x, fault);
+    run_alone(g, v, seed, h, x, fault);
     snprintf(what, sizeof what,
              "rows: %d ranks of %d nodes, d %d, %d rows, dtype %d, init %d bias %d norm %d out %d seed %u", v->n_ranks,
              v->n_nodes, v->d, v->n_rows, v->dtype, v->init, v->bias, v->norm, v->out_rows, seed);
@@ -292,7 +295,7 @@ static void check_slices(group_of_check *g, const variant *v, unsigned seed) {
     fill_slices(g, v, h);
     memset(x, 0, sizeof x);
     run_slices(g, v, seed);
-    run_alone(g, v, h, x, fault);
+    run_alone(g, v, 0, h, x, fault);
     const bool exact = v->dtype != KERN_BF16;
     const int n = (v->n_rows + g->n_ranks - 1) / g->n_ranks;
     const float most = exact ? 0 : 0x1p-7F;

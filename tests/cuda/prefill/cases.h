@@ -67,11 +67,6 @@ static const seqs wide_lengths[] = {
     {.name = "9+1, 32", .seq = {{9, 1}, {0, 32}}},
     {.name = "60+20, 70+60", .seq = {{60, 20}, {70, 60}}},
     {.name = "128", .seq = {{0, 128}}},
-    {.name = "5+1, 129", .seq = {{5, 1}, {0, 129}}},
-    {.name = "90+190", .seq = {{90, 190}}},
-    {.name = "256", .seq = {{0, 256}}},
-    {.name = "100+1, 300", .seq = {{100, 1}, {0, 300}}},
-    {.name = "520", .seq = {{0, 520}}},
 };
 
 /* Widths that leave no tile whole, or the last one. */

@@ -75,6 +75,16 @@ static inline int atomicCAS(int *at, int expected, int wanted) {
     return old;
 }
 
+static inline uint32_t atomicAdd(uint32_t *at, uint32_t value) {
+    const uint32_t old = *at;
+    *at += value;
+    return old;
+}
+static inline void __threadfence() {}
+static inline float4 __ldcg(const float4 *at) {
+    return *at;
+}
+
 /* The running thread's place, what its warp shares, and its copies that have not landed; to = NULL: a commit. */
 struct emulated_copy {
     void *to;

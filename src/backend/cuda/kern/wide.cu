@@ -1,19 +1,25 @@
-// Matmuls of 17 rows of x and more on Hopper, 16-bit weights: y[m][n] = sum over k of w[n][k] x[m][k], by wgmma with W's rows as
+// Matmuls of 17 to 128 rows of x on Hopper, 16-bit weights: y[m][n] = sum over k of w[n][k] x[m][k], by wgmma with W's rows as
 // rows of the tile and x's as its columns. wide_args.h says how the work is cut.
 //
-//   wide_<dtype>_<rows>   up to so many rows of x, 256 any number
-//   wide_finish           adds up the pieces of tiles that were cut, and does what the op asks for
+//   wide_<dtype>_<rows>   up to so many rows of x
 //
-// Up to 128 rows such a matmul waits for W: what counts is that every block streams without a stop. One warp loads W and x by tensor copies
-// into a ring of stages. It asks for W before the kernels ahead of this one have ended, for x when they have; neither the
-// next tile nor the way out of sums stops it. Two warpgroups each take half of x's rows: both halves of the tile's 128 rows of
-// W, which for ffn_in are gate and up of the same columns, so that a thread has both.
+// Such a matmul waits for W: what counts is that memory never stands still, within an op and from one to the next. One warp
+// loads W and x by tensor copies into a ring of stages, and has W brought to L2 some blocks of k before that, so that a
+// short ring is enough and two blocks fit a multiprocessor. It asks for W before the kernels ahead of this one have ended, for
+// x when they have; neither the next piece nor the way out of sums stops it. When it has asked for the last of W it lets the
+// next kernel start, which then asks for its own: not before, or that would only come in place of this one's. So the last
+// blocks' arithmetic, the way out, and the small kernels between two matmuls cost no time of the memory's as long as
+// what the next one asks for fits shared memory and L2.
+//
+// Two warpgroups each take half of x's rows: both halves of the tile's 128 rows of
+// W, which for ffn_in are gate and up of the same columns, so that a thread has both. Blocks share the memory alike, two
+// of one multiprocessor as well, so more tiles than multiprocessors need not be cut.
 //
 // Bits: a piece's sum is one chain of wgmmas over k, which depends on its own row of x alone; pieces are added by the leaf
-// tree, in their order. Pieces do not end at leaves (ops.h), so ranks that share k give other bits than one rank alone, as with
-// cuBLASLt.
+// tree, in their order: a counter picks the block that does it, never the order. Pieces do not end at leaves (ops.h), so
+// ranks that share k give other bits than one rank alone, as with cuBLASLt.
 //
-// Shared memory: for each stage W [128][64] and x [rows][64], swizzled (prefill_flash.cu), then barriers.
+// Shared memory: for each stage W [128][64] and x [rows][64], swizzled (prefill_flash.cu), then barriers, then a word.
 #include "backend/cuda/kern/prefill.cuh"
 #include "backend/cuda/kern/prefill_flash_ptx.cuh"
 #include "backend/cuda/kern/wide_args.h"
@@ -23,7 +29,7 @@ using namespace prefill;
 #if PREFILL_HAS_WGMMA
 extern __shared__ __align__(1024) uint8_t flash_shared[];
 
-enum { K_BYTES = WIDE_K * 2, HALF = WIDE_TILE / 2, COMPUTING_WARPS = 8 };
+enum { K_BYTES = WIDE_K * 2, HALF = WIDE_TILE / 2, COMPUTING_THREADS = 256 };
 
 template <int N> struct wide_memory {
     static constexpr int STAGES = WIDE_STAGES(N), STAGE = WIDE_STAGE_BYTES(N);
@@ -40,157 +46,225 @@ template <int N> struct wide_memory {
     static __device__ uint64_t *empty(int stage) {
         return full(STAGES + stage);
     }
+    static __device__ uint32_t *word() {
+        return (uint32_t *)full(2 * STAGES);
+    }
 };
 
-struct wide_piece {
-    int tile, k_first, k_end; // blocks of k
-    int of_w, of_x;           // which of W's tiles and of x's it is
-    int index, count;         // among the tile's pieces
-};
+// What a block does one after another: one piece, or whole tiles in turns; and their blocks of k.
+struct wide_walk {
+    int tile, index; // of the tile's pieces
+    int k, k_first, k_end;
 
-// What this block does in its turn `turn`: first its stretch of the line, then tiles of its own. False: no more.
-static __device__ bool find_piece(wide_piece *p, const wide_work &w, int turn) {
-    const int block = blockIdx.x;
-    int n_pieces = 0;
-    if (block < w.n_stream) {
-        const int begin = wide_border(&w, block), end = wide_border(&w, block + 1), first = begin / w.n_k;
-        n_pieces = end > begin ? (end - 1) / w.n_k - first + 1 : 0;
-        if (turn < n_pieces) {
-            const int i = first + turn, at = i * w.n_k;
-            p->tile = w.n_whole + i;
-            p->k_first = max(begin - at, 0);
-            p->k_end = min(end - at, w.n_k);
-            p->index = block - wide_owner(&w, at);
-            p->count = wide_pieces(&w, i);
-            p->of_w = p->tile / w.n_across;
-            p->of_x = p->tile % w.n_across;
-            return true;
+    __device__ void begin(const wide_work &w) {
+        take(w, blockIdx.x);
+    }
+    __device__ void take(const wide_work &w, int piece) {
+        tile = piece / w.n_pieces;
+        index = piece % w.n_pieces;
+        k = k_first = w.n_k * index / w.n_pieces;
+        k_end = w.n_k * (index + 1) / w.n_pieces;
+    }
+    __device__ bool has_ended(const wide_work &w) const {
+        return tile >= w.n_tiles;
+    }
+    __device__ void next(const wide_work &w) {
+        if (++k == k_end) {
+            take(w, tile * w.n_pieces + index + gridDim.x);
         }
     }
-    p->tile = (turn - n_pieces) * gridDim.x + block;
-    p->k_first = 0;
-    p->k_end = w.n_k;
-    p->index = 0;
-    p->count = 1;
-    p->of_w = p->tile / w.n_across;
-    p->of_x = p->tile % w.n_across;
-    return p->tile < w.n_whole;
-}
+};
 
 // Where a tile's rows are: half `half` begins at row `row` of matrix `which`.
 struct wide_place {
     int which, row;
 
-    __device__ wide_place(const wide_out &o, int tile, int half) {
-        const bool is_pair = o.kind == WIDE_FFN_IN;
-        which = is_pair ? half : (tile >= o.matrix[1].first_tile) + (tile >= o.matrix[2].first_tile);
-        row = is_pair ? tile * HALF : (tile - o.matrix[which].first_tile) * WIDE_TILE + half * HALF;
+    __device__ wide_place(const wide_args &a, int tile, int half) {
+        const bool is_pair = a.kind == WIDE_FFN_IN;
+        which = is_pair ? half : (tile >= a.matrix[1].first_tile) + (tile >= a.matrix[2].first_tile);
+        row = is_pair ? tile * HALF : (tile - a.matrix[which].first_tile) * WIDE_TILE + half * HALF;
     }
 };
 
 // ---- Loading: one thread ----
 
+// Block n of k of this block's.
+template <int N> static __device__ void load_w(const wide_args &a, const wide_walk &at, int n) {
+    using memory = wide_memory<N>;
+    const int stage = n % memory::STAGES;
+    const wide_place low(a, at.tile, 0), high(a, at.tile, 1);
+    uint64_t *full = memory::full(stage);
+    barrier_wait(memory::empty(stage), n / memory::STAGES % 2 ^ 1);
+    barrier_expect(full, memory::STAGE);
+    copy_box(memory::w(stage), &a.w_map[low.which], at.k * WIDE_K, low.row, full);
+    copy_box(memory::w(stage) + HALF * K_BYTES, &a.w_map[high.which], at.k * WIDE_K, high.row, full);
+}
+
+static __device__ void bring_w_to_l2(const wide_args &a, const wide_walk &at) {
+    const wide_place low(a, at.tile, 0), high(a, at.tile, 1);
+    bring_box_to_l2(&a.w_map[low.which], at.k * WIDE_K, low.row);
+    bring_box_to_l2(&a.w_map[high.which], at.k * WIDE_K, high.row);
+}
+
 template <int N> static __device__ void load_pieces(const wide_args &a) {
     using memory = wide_memory<N>;
-    wide_piece p;
-    for (int with_x = 0; with_x < 2; with_x++) { // first what fits of W, then all the rest
-        int n = 0;
-        if (with_x) {
-            prefetch_map(&a.x_map);
-            wait_for_earlier_kernels();
+    const wide_work &w = a.work;
+    wide_walk at, far; // far: behind what W's memory was asked for
+    at.begin(w);
+    for (int n = 0; n < memory::STAGES && !at.has_ended(w); n++, at.next(w)) {
+        load_w<N>(a, at, n);
+    }
+    far = at;
+    for (int i = 0; i < a.ahead && !far.has_ended(w); i++, far.next(w)) {
+        bring_w_to_l2(a, far);
+    }
+    if (far.has_ended(w)) {
+        let_next_kernel_start();
+    }
+    prefetch_map(&a.x_map);
+    wait_for_earlier_kernels();
+    at.begin(w);
+    for (int n = 0; !at.has_ended(w); n++, at.next(w)) {
+        const int stage = n % memory::STAGES;
+        if (n >= memory::STAGES) {
+            load_w<N>(a, at, n);
         }
-        for (int turn = 0; (with_x || n < memory::STAGES) && find_piece(&p, a.out.work, turn); turn++) {
-            const wide_place low(a.out, p.of_w, 0), high(a.out, p.of_w, 1);
-            for (int k = p.k_first; k < p.k_end && (with_x || n < memory::STAGES); k++, n++) {
-                const int stage = n % memory::STAGES;
-                uint64_t *full = memory::full(stage);
-                if (!with_x || n >= memory::STAGES) {
-                    barrier_wait(memory::empty(stage), n / memory::STAGES % 2 ^ 1);
-                    barrier_expect(full, memory::STAGE);
-                    copy_box(memory::w(stage), &a.w_map[low.which], k * WIDE_K, low.row, full);
-                    copy_box(memory::w(stage) + HALF * K_BYTES, &a.w_map[high.which], k * WIDE_K, high.row, full);
-                }
-                if (with_x) {
-                    copy_box(memory::x(stage), &a.x_map, k * WIDE_K, p.of_x * N, full);
+        copy_box(memory::x(stage), &a.x_map, at.k * WIDE_K, 0, memory::full(stage));
+        if (n >= memory::STAGES && !far.has_ended(w)) {
+            if (a.ahead > 0) {
+                bring_w_to_l2(a, far);
+            }
+            far.next(w);
+            if (far.has_ended(w)) {
+                let_next_kernel_start();
+            }
+        }
+    }
+}
+
+// ---- The way out ----
+//
+// A thread's sums, in fours: of rows 8 i + 2 (lane % 4) and the next one of its warpgroup's part of x, and of W's row
+// 16 (warp % 4) + lane / 4 of the tile and the one eight on; `low` of the tile's first 64 rows of W, `high` of the others.
+
+static __device__ float4 added(const float4 &x, const float4 &y) {
+    return make_float4(x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w);
+}
+
+// The leaf tree over COUNT pieces, `stride` apart.
+template <int COUNT> static __device__ float4 tree_of(const float4 *from, int stride) {
+    if constexpr (COUNT == 1) {
+        return __ldcg(from);
+    } else {
+        return added(tree_of<COUNT / 2>(from, stride), tree_of<COUNT / 2>(from + COUNT / 2 * stride, stride));
+    }
+}
+
+// Calls put(m, row of the tile, sum, sum of the other half) for every pair of sums of this thread: x's row m, W's row in
+// [0, 64). get(i, &low, &high) has four of each. ABREAST: how many of them it may take registers for, all where it has them.
+template <int ROWS, int ABREAST, class G, class F> static __device__ void for_sums(int n_rows, G get, F put) {
+    const int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4, first = threadIdx.x / 128 * ROWS;
+    const int n = ABREAST == ROWS / 8 ? ROWS / 8 : min(ROWS / 8, (n_rows - first + 7) / 8); // else ptxas unrolls it all
+#pragma unroll ABREAST
+    for (int i = 0; i < n; i++) {
+        if (first + i * 8 < n_rows) {
+            float4 low, high;
+            get(i, low, high);
+            const float x[] = {low.x, low.y, low.z, low.w}, z[] = {high.x, high.y, high.z, high.w};
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                const int m = first + i * 8 + lane % 4 * 2 + e % 2;
+                if (m < n_rows) {
+                    put(m, row + e / 2 * 8, x[e], z[e]);
                 }
             }
         }
     }
 }
 
-// ---- Computing: two warpgroups ----
-
-// Calls put(m, row of the tile, sum) for every sum of this thread: x's row m, W's row in [0, 128).
-template <int ROWS, class F>
-static __device__ void for_sums(const float (&low)[ROWS / 2], const float (&high)[ROWS / 2], int n_rows, F put) {
-    const int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
-    const int first = threadIdx.x / 128 * ROWS + lane % 4 * 2;
-#pragma unroll
-    for (int i = 0; i < ROWS / 2; i++) {
-        const int m = first + i / 4 * 8 + i % 2, r = row + i % 4 / 2 * 8;
-        if (m < n_rows) {
-            put(m, r, low[i], high[i]);
-        }
-    }
-}
-
-template <class T, int ROWS>
-static __device__ void store_piece(const wide_out &o, const wide_piece &p, const float (&low)[ROWS / 2],
-                                   const float (&high)[ROWS / 2]) {
-    if (p.count > 1 && o.n_nodes == 0) {
-        const int64_t cols = (int64_t)(o.work.n_tiles - o.work.n_whole) * WIDE_TILE;
-        float *to = o.part + p.index * o.part_rows * cols + (p.tile - o.work.n_whole) * WIDE_TILE;
-        for_sums<ROWS>(low, high, o.part_rows, [&](int m, int r, float x, float z) {
-            to[m * cols + r] = x;
-            to[m * cols + r + HALF] = z;
-        });
-        return;
-    }
-    const wide_place where(o, p.of_w, 0);
-    const wide_matrix &matrix = o.matrix[where.which];
+template <class T, int ROWS, int ABREAST, class G>
+static __device__ void store_tile(const wide_args &a, const wide_walk &at, G get) {
+    const wide_place where(a, at.tile, 0);
+    const wide_matrix &matrix = a.matrix[where.which];
     const int left = matrix.rows - where.row; // rows of W from the tile's first on
-    const int first_m = p.of_x * ROWS * 2;
-    const int64_t above = (int64_t)first_m * o.y_stride; // elements of y
-    const int n_rows = o.n_rows - first_m;
     const float *bias = matrix.bias == nullptr ? nullptr : matrix.bias + where.row;
-    if (o.kind == WIDE_FFN_IN) {
-        const float *up_bias = o.matrix[1].bias == nullptr ? nullptr : o.matrix[1].bias + where.row;
-        uint16_t *act = (uint16_t *)o.y + above + where.row;
-        for_sums<ROWS>(low, high, n_rows, [&](int m, int r, float gate, float up) {
+    if (a.kind == WIDE_FFN_IN) {
+        const float *up_bias = a.matrix[1].bias == nullptr ? nullptr : a.matrix[1].bias + where.row;
+        uint16_t *act = (uint16_t *)a.y + where.row;
+        for_sums<ROWS, ABREAST>(a.n_rows, get, [&](int m, int r, float gate, float up) {
             if (r < left) {
                 gate = bias == nullptr ? gate : gate + bias[r];
                 up = up_bias == nullptr ? up : up + up_bias[r];
-                act[(int64_t)m * o.y_stride + r] = T::store(gate / (1.0F + expf(-gate)) * up);
+                act[m * a.y_stride + r] = T::store(gate / (1.0F + expf(-gate)) * up);
             }
         });
         return;
     }
-    float *y = (float *)o.y + above + p.index * o.node_stride + matrix.y_first + where.row;
-    for_sums<ROWS>(low, high, n_rows, [&](int m, int r, float x, float z) {
-        float *to = y + (int64_t)m * o.y_stride + r;
+    float *y = (float *)a.y + (a.has_nodes ? at.index * a.node_stride : 0) + matrix.y_first + where.row;
+    for_sums<ROWS, ABREAST>(a.n_rows, get, [&](int m, int r, float x, float z) {
+        float *to = y + m * a.y_stride + r;
         if (r < left) {
             to[0] = bias == nullptr ? x : x + bias[r];
         }
         if (r + HALF < left) {
             to[HALF] = bias == nullptr ? z : z + bias[r + HALF];
         }
-        if (o.kind == WIDE_HEAD && ((r < left && !is_finite(x)) || (r + HALF < left && !is_finite(z)))) {
-            note_fault(o.fault, of_step<int32_t>(o.step, o.step->out_row)[first_m + m], o.op_index);
+        if (a.kind == WIDE_HEAD && ((r < left && !is_finite(x)) || (r + HALF < left && !is_finite(z)))) {
+            note_fault(a.fault, of_step<int32_t>(a.step, a.step->out_row)[m], a.op_index);
         }
     });
-    for (int node = p.count; node < o.n_nodes && p.index == p.count - 1; node++) { // nobody else's
-        y += o.node_stride;
-        for_sums<ROWS>(low, high, n_rows, [&](int m, int r, float, float) {
-            float *to = y + (int64_t)m * o.y_stride + r;
-            if (r < left) {
-                to[0] = 0;
-            }
-            if (r + HALF < left) {
-                to[HALF] = 0;
-            }
-        });
+}
+
+// Of COUNT pieces, which lie at `from` as the threads had them.
+template <class T, int N, int COUNT>
+static __device__ void store_added(const wide_args &a, const wide_walk &at, const float4 *from) {
+    constexpr int PIECE = N / 8 * COMPUTING_THREADS;
+    store_tile<T, N / 2, 8 / COUNT>(a, at, [&](int i, float4 &low, float4 &high) {
+        low = tree_of<COUNT>(from + 2 * i * COMPUTING_THREADS, PIECE);
+        high = tree_of<COUNT>(from + (2 * i + 1) * COMPUTING_THREADS, PIECE);
+    });
+}
+
+// A piece's sums go to memory; the block whose piece is the tile's last one to get there adds them all up.
+template <class T, int N>
+static __device__ void store_piece(const wide_args &a, const wide_walk &at, const float (&low)[N / 4],
+                                   const float (&high)[N / 4]) {
+    constexpr int PIECE = N / 8 * COMPUTING_THREADS; // in fours
+    static_assert(WIDE_PARTS == 8, "2, 4 or 8 pieces");
+    const int n_pieces = a.work.n_pieces, first = threadIdx.x / 128 * (N / 2);
+    uint32_t *ended = wide_memory<N>::word();
+    float4 *all = (float4 *)a.part + (int64_t)at.tile * n_pieces * PIECE + threadIdx.x;
+#pragma unroll
+    for (int i = 0; i < N / 16; i++) {
+        if (first + i * 8 < a.n_rows) {
+            float4 *to = all + at.index * PIECE + 2 * i * COMPUTING_THREADS;
+            to[0] = make_float4(low[4 * i], low[4 * i + 1], low[4 * i + 2], low[4 * i + 3]);
+            to[COMPUTING_THREADS] = make_float4(high[4 * i], high[4 * i + 1], high[4 * i + 2], high[4 * i + 3]);
+        }
+    }
+    __threadfence();
+    meet_at(1, COMPUTING_THREADS);
+    if (threadIdx.x == 0) {
+        *ended = atomicAdd(&a.counter[at.tile], 1U) + 1;
+        if (*ended == (uint32_t)n_pieces) {
+            a.counter[at.tile] = 0; // for the next launch
+        }
+    }
+    meet_at(1, COMPUTING_THREADS);
+    if (*ended != (uint32_t)n_pieces) {
+        return;
+    }
+    __threadfence();
+    if (n_pieces == 2) {
+        store_added<T, N, 2>(a, at, all);
+    } else if (n_pieces == 4) {
+        store_added<T, N, 4>(a, at, all);
+    } else {
+        store_added<T, N, 8>(a, at, all);
     }
 }
+
+// ---- Computing: two warpgroups ----
 
 static __device__ void release_stage(uint64_t *empty) {
     if (threadIdx.x % 32 == 0) {
@@ -201,12 +275,13 @@ static __device__ void release_stage(uint64_t *empty) {
 template <class T, int N> static __device__ void compute_pieces(const wide_args &a, int group) {
     using memory = wide_memory<N>;
     constexpr int ROWS = N / 2; // of x
-    wide_piece p;
     float low[ROWS / 2], high[ROWS / 2];
     int n = 0; // blocks of k so far
     wait_for_earlier_kernels();
-    for (int turn = 0; find_piece(&p, a.out.work, turn); turn++) {
-        for (int k = p.k_first; k < p.k_end; k++, n++) {
+    for (int piece = blockIdx.x; piece < a.work.n_tiles * a.work.n_pieces; piece += gridDim.x) {
+        wide_walk at;
+        at.take(a.work, piece);
+        for (int k = at.k_first; k < at.k_end; k++, n++) {
             const int stage = n % memory::STAGES;
             barrier_wait(memory::full(stage), n / memory::STAGES % 2);
             const uint64_t w = operand(memory::w(stage), 0, 8 * K_BYTES);
@@ -214,12 +289,12 @@ template <class T, int N> static __device__ void compute_pieces(const wide_args 
             wgmma_begin();
 #pragma unroll
             for (int i = 0; i < WIDE_K / 16; i++) {
-                const bool add = k > p.k_first || i > 0;
+                const bool add = k > at.k_first || i > 0;
                 wgmma_scores<T, ROWS>(low, further(w, i * 32), further(x, i * 32), add);
                 wgmma_scores<T, ROWS>(high, further(w, HALF * K_BYTES + i * 32), further(x, i * 32), add);
             }
             wgmma_end_group();
-            if (k > p.k_first) {
+            if (k > at.k_first) {
                 wgmma_wait<1>();
                 release_stage(memory::empty((n - 1) % memory::STAGES));
             }
@@ -228,18 +303,28 @@ template <class T, int N> static __device__ void compute_pieces(const wide_args 
         hold(low);
         hold(high);
         release_stage(memory::empty((n - 1) % memory::STAGES));
-        store_piece<T, ROWS>(a.out, p, low, high);
+        if (a.work.n_pieces > 1 && !a.has_nodes) {
+            store_piece<T, N>(a, at, low, high);
+            return; // its only one: and so none of the sums is kept over the way out
+        }
+        store_tile<T, ROWS, ROWS / 8>(a, at, [&](int i, float4 &x, float4 &z) {
+            x = make_float4(low[4 * i], low[4 * i + 1], low[4 * i + 2], low[4 * i + 3]);
+            z = make_float4(high[4 * i], high[4 * i + 1], high[4 * i + 2], high[4 * i + 3]);
+        });
     }
 }
 
 template <class T, int N> static __device__ void wide(const wide_args &a) {
     using memory = wide_memory<N>;
-    static_assert(memory::STAGES * (memory::STAGE + 16) == WIDE_SHARED_BYTES(N), "as the host counts");
-    let_next_kernel_start();
+    static_assert(memory::STAGES * (memory::STAGE + 16) + 16 == WIDE_SHARED_BYTES(N), "as the host counts");
+    static_assert(WIDE_BLOCKS * (WIDE_SHARED_BYTES(N) + 1024) <= 228 << 10, "blocks of a multiprocessor");
+    if (a.starts_now) {
+        let_next_kernel_start();
+    }
     if (threadIdx.x == 0) {
         for (int i = 0; i < memory::STAGES; i++) {
             barrier_init(memory::full(i), 1);
-            barrier_init(memory::empty(i), COMPUTING_WARPS);
+            barrier_init(memory::empty(i), COMPUTING_THREADS / 32);
         }
         barriers_are_set();
     }
@@ -256,93 +341,15 @@ template <class T, int N> static __device__ void wide(const wide_args &a) {
 #define WIDE_BODY(type, n) (void)a // other chips: prefill.c
 #endif
 
+// Registers: a block of the exchange has room beside one of these, and up to 64 rows beside two.
 #define WIDE(type, n)                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(WIDE_THREADS, 1)                                                      \
+    extern "C" __global__ void __launch_bounds__(WIDE_THREADS, WIDE_BLOCKS + (n <= 64))                                \
         wide_##type##_##n(const __grid_constant__ wide_args a) {                                                       \
         WIDE_BODY(type, n);                                                                                            \
     }
 WIDE(bf16, 32)
 WIDE(bf16, 64)
 WIDE(bf16, 128)
-WIDE(bf16, 256)
 WIDE(f16, 32)
 WIDE(f16, 64)
 WIDE(f16, 128)
-WIDE(f16, 256)
-
-// ---- Tiles that were cut ----
-
-struct four {
-    float v[4];
-};
-
-// Up the leaf tree.
-static __device__ four add_pieces(const float *at, int64_t stride, int n) {
-    four node[WIDE_PARTS];
-#pragma unroll
-    for (int i = 0; i < WIDE_PARTS; i++) {
-        float4 x = make_float4(0, 0, 0, 0);
-        if (i < n) {
-            x = *(const float4 *)(at + i * stride);
-        }
-        node[i] = {x.x, x.y, x.z, x.w};
-    }
-#pragma unroll
-    for (int width = WIDE_PARTS / 2; width > 0; width /= 2) {
-#pragma unroll
-        for (int i = 0; i < width; i++) {
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                node[i].v[e] = node[2 * i].v[e] + node[2 * i + 1].v[e];
-            }
-        }
-    }
-    return node[0];
-}
-
-static __device__ float with_bias(const wide_matrix &matrix, int row, float x) {
-    return matrix.bias == nullptr ? x : x + matrix.bias[row];
-}
-
-// Four columns a thread. Grid: blocks along the columns of all tiles that were cut; rows of x.
-extern "C" __global__ void __launch_bounds__(WIDE_FINISH_THREADS) wide_finish(const __grid_constant__ wide_out o) {
-    const bool is_pair = o.kind == WIDE_FFN_IN;
-    const int of_tile = (is_pair ? WIDE_TILE / 2 : WIDE_TILE) / 4;
-    const int item = blockIdx.x * WIDE_FINISH_THREADS + threadIdx.x, i = item / of_tile, r = item % of_tile * 4;
-    const int n_cut = o.work.n_tiles - o.work.n_whole, of_w = (o.work.n_whole + i) / o.work.n_across;
-    const int m = (o.work.n_whole + i) % o.work.n_across * WIDE_ROWS + blockIdx.y;
-    let_next_kernel_start();
-    wait_for_earlier_kernels();
-    if (i >= n_cut || m >= o.n_rows) {
-        return;
-    }
-    const int64_t cols = (int64_t)n_cut * WIDE_TILE, stride = o.part_rows * cols;
-    const float *at = o.part + blockIdx.y * cols + (int64_t)i * WIDE_TILE + r;
-    const int n = wide_pieces(&o.work, i);
-    const int which = is_pair ? 0 : (of_w >= o.matrix[1].first_tile) + (of_w >= o.matrix[2].first_tile);
-    const wide_matrix &matrix = o.matrix[which];
-    const int row = is_pair ? of_w * (WIDE_TILE / 2) + r : (of_w - matrix.first_tile) * WIDE_TILE + r;
-    if (n == 1) { // that tile's sums went their way
-        return;
-    }
-    const four sum = add_pieces(at, stride, n);
-    four up = sum;
-    if (is_pair) {
-        up = add_pieces(at + WIDE_TILE / 2, stride, n);
-    }
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-        if (row + e < matrix.rows) {
-            const int64_t to = (int64_t)m * o.y_stride + matrix.y_first + row + e;
-            const float x = with_bias(matrix, row + e, sum.v[e]);
-            if (is_pair) {
-                store_as(o.dtype, o.y, to, x / (1.0F + expf(-x)) * with_bias(o.matrix[1], row + e, up.v[e]));
-            } else {
-                ((float *)o.y)[to] = x;
-            }
-            if (o.kind == WIDE_HEAD && !is_finite(x)) {
-                note_fault(o.fault, of_step<int32_t>(o.step, o.step->out_row)[m], o.op_index);
-            }
-        }
-    }
-}
