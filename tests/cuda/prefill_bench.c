@@ -510,15 +510,6 @@ static void all_ways(bench *b, const ls_op *op, int n_rows, double limit_us) {
     double us[WAYS];
     char text[5];
     const int all_wide = WAYS / 2;
-    const cuda_wide_how how = b->rank.wide_how;
-    const cuda_wide_how other[] = {{how.least_percent, how.ahead, true},
-                                   {how.least_percent, 0, false},
-                                   {how.least_percent, 2, false},
-                                   {how.least_percent, 8, false},
-                                   {how.least_percent, 16, false},
-                                   {30, how.ahead, false},
-                                   {100, how.ahead, false}};
-    int best = 0;
     put_decode_step(b, n_rows);
     for (int i = 0; i < DECODE_ROWS / 64; i++) { /* memory and clocks wake up */
         set_way(b, 0, text);
@@ -528,7 +519,6 @@ static void all_ways(bench *b, const ls_op *op, int n_rows, double limit_us) {
     for (int way = 0; way < WAYS; way++) {
         set_way(b, way, text);
         us[way] = time_layers(b, op, n_rows);
-        best = us[way] < us[best] ? way : best;
         if (way % all_wide == 0) {
             printf(" %s %.1f (%.0f),", text, us[way], limit_us / us[way] * 100);
         }
@@ -543,29 +533,7 @@ static void all_ways(bench *b, const ls_op *op, int n_rows, double limit_us) {
         us[next] = 1e30;
     }
     printf("\n");
-    for (int i = 0; i < 2; i++) {
-        set_way(b, i == 0 ? best : all_wide, text);
-        printf("    %s (piece %d %%, ahead %d) again %.1f:", text, how.least_percent, how.ahead,
-               time_layers(b, op, n_rows));
-        for (size_t j = 0; j < sizeof other / sizeof *other; j++) {
-            b->rank.wide_how = other[j];
-            printf(" %s%d %% %d: %.1f,", other[j].starts_now ? "early " : "", other[j].least_percent, other[j].ahead,
-                   time_layers(b, op, n_rows));
-        }
-        b->rank.wide_how = how;
-        const int stout_rows = b->rank.stout_rows;
-        b->rank.stout_rows = DECODE_ROWS;
-        printf(" stout exchange %.1f, it brings", time_layers(b, op, n_rows));
-        b->rank.stout_rows = stout_rows;
-        const int exchange_ahead = b->rank.exchange_ahead;
-        for (int j = 4; j <= 24; j *= j < 8 ? 2 : 3) {
-            b->rank.exchange_ahead = j << 20;
-            printf(" %d MB %.1f", j, time_layers(b, op, n_rows));
-        }
-        b->rank.exchange_ahead = exchange_ahead;
-        printf("\n");
-        fflush(stdout);
-    }
+    fflush(stdout);
 }
 
 static void decode_steps(bench *b, const model *m) {

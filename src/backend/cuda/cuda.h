@@ -49,13 +49,6 @@ typedef struct cuda_facts {
 /* Who runs a kind of matmul, wherever that serves (else the library does); for benches. */
 typedef enum cuda_matmul_by { CUDA_BY_CHOICE, CUDA_BY_LIBRARY, CUDA_BY_WIDE, CUDA_BY_GEMM } cuda_matmul_by;
 
-/* How wide.c goes about its work: as wide_prepare chooses, or a bench. */
-typedef struct cuda_wide_how {
-    int least_percent; /* of the multiprocessors that have a block before tiles are no longer cut, at most 100 */
-    int ahead;         /* blocks of k that L2 is asked for early */
-    bool starts_now;   /* the kernel behind may start at once */
-} cuda_wide_how;
-
 typedef struct cuda_rank {
     const cuda_driver *driver;
     CUdevice device;
@@ -76,14 +69,11 @@ typedef struct cuda_rank {
     size_t workspace_bytes;
     struct cublaslt *cublaslt; /* NULL: not there; prefill then runs its own matmul kernel */
     int few_rows,
-        few_out;    /* the largest steps that decode's matmuls are faster for, layers and head: prefill_prepare */
-    int stout_rows; /* the largest steps whose exchange is decode_exchange, not decode_exchange_slim: decode_prepare */
-    int exchange_ahead; /* bytes of the next op's weights that decode_exchange_slim has brought to L2: decode_prepare */
-    CUdeviceptr sums;   /* in workspace: prefill.c's f32 sums */
+        few_out;         /* the largest steps that decode's matmuls are faster for, layers and head: prefill_prepare */
+    CUdeviceptr sums;    /* in workspace: prefill.c's f32 sums */
     CUdeviceptr widened; /* in workspace: a weight that is int8, in the run dtype; 0: no room for it */
     bool wide;           /* wide.c serves, with its kernels */
     bool wide_always;    /* wherever it can, not where it is faster: for tests and benches */
-    cuda_wide_how wide_how;
     cuda_matmul_by matmul_by[OP_KINDS];
     CUfunction *wide_fn;
     bool gemm;            /* gemm.c serves, with its kernels */

@@ -155,30 +155,6 @@ int decode_row_nodes(const cuda_rank *rank, const ls_op *op) {
 }
 
 /* An exchange (NULL: none) and the norm of the op behind it (NULL: none). */
-/* Of the weights of `behind`, an even share of each row. */
-static void set_ahead(const cuda_rank *rank, const ls_op *behind, decode_ahead ahead[3]) {
-    const ls_op_kind kind = behind != NULL ? behind->kind : OP_KINDS;
-    const int of[3] = {kind == OP_QKV      ? behind->qkv.q
-                       : kind == OP_FFN_IN ? behind->ffn_in.gate
-                                           : -1,
-                       kind == OP_QKV      ? behind->qkv.k
-                       : kind == OP_FFN_IN ? behind->ffn_in.up
-                                           : -1,
-                       kind == OP_QKV ? behind->qkv.v : -1};
-    int64_t rows = 0;
-    for (int i = 0; i < 3; i++) {
-        rows += of[i] < 0 ? 0 : rank->bind.weight[of[i]].rows;
-    }
-    for (int i = 0; i < 3 && rows > 0; i++) {
-        const ls_weight *w = weight(rank, of[i]);
-        const int64_t share = rank->exchange_ahead / rows / 128 * 128;
-        const int64_t row_bytes = w == NULL ? 0 : w->cols * (int64_t)ls_dtype_bytes(w->format);
-        if (w != NULL && share > 0 && row_bytes % 16 == 0 && (uintptr_t)w->data % 16 == 0) {
-            ahead[i] = (decode_ahead){w->data, row_bytes, w->rows, (int32_t)(share < row_bytes ? share : row_bytes)};
-        }
-    }
-}
-
 static ls_status launch_exchange(cuda_rank *rank, const ls_op *op, int index, int n_nodes, const ls_op *behind,
                                  int m_bucket, ls_error *err) {
     const ls_bind *bind = &rank->bind;
@@ -214,10 +190,7 @@ static ls_status launch_exchange(cuda_rank *rank, const ls_op *op, int index, in
         args.out_rows = 1;
     }
     const int items = d % 4 == 0 ? d / 4 : d;
-    const bool slim = m_bucket > rank->stout_rows && d % 4 == 0 && items <= MAX_EXCHANGE_THREADS;
-    if (slim) {
-        set_ahead(rank, behind, args.ahead);
-    }
+    const bool slim = m_bucket > CUDA_MAX_DECODE && d % 4 == 0 && items <= MAX_EXCHANGE_THREADS;
     const int turns = slim ? ceil_div(items, DECODE_SLIM_THREADS) : 1;
     const int threads = at_most(ceil_div(ceil_div(items, turns), WARP) * WARP, MAX_EXCHANGE_THREADS);
     return launch(rank, slim ? KERNEL_SLIM_EXCHANGE : KERNEL_EXCHANGE, (unsigned)m_bucket, 1, 1, (unsigned)threads,
@@ -520,7 +493,6 @@ static ls_status allow_shared(cuda_rank *rank, int kernel, size_t bytes, ls_erro
 ls_status decode_prepare(cuda_rank *rank, ls_error *err) {
     const size_t most = (size_t)rank->facts.shared_bytes_per_block;
     const size_t bytes = (size_t)rank->bind.d_model * sizeof(float);
-    rank->stout_rows = CUDA_MAX_DECODE;
     TRY(cuda_share_most(rank, rank->decode_fn[KERNEL_SLIM_EXCHANGE], err));
     for (int i = KERNEL_MATMUL; i < n_decode_kernels; i++) {
         TRY(allow_shared(rank, i, most, err));

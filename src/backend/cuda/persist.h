@@ -23,7 +23,7 @@ typedef struct persist_options {
     int parts;        /* blocks that share the leaves of a row of out and ffn_out: 1, 2, 4, 8; 0 as suits the rows */
 } persist_options;
 
-enum { PERSIST_WINDOW = 64 << 10, PERSIST_CHUNK = 24 << 10 };
+enum { PERSIST_WINDOW = 48 << 10, PERSIST_CHUNK = 24 << 10 };
 
 typedef struct persist_plan {
     persist_args args;

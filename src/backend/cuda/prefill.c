@@ -576,21 +576,21 @@ static ls_status attn(cuda_rank *rank, const op_attn *a, int layer, const ls_ste
                                         attn_shared_bytes(a->d_head), &args, err);
 }
 
-/* Against cuBLASLt, by `prefill_bench rows` and `step` on an H100: Qwen3-4B, and Mistral 7B where that differs. Behind those
- * rows x passes L2 too often. */
+/* Against cuBLASLt, by `prefill_bench decode`, which times whole layers, and for the head `rows`, on an H100: Qwen3-4B and Mistral 7B.
+ * Behind those rows x passes L2 too often; out is small. */
 static bool wide_is_faster(const cuda_rank *rank, ls_op_kind kind, int n_rows) {
     if (rank->cublaslt == NULL || rank->wide_always) {
         return true;
     }
-    return n_rows <= (kind == OP_QKV || kind == OP_HEAD ? 128 : 64);
+    return kind != OP_OUT && n_rows <= (kind == OP_FFN_IN ? 128 : 64);
 }
 
-/* ... Half of its tile's rows would be empty in steps of fewer than 129. */
+/* ... Half of its tile's rows are empty in steps of fewer than 129, which costs qkv least. */
 static bool gemm_is_faster(const cuda_rank *rank, ls_op_kind kind, int n_rows) {
     if (rank->gemm_always) {
         return true;
     }
-    return n_rows > 128 && (rank->cublaslt == NULL || kind == OP_QKV || kind == OP_FFN_IN);
+    return rank->cublaslt == NULL ? n_rows > 128 : kind == OP_QKV ? n_rows > 64 : kind == OP_FFN_IN && n_rows > 128;
 }
 
 /* Who runs a matmul: decode.c, wide.c, gemm.c, or matmul() above. */

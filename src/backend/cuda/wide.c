@@ -58,11 +58,12 @@ static int count_tiles(const shape *s, const ls_bind *bind) {
     return tiles;
 }
 
-/* The fewest equal pieces that give `least` percent of the multiprocessors a block. There are then no more blocks than can run
- * at a time: least is 100 at most. */
-static wide_work cut(int tiles, int k, int chip, int least) {
+/* The fewest equal pieces that give so many per cent of the multiprocessors a block: with more, and with fewer, layers take longer
+ * (`prefill_bench decode` on an H100). There are then no more blocks than can run at a time. */
+static wide_work cut(int tiles, int k, int chip) {
+    enum { LEAST_PERCENT = 60 };
     wide_work w = {.n_tiles = tiles, .n_k = ceil_div(k, WIDE_K), .n_pieces = 1};
-    while (tiles * w.n_pieces * 100 < least * chip && w.n_pieces < WIDE_PARTS && 2 * w.n_pieces <= w.n_k) {
+    while (tiles * w.n_pieces * 100 < LEAST_PERCENT * chip && w.n_pieces < WIDE_PARTS && 2 * w.n_pieces <= w.n_k) {
         w.n_pieces *= 2;
     }
     return w;
@@ -93,7 +94,7 @@ size_t wide_workspace(const ls_op *op, int n_ops, const ls_bind *bind) {
             continue;
         }
         for (int chip = 1; chip <= WIDE_CHIP; chip++) {
-            const wide_work w = cut(count_tiles(&s, bind), bind->weight[s.weight[0]].cols, chip, 100);
+            const wide_work w = cut(count_tiles(&s, bind), bind->weight[s.weight[0]].cols, chip);
             most = w.n_pieces > 1 && w.n_tiles * w.n_pieces > most ? w.n_tiles * w.n_pieces : most;
         }
     }
@@ -107,7 +108,6 @@ ls_status wide_prepare(cuda_rank *rank, CUfunction *fn, ls_error *err) {
     rank->wide_fn = fn;
     rank->wide = rank->facts.cc_major == 9 && rank->facts.cc_minor == 0 && rank->overlap &&
                  (dtype == LS_BF16 || dtype == LS_F16);
-    rank->wide_how = (cuda_wide_how){.least_percent = 60, .ahead = 4};
     for (int i = 0; i < WIDE_KERNELS && rank->wide; i++) {
         const CUfunction kernel = fn[(dtype == LS_F16) * WIDE_KERNELS + i];
         TRY(cuda_check(rank,
@@ -140,8 +140,7 @@ bool wide_serves(const cuda_rank *rank, const ls_op *op, int n_rows) {
 static wide_work work_of(const cuda_rank *rank, const ls_op *op) {
     shape s;
     (void)shape_of(op, &s);
-    return cut(count_tiles(&s, &rank->bind), rank->bind.weight[s.weight[0]].cols, chip_of(rank),
-               rank->wide_how.least_percent);
+    return cut(count_tiles(&s, &rank->bind), rank->bind.weight[s.weight[0]].cols, chip_of(rank));
 }
 
 int wide_row_nodes(const cuda_rank *rank, const ls_op *op, bool alone) {
@@ -206,8 +205,6 @@ ls_status wide_matmul(cuda_rank *rank, const ls_op *op, int index, int n_rows, b
                       .work = work_of(rank, op),
                       .kind = s.kind,
                       .n_rows = n_rows,
-                      .ahead = rank->wide_how.ahead,
-                      .starts_now = rank->wide_how.starts_now,
                       .part = (float *)(uintptr_t)part,
                       .counter = (uint32_t *)(uintptr_t)rank->counters};
     set_output(rank, op, index, alone, y, &args);

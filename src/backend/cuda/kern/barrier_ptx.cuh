@@ -75,12 +75,6 @@ __device__ inline void copy_box(void *to, const void *map, int column, int row, 
         : "memory");
 }
 
-/* The same box to L2 alone; nobody is told. */
-__device__ inline void bring_box_to_l2(const void *map, int column, int row) {
-    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(column), "r"(row)
-                 : "memory");
-}
-
 /* The map lies in global memory, where the host wrote it: what an SM may remember of another one there is forgotten. By a thread
  * of the block, before the block's first copy by it. */
 __device__ inline void renew_map(const void *map) {

@@ -45,13 +45,6 @@ typedef struct decode_embed_args {
 
 enum { DECODE_SLIM_THREADS = 672 }; /* of a block of decode_exchange_slim, at most */
 
-/* Of a weight that is read next: the first `bytes` of each row, which memory sends to L2 while it has nothing else to do. */
-typedef struct decode_ahead {
-    const void *w; /* on a 16-byte border, as its rows */
-    int64_t row_bytes;
-    int32_t rows, bytes; /* 0: none; a multiple of 16 */
-} decode_ahead;
-
 /* exchange, and the norm of the op behind it; either may be missing. One block a row. */
 typedef struct decode_exchange_args {
     const cuda_step *step;
@@ -64,9 +57,8 @@ typedef struct decode_exchange_args {
     const float *norm;                /* [d]; NULL: no norm */
     void *x;                          /* act [M][d], or [n_out][d] */
     float eps;
-    int32_t out_rows;      /* x has the output rows alone */
-    int32_t op_index;      /* of the exchange */
-    decode_ahead ahead[3]; /* slim: weights of the op behind it */
+    int32_t out_rows; /* x has the output rows alone */
+    int32_t op_index; /* of the exchange */
 } decode_exchange_args;
 
 typedef struct decode_matrix {

@@ -121,15 +121,6 @@ DEVICE void bring_row_to_l2(const decode_exchange_args &a, int m) {
     }
 }
 
-DEVICE void bring_weights_to_l2(const decode_exchange_args &a) {
-    for (int i = 0; i < 3; i++) {
-        const decode_ahead &ahead = a.ahead[i];
-        for (int row = blockIdx.x * blockDim.x + threadIdx.x; row < ahead.rows; row += gridDim.x * blockDim.x) {
-            bring_to_l2(static_cast<const uint8_t *>(ahead.w) + row * ahead.row_bytes, (uint32_t)ahead.bytes);
-        }
-    }
-}
-
 /* The sums of four elements of nodes [first, first + 4), or all there are. */
 DEVICE floats<4> sum_of_four(const decode_exchange_args &a, int first, int64_t at) {
     floats<4> node[4], sum;
@@ -214,7 +205,6 @@ extern "C" __global__ void __launch_bounds__(DECODE_SLIM_THREADS, 2)
     __shared__ float room[32];
     const int m = blockIdx.x;
     let_next_kernel_start();
-    bring_weights_to_l2(a);
     if (m >= a.step->n_rows) {
         return;
     }

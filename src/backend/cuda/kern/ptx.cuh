@@ -32,13 +32,6 @@ DEVICE void prefetch_to_l2(const void *address) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
-/* Multiples of 16 bytes at multiples of 16; nothing before sm_90. */
-DEVICE void bring_to_l2(const void *address, uint32_t bytes) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(bytes) : "memory");
-#endif
-}
-
 /* 16 bytes of a weight, which is read once: not into L1. Zeros where !wanted. (Not ld.global.nc, which ptxas would move
  * behind wait_for_earlier_kernels.) */
 DEVICE uint4 load_weight(const void *address, bool wanted) {

@@ -4,12 +4,11 @@
 //   wide_<dtype>_<rows>   up to so many rows of x
 //
 // Such a matmul waits for W: what counts is that memory never stands still, within an op and from one to the next. One warp
-// loads W and x by tensor copies into a ring of stages, and has W brought to L2 some blocks of k before that, so that a
-// short ring is enough and two blocks fit a multiprocessor. It asks for W before the kernels ahead of this one have ended, for
-// x when they have; neither the next piece nor the way out of sums stops it. When it has asked for the last of W it lets the
+// loads W and x by tensor copies into a ring of stages, short enough for two blocks on a multiprocessor. (W brought to L2 before
+// that takes longer: measured.) It asks for W before the kernels ahead of this one have ended, for x when they have; neither the next piece nor the way out of sums stops it. When it has asked for the last of W it lets the
 // next kernel start, which then asks for its own: not before, or that would only come in place of this one's. So the last
 // blocks' arithmetic, the way out, and the small kernels between two matmuls cost no time of the memory's as long as
-// what the next one asks for fits shared memory and L2.
+// what the next one asks for fits shared memory.
 //
 // Two warpgroups each take half of x's rows: both halves of the tile's 128 rows of
 // W, which for ffn_in are gate and up of the same columns, so that a thread has both. Blocks share the memory alike, two
@@ -100,45 +99,30 @@ template <int N> static __device__ void load_w(const wide_args &a, const wide_wa
     copy_box(memory::w(stage) + HALF * K_BYTES, &a.w_map[high.which], at.k * WIDE_K, high.row, full);
 }
 
-static __device__ void bring_w_to_l2(const wide_args &a, const wide_walk &at) {
-    const wide_place low(a, at.tile, 0), high(a, at.tile, 1);
-    bring_box_to_l2(&a.w_map[low.which], at.k * WIDE_K, low.row);
-    bring_box_to_l2(&a.w_map[high.which], at.k * WIDE_K, high.row);
-}
-
 template <int N> static __device__ void load_pieces(const wide_args &a) {
     using memory = wide_memory<N>;
     const wide_work &w = a.work;
-    wide_walk at, far; // far: behind what W's memory was asked for
-    at.begin(w);
-    for (int n = 0; n < memory::STAGES && !at.has_ended(w); n++, at.next(w)) {
-        load_w<N>(a, at, n);
+    wide_walk at, next; // next: of W, to be asked for
+    next.begin(w);
+    for (int n = 0; n < memory::STAGES && !next.has_ended(w); n++, next.next(w)) {
+        load_w<N>(a, next, n);
     }
-    far = at;
-    for (int i = 0; i < a.ahead && !far.has_ended(w); i++, far.next(w)) {
-        bring_w_to_l2(a, far);
-    }
-    if (far.has_ended(w)) {
+    if (next.has_ended(w)) {
         let_next_kernel_start();
     }
     prefetch_map(&a.x_map);
     wait_for_earlier_kernels();
     at.begin(w);
     for (int n = 0; !at.has_ended(w); n++, at.next(w)) {
-        const int stage = n % memory::STAGES;
         if (n >= memory::STAGES) {
-            load_w<N>(a, at, n);
-        }
-        copy_box(memory::x(stage), &a.x_map, at.k * WIDE_K, 0, memory::full(stage));
-        if (n >= memory::STAGES && !far.has_ended(w)) {
-            if (a.ahead > 0) {
-                bring_w_to_l2(a, far);
-            }
-            far.next(w);
-            if (far.has_ended(w)) {
+            load_w<N>(a, next, n);
+            next.next(w);
+            if (next.has_ended(w)) {
                 let_next_kernel_start();
             }
         }
+        const int stage = n % memory::STAGES;
+        copy_box(memory::x(stage), &a.x_map, at.k * WIDE_K, 0, memory::full(stage));
     }
 }
 
@@ -318,9 +302,6 @@ template <class T, int N> static __device__ void wide(const wide_args &a) {
     using memory = wide_memory<N>;
     static_assert(memory::STAGES * (memory::STAGE + 16) + 16 == WIDE_SHARED_BYTES(N), "as the host counts");
     static_assert(WIDE_BLOCKS * (WIDE_SHARED_BYTES(N) + 1024) <= 228 << 10, "blocks of a multiprocessor");
-    if (a.starts_now) {
-        let_next_kernel_start();
-    }
     if (threadIdx.x == 0) {
         for (int i = 0; i < memory::STAGES; i++) {
             barrier_init(memory::full(i), 1);

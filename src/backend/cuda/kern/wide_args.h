@@ -47,9 +47,7 @@ typedef struct wide_args {
     int32_t kind;
     int32_t n_rows; /* of x */
     int32_t op_index;
-    int32_t ahead;      /* blocks of k that L2 is asked for beyond those that shared memory is */
-    int32_t starts_now; /* the next kernel may start with this one, not when this one has asked for all of W */
-    void *y;            /* f32 [n_rows][y_stride]; ffn_in: act */
+    void *y; /* f32 [n_rows][y_stride]; ffn_in: act */
     int32_t y_stride;
     int32_t has_nodes;   /* row: pieces are nodes of y; else the last one to end adds them up */
     int64_t node_stride; /* floats */

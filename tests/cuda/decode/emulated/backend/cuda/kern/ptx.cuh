@@ -17,7 +17,6 @@ DEVICE void prefetch_to_l2(const void *address) {
     volatile char touched = *static_cast<const char *>(address);
     (void)touched;
 }
-DEVICE void bring_to_l2(const void *, uint32_t) {}
 
 DEVICE uint4 load_weight(const void *address, bool wanted) {
     uint4 v = {0, 0, 0, 0};

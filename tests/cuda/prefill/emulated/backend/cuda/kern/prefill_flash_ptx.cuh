@@ -140,7 +140,6 @@ inline void copy_box(void *to, const prefill_map *map, int column, int row, uint
     send_box(box_of(to, map, column, row), barrier);
 }
 
-inline void bring_box_to_l2(const prefill_map *, int, int) {}
 inline void prefetch_map(const prefill_map *) {}
 inline int uniform(int value) {
     int *all = (int *)emulated_warp_memory();
