@@ -83,8 +83,8 @@ typedef struct cuda_rank {
     bool flash; /* flash.c serves: its maps of the K and of the V cache (CUtensorMap) */
     uint64_t flash_map[2][16];
     int attn_warps; /* of a block of decode's attention, at most, so that its bits are persist.cu's: PERSIST_WARPS; or 0 */
-    int attn_chains; /* decode's attention by chains: 0 in steps of more than CUDA_MAX_DECODE rows, with as many splits as keep all
-                        chains busy; for tests and benches n: wherever they can, with n even splits, -1: nowhere */
+    int attn_chains; /* decode's attention by chains: 0 in steps of more than CUDA_MAX_DECODE rows; for tests and benches 1
+                        wherever they can, -1 nowhere */
     bool
         overlap; /* kernels that know how begin while the one before them ends (programmatic dependent launch); only with the
                      chip's own code for sm_90 and later: PTX for older chips does not wait */

@@ -373,7 +373,7 @@ size_t decode_workspace(const ls_op *attn, int m_max, int max_len, int n_pages) 
                  splits = (size_t)at_most(max_len / DECODE_ATTN_TOKENS + 1, DECODE_ATTN_SPLITS),
                  of_pages = rows + (size_t)n_pages * LS_PAGE_TOKENS / DECODE_ATTN_TOKENS;
     const size_t items = (size_t)attn_blocks(a) * (rows * splits < of_pages ? rows * splits : of_pages);
-    const size_t attention = (items + DECODE_CHAINS) * partial_bytes(a); /* chains: even splits beside those */
+    const size_t attention = items * partial_bytes(a);
     const size_t sample = rows * DECODE_SAMPLE_BLOCKS * sizeof(decode_sample_part);
     return attention > sample ? attention : sample;
 }
@@ -442,9 +442,7 @@ static ls_status launch_attn(cuda_rank *rank, const ls_op *op, const ls_op *befo
     int warps = chain_warps(rank, a->d_head, m_bucket, &args.row_bytes, &args.warp_bytes);
     if (warps > 0) {
         const int chain = KERNEL_CHAIN + ((int)bind->kv_dtype - LS_BF16) * OF_CHAIN + (a->d_head > 64);
-        const int chains = at_most(rank->facts.sm_count * warps, DECODE_CHAINS);
-        args.split_tokens = DECODE_CHAIN_LEAST;
-        args.even_splits = rank->attn_chains > 0 ? rank->attn_chains : at_least_one(chains / (m_bucket * blocks));
+        args.split_tokens = DECODE_CHAIN_TOKENS;
         return launch(rank, chain, (unsigned)rank->facts.sm_count, 1, 1, (unsigned)(warps * WARP),
                       (size_t)(warps * args.warp_bytes), &args, err);
     }

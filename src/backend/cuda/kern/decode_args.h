@@ -19,9 +19,7 @@ enum {
     DECODE_ATTN_WIDE = 8,       /* ... with heads of more than 128 elements */
     DECODE_ATTN_UNIT = 32,      /* tokens that a warp takes at a time; a page has whole units */
     DECODE_ATTN_TOKENS = 512,   /* of a split, at least */
-    DECODE_CHAIN_TOKENS = 1024, /* of a chain's split, if it would have more: as long as they may be */
-    DECODE_CHAIN_LEAST = 256,   /* ... at least */
-    DECODE_CHAINS = 1024,       /* that a step's items are cut for, at most */
+    DECODE_CHAIN_TOKENS = 1024, /* ... of a chain's */
     DECODE_CHAIN_UNITS = 2,     /* that a chain has in shared memory or on their way */
     DECODE_CHAIN_WARPS = 8,     /* of a block of chains, at most */
     DECODE_ATTN_SPLITS = 32,    /* of a row's tokens, at most */
@@ -109,7 +107,6 @@ typedef struct decode_attn_args {
     int32_t
         warp_bytes; /* of shared memory: a unit of K, one of V, o in f32, probabilities; of a chain: DECODE_CHAIN_BYTES, its units */
     int32_t split_tokens; /* of a split, at least */
-    int32_t even_splits;  /* chains: so many of equal length, or more longer than DECODE_CHAIN_TOKENS; else 0 */
     float scale, eps;
 } decode_attn_args;
 

@@ -38,11 +38,7 @@ DEVICE int groups_of_kv(const decode_attn_args &a) {
 /* Tokens of a split where the row has n; whole units. */
 DEVICE int split_tokens(const decode_attn_args &a, int n) {
     const int most = n > 16384 ? DECODE_ATTN_SPLITS : 16;
-    int size = a.split_tokens;
-    if (a.even_splits > 0) {
-        size = max(size, min((int)DECODE_CHAIN_TOKENS, (n + a.even_splits - 1) / a.even_splits));
-    }
-    return (max(size, (n + most - 1) / most) + UNIT - 1) / UNIT * UNIT;
+    return max(a.split_tokens, ((n + most - 1) / most + UNIT - 1) / UNIT * UNIT);
 }
 
 /* A row, where there is one; else 0. */

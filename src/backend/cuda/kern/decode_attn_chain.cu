@@ -6,13 +6,12 @@
  * end: q, k and v made ready, then its units of 32 tokens one after the other, then the result. Chain c of all takes items c,
  * c + n_chains, ...; neighbours lie in different blocks, so that SMs have even shares of few items too. No warp waits for another.
  *
- * Two units of K and V are on their way all the time, the next item's behind this one's last. A unit takes a chain 1.7 us, so that it
- * takes some three to keep an SM's share of memory busy: where rows are too few for that, each has as many splits of the same length as
- * there are chains (decode_attn_args.even_splits). Splits have 256 to 1024 tokens, but for contexts longer than 16384, and are added as
- * in decode_attn.cu: by the warp that is done last, in index order.
+ * Two units of K and V are on their way all the time, the next item's behind this one's last. Splits have at least 1024 tokens
+ * (DECODE_CHAIN_TOKENS) and are added as in decode_attn.cu: by the warp that is done last, in index order. (Shorter ones where rows are
+ * too few to keep all chains busy cost more than they give: 32 rows took 4 % longer.)
  *
- * Bits: units in order, with one running maximum; splits follow from the row's own tokens, the bucket and the chip. They are not those
- * of decode_attn.cu, which deals units to its warps.
+ * Bits: units in order, with one running maximum; splits follow from the row's own tokens. The number of rows, blocks and warps
+ * decides none. They are not those of decode_attn.cu, which deals units to its warps.
  *
  * Shared memory of a warp: `shared` (a chain's o overwrites its q, which is in registers by then), then units: K, V each.
  */

@@ -87,17 +87,10 @@ struct patience {
         }
     }
 
-    /* After a wait for words of other ranks in vain, from[0], from[stride], ...: the first that is not there is of rank
-     * first_rank + i / per. The host hears of the warp's first such wait, in which it stood when waiting ended; from there on nothing
-     * comes. A newer epoch is a word that was there: ranks that have run on write the next op's over it. */
-    DEVICE_MEMBER void name_missing(const uint64_t *from, int64_t stride, int n, uint32_t epoch, int what, int op_index,
-                                    int per, int first_rank = 0) const {
+    /* After a wait for words of other ranks in vain: the first of n that was not there, which is of rank first_rank + i / per. The
+     * host hears of the warp's first such wait, in which it stood when waiting ended; from there on nothing comes. */
+    DEVICE_MEMBER void name_missing(int i, int n, int what, int op_index, int per, int first_rank = 0) const {
         uint32_t *to = watch(a)->left[threadIdx.x / 32];
-        int i = 0;
-#pragma unroll 1
-        while (i < n && (int32_t)((uint32_t)(load_peer_word(from + i * stride) >> 32) - epoch) >= 0) {
-            i++;
-        }
         if (i < n && load_shared_flag(to) == (uint32_t)what && load_shared_flag(to + 1) == (uint32_t)line &&
             load_shared_flag(to + 2) == 0) {
             const int missing = first_rank + i / per;
@@ -169,10 +162,12 @@ DEVICE bool is_of(uint64_t word, uint32_t epoch) {
     return (uint32_t)(word >> 32) == epoch;
 }
 
-/* Words from[at[i]], or pairs of them from there on; at[i] < 0: none, 0. All are asked for before any is looked at. False: in vain. */
+/* Words from[at[i]], or pairs of them from there on; at[i] < 0: none, 0. All are asked for before any is looked at. False: in vain.
+ * *missing is then the first that was not there when it was last looked at, or N: whoever looks later may find what ranks that have
+ * run on wrote over it, so a newer epoch is a word that was there. */
 template <int N>
 DEVICE bool take_words(const uint64_t *from, const int (&at)[N], uint32_t epoch, uint32_t (&out)[N], int what,
-                       patience *p) {
+                       patience *p, int *missing = NULL) {
     uint64_t v[N];
     bool good;
     do {
@@ -186,6 +181,13 @@ DEVICE bool take_words(const uint64_t *from, const int (&at)[N], uint32_t epoch,
             good = good && is_of(v[i], epoch);
         }
     } while (!good && !p->is_blind() && !p->is_over(what));
+    if (missing != NULL && !good) {
+        *missing = N;
+#pragma unroll
+        for (int i = N - 1; i >= 0; i--) {
+            *missing = (int32_t)((uint32_t)(v[i] >> 32) - epoch) < 0 ? i : *missing;
+        }
+    }
 #pragma unroll
     for (int i = 0; i < N; i++) {
         out[i] = (uint32_t)v[i];

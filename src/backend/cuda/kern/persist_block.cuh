@@ -119,8 +119,10 @@ struct block_state {
                 at[j] = j < n ? (int)(node_at(op, j, m, e) - node_at(op, 0, m, e)) : -1;
             }
             const uint64_t *from = a.node[a.rank] + node_at(op, 0, m, e);
-            if (!take_words<DECODE_LEAVES>(from, at, epoch(), word, PERSIST_WAIT_NODES, &p) && a.n_ranks > 1) {
-                p.name_missing(from, (int64_t)a.m_max * a.d, n, epoch(), PERSIST_WAIT_NODES, op.index, op.n_parts);
+            int missing;
+            if (!take_words<DECODE_LEAVES>(from, at, epoch(), word, PERSIST_WAIT_NODES, &p, &missing) &&
+                a.n_ranks > 1) {
+                p.name_missing(missing, n, PERSIST_WAIT_NODES, op.index, op.n_parts);
             }
 #pragma unroll
             for (int j = 0; j < DECODE_LEAVES; j++) {

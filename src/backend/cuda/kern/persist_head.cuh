@@ -98,8 +98,9 @@ template <int COLUMNS> struct head_part {
         offer best;
         best.value = -INFINITY;
         best.id = -1;
-        if (!take_words<3>(from, at, epoch, word, PERSIST_WAIT_BESTS, &b.p)) {
-            b.p.name_missing(from, 1, 3, epoch, PERSIST_WAIT_BESTS, op.index, 3, b.lane);
+        int missing;
+        if (!take_words<3>(from, at, epoch, word, PERSIST_WAIT_BESTS, &b.p, &missing)) {
+            b.p.name_missing(missing, 3, PERSIST_WAIT_BESTS, op.index, 3, b.lane);
         } else if (b.lane < a.n_ranks) {
             const uint64_t bits = (uint64_t)word[1] << 32 | word[0];
             memcpy(&best.value, &bits, sizeof bits);
