@@ -9,8 +9,8 @@
 ## make kbench K=op                the same with timings; K=tape: of whole decode steps as one kernel, on a GPU (MODELS=Qwen3-4B)
 ## make check-aarch64             the kernels' tests built for ARM and run by qemu, without our libraries
 ## make emulated-check             ranks on GPUs that fail, by name and in time, on emulated GPUs: needs none (CUDA's headers alone)
-## make gpu-check                  the tests that need a GPU, with each set of kernels that is built in
-## make gpu-sanitize               the kernels under compute-sanitizer: memcheck, racecheck, synccheck (some minutes)
+## make gpu-check                  the tests that need a GPU, with each set of kernels that is built in (ONLY="words of names")
+## make gpu-sanitize               the kernels under compute-sanitizer: memcheck, racecheck, synccheck (ONLY, TOOLS="racecheck")
 ## make bench                      all timings, written to bench/results/ and, as a page, to build/bench/ (BENCH="-m MODEL")
 ## make fuzz                       fuzz each target for FUZZ_SECONDS=1200 (fuzz-short: 30)
 ## make soak SAN=address           the server under ten minutes of clients that leave and send garbage, beside good ones
@@ -269,7 +269,7 @@ emulated-check: $(APP) $(CANARY)
 	@$(RUN_TESTS) --jobs 1 --timeout 1800 tests/cuda/driver/fail_check tests/cuda/driver/hosts_check
 gpu-check gpu-sanitize: $(APP) $(CANARY) $(GPU_BIN) $(GPU_CHECKS)
 	@$(if $(NVCC),:,echo '$@: built without CUDA$(comma) because nvcc was not found'; exit 1)
-	@tests/gpu $(@:gpu-%=%) $(APP) $(CANARY) $(GPU_CHECKS) $(GPU_BIN)
+	@ONLY='$(ONLY)' TOOLS='$(TOOLS)' tests/gpu $(@:gpu-%=%) $(APP) $(CANARY) $(GPU_CHECKS) $(GPU_BIN)
 
 # What needs no library: the kernels and what lies below them. test_ops takes minutes in qemu, so some ops stand for all.
 ARM_CC := aarch64-linux-gnu-gcc
