@@ -3,7 +3,7 @@
  *
  *   [ tag 0 ][ tag 1 ][ tag 0 ] ... used ->            <- bytes
  *
- * Every piece starts on a border of ARENA_ALIGN bytes, as memory from a GPU's driver does, and counts rounded up to it, so a plan that adds arena_round(n) piece by piece
+ * Every piece starts on a 64-byte border and counts rounded up to it, so a plan that adds arena_round(n) piece by piece
  * arrives at exactly `used`. Pieces carry a tag, so that memory can be reported by purpose. Memory starts zeroed and is
  * not touched until used. Not thread safe: arenas are cut up by one thread, before the ranks start.
  */
@@ -12,7 +12,7 @@
 
 #include "base/error.h"
 
-enum { ARENA_TAGS = 16, ARENA_ALIGN = 256 };
+enum { ARENA_TAGS = 16, ARENA_ALIGN = 64 };
 
 typedef struct ls_arena {
     uint8_t *base;

@@ -41,7 +41,8 @@ size_t load_ring_bytes(const ls_program *program) {
 /* What only ranks on devices have. */
 static ls_status place_on_device(rank_memory *out, const engine_config *config, const ls_spec *spec, ls_arena *arena,
                                  ls_error *err) {
-    enum { COUNTERS = 1 << 16 }; /* = CUDA_COUNTERS */
+    enum { COUNTERS = 1 << 16, WORKSPACE_ALIGN = 256 }; /* = CUDA_COUNTERS, CUBLASLT_WORKSPACE_ALIGN */
+    uint8_t *workspace;
     size_t rope_bytes = (size_t)config->max_len * (size_t)spec->d_head * sizeof *out->bind.rope;
     TRY(arena_take(arena, MEM_ROPE, rope_bytes, &out->bind.rope, err));
     TRY(arena_take(arena, MEM_STEP, step_image_bytes(config), &out->step, err));
@@ -55,7 +56,10 @@ static ls_status place_on_device(rank_memory *out, const engine_config *config, 
         TRY(config->staged ? LS_OK : arena_take(arena, MEM_EXCHANGE, box_bytes, &out->box, err));
     }
     TRY(arena_take(arena, MEM_ACTIVATIONS, config->persist_bytes, &out->persist, err));
-    return arena_take(arena, MEM_ACTIVATIONS, config->workspace_bytes, &out->workspace, err);
+    const size_t workspace_bytes = config->workspace_bytes + WORKSPACE_ALIGN - ARENA_ALIGN;
+    TRY(arena_take(arena, MEM_ACTIVATIONS, workspace_bytes, &workspace, err));
+    out->workspace = workspace + -(uintptr_t)workspace % WORKSPACE_ALIGN;
+    return LS_OK;
 }
 
 ls_status rank_memory_place(rank_memory *out, const engine_config *config, const ls_program *program, ls_arena *arena,

@@ -26,8 +26,8 @@ typedef struct trace_entry {
 } trace_entry;
 
 typedef struct trace_row {
-    _Alignas(64) trace_entry *entry; /* [capacity] ring */
-    int64_t n;                       /* ever added: entry n lies at n % capacity */
+    _Alignas(ARENA_ALIGN) trace_entry *entry; /* [capacity] ring */
+    int64_t n;                                /* ever added: entry n lies at n % capacity */
     int32_t capacity;
     int32_t step; /* that is being run */
 } trace_row;
