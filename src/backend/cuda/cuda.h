@@ -9,7 +9,7 @@
  *   prefill.c       launches the ops of any other step, decode-only steps of more rows among them; kern/prefill_*.cu, matmuls by decode's kernels (few rows) or
  *                   cuBLASLt (cublaslt.c), attention on Hopper by flash.c
  *   wide.c          launches matmuls of 17 rows and more on Hopper; kern/wide.cu
- *   gemm.c          launches matmuls of more than 128 rows on Hopper; kern/gemm.cu
+ *   gemm.c          launches matmuls of many rows on Hopper; kern/gemm.cu
  *   exchange.[ch]   launches what joins ranks; kern/exchange.cu
  *   load.c          launches what converts weights, or makes them up; kern/load.cu
  *   measure.[ch]    what the device can do: reads, copies, launches, matmuls; nvml.[ch] its clocks and health

@@ -1,5 +1,5 @@
 /*
- * Matmuls of more than 128 rows on Hopper (kern/gemm.cu): where they serve, what they need before the first step, their launches.
+ * Matmuls of many rows on Hopper (kern/gemm.cu): where they serve, what they need before the first step, their launches.
  * Which steps they run is prefill.c's to say.
  */
 #ifndef LS_BACKEND_CUDA_GEMM_H

@@ -3,9 +3,9 @@
  * rounding of q, and appending k and v at the row's position. Formulas in ops.h.
  *
  * Splits. The tokens that a row attends to, from the first one's unit of 32 on, are cut into splits of `split_tokens`:
- * 512 (DECODE_ATTN_TOKENS), or more where that would make more than 16 of them (32 past 16384 tokens). So a short context is one split and
- * nothing needs combining, and a long one spreads over the chip. (ops.h's splits are the CPU's; the formula is the
- * same.) An ITEM is (row, up to four query heads of one KV head, split); block b takes items b, b + gridDim.x, ... of
+ * 512 (DECODE_ATTN_TOKENS), or more where that would make more than 16 of them (32 past 16384 tokens). So a short context
+ * is one split and nothing needs combining, and a long one spreads over the chip. (ops.h's splits are the CPU's; the formula is
+ * the same.) An ITEM is (row, up to four query heads of one KV head, split); block b takes items b, b + gridDim.x, ... of
  * the step's.
  *
  * A warp takes units warp, warp + n_warps, ... of its item's split, with a running maximum, sum and o of its own: no
@@ -22,8 +22,8 @@
  * fma.
  *
  * Bits: splits, units and orders follow from the row's own tokens; the number of warps from the chip, the head size,
- * the KV dtype and whether persist.cu, which has eight, must give the same. Neither the grid nor the other rows decide any. With more than four heads a KV head several blocks
- * append the same bytes. Steps of many rows go by decode_attn_chain.cu, which has other bits.
+ * the KV dtype and whether persist.cu, which has eight, must give the same. Neither the grid nor the other rows decide any. With
+ * more than four heads a KV head several blocks append the same bytes. Steps of many rows go by decode_attn_chain.cu, which has other bits.
  */
 #include "backend/cuda/kern/decode_attn.cuh"
 

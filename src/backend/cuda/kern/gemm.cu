@@ -1,4 +1,4 @@
-// Matmuls of more than 128 rows of x on Hopper, 16-bit weights, with what their ops do to the sums: y[m][n] = sum over k of
+// Matmuls of many rows of x on Hopper, 16-bit weights, with what their ops do to the sums: y[m][n] = sum over k of
 // x[m][k] w[n][k], by wgmma, x's rows as rows of the tile. gemm_args.h says what a tile is.
 //
 //   gemm_<dtype>_qkv_256             bias, QK norm, RoPE; q to BUF_QKV, k and v to the cache: prefill_qkv's formulas

@@ -1,5 +1,5 @@
 /*
- * Matmuls of more than 128 rows on Hopper: what gemm.c fills in and kern/gemm.cu reads.
+ * Matmuls of many rows on Hopper: what gemm.c fills in and kern/gemm.cu reads.
  *
  * A tile is 256 rows of x by N columns of y (rows of W) by the k of one node, and belongs to a cluster of two blocks: each
  * has 128 of the rows. Its columns are two halves, which may be of different matrices: halves of q, k and v follow one

@@ -5,14 +5,14 @@
 //
 // Such a matmul waits for W: what counts is that memory never stands still, within an op and from one to the next. One warp
 // loads W and x by tensor copies into a ring of stages, short enough for two blocks on a multiprocessor. (W brought to L2 before
-// that takes longer: measured.) It asks for W before the kernels ahead of this one have ended, for x when they have; neither the next piece nor the way out of sums stops it. When it has asked for the last of W it lets the
-// next kernel start, which then asks for its own: not before, or that would only come in place of this one's. So the last
-// blocks' arithmetic, the way out, and the small kernels between two matmuls cost no time of the memory's as long as
-// what the next one asks for fits shared memory.
+// that takes longer: measured.) It asks for W before the kernels ahead of this one have ended, for x when they have; neither
+// the next piece nor the way out of sums stops it. When it has asked for the last of W it lets the next kernel start, which then
+// asks for its own: not before, or that would only come in place of this one's. So the last blocks' arithmetic, the way out, and
+// the small kernels between two matmuls cost no time of the memory's as long as what the next one asks for fits shared memory.
 //
-// Two warpgroups each take half of x's rows: both halves of the tile's 128 rows of
-// W, which for ffn_in are gate and up of the same columns, so that a thread has both. Blocks share the memory alike, two
-// of one multiprocessor as well, so more tiles than multiprocessors need not be cut.
+// Two warpgroups each take half of x's rows: both halves of the tile's 128 rows of W, which for ffn_in are gate and up of the
+// same columns, so that a thread has both. Blocks share the memory alike, two of one multiprocessor as well, so more tiles than
+// multiprocessors need not be cut.
 //
 // Bits: a piece's sum is one chain of wgmmas over k, which depends on its own row of x alone; pieces are added by the leaf
 // tree, in their order: a counter picks the block that does it, never the order. Pieces do not end at leaves (ops.h), so
