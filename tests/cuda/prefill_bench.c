@@ -233,6 +233,12 @@ static void add_weight(bench *b, ls_weight *w, ls_dtype format, int rows, int co
 
 static const int row_counts[] = {17, 24, 32, 48, 64, 96, 128, 192, 256};
 
+static void set_all(bench *b, cuda_matmul_by by) {
+    for (int kind = 0; kind < OP_KINDS; kind++) {
+        b->rank.matmul_by[kind] = by;
+    }
+}
+
 static void matmuls(bench *b, const model *m, ls_dtype format) {
     const int q = m->n_heads * m->d_head, kv = m->n_kv * m->d_head, m_max = 256;
     const ls_op op[] = {
@@ -296,8 +302,7 @@ static void matmuls(bench *b, const model *m, ls_dtype format) {
         for (int side = 0; side < 2 + has_wide + has_gemm; side++) {
             enum { TIMES = 20 };
             b->rank.few_rows = b->rank.few_out = side == 0 ? m_max : 0;
-            b->rank.wide = b->rank.wide_always = side == 2;
-            b->rank.gemm = b->rank.gemm_always = side == 3;
+            set_all(b, side == 2 ? CUDA_BY_WIDE : side == 3 ? CUDA_BY_GEMM : CUDA_BY_LIBRARY);
             for (int i = 0; i < N_OPS; i++) {
                 us[side][i] = 0;
             }
@@ -407,8 +412,7 @@ static void step_of(bench *b, const model *m, int n_rows) {
     const bool has_gemm = b->rank.gemm;
     static const char *const by[] = {"the library", "an engine", "gemm.c"};
     for (int side = has_gemm ? 0 : 1; side < (has_gemm ? 3 : 2); side++, flop = 0) {
-        b->rank.gemm = has_gemm && side > 0;
-        b->rank.gemm_always = side == 2;
+        set_all(b, side == 0 ? CUDA_BY_LIBRARY : side == 1 ? CUDA_BY_CHOICE : CUDA_BY_GEMM);
         printf("step of %4d rows, a layer of %s by %s, us (TFLOP/s):", n_rows, m->name, by[side]);
         for (int i = 0; i < N_OPS; i++) {
             const double ms = time_ms(b, op, N_OPS, i, &step);
@@ -428,7 +432,7 @@ static void step_of(bench *b, const model *m, int n_rows) {
             choices(b, op, N_OPS, i, &step, per_row[i] * n_rows);
         }
     }
-    b->rank.gemm_always = false;
+    set_all(b, CUDA_BY_CHOICE);
 }
 
 /* ---- Decode-only steps ---- */
@@ -610,7 +614,7 @@ static void decode_steps(bench *b, const model *m) {
             2.0 * ((double)(2 * q + 2 * kv) + 3.0 * m->d_ffn) * m->d + 2.0 * 2 * n_rows * (double)(CONTEXT + 1) * kv;
         all_ways(b, op, n_rows, bytes / read.best * 1e6);
     }
-    memset(b->rank.matmul_by, 0, sizeof b->rank.matmul_by);
+    set_all(b, CUDA_BY_CHOICE);
 }
 
 static const model models[] = {{"qwen3-4b", 2560, 32, 8, 128, 9728, 151936},

@@ -452,8 +452,11 @@ static void make_gpu(world *w) {
     }
     w->engines_few = rank->few_rows;
     rank->few_rows = rank->few_out = w->few ? MAX_ROWS : 0;
-    rank->wide = rank->wide_always = rank->wide && w->wide;
-    rank->gemm = rank->gemm_always = rank->gemm && w->gemm;
+    rank->wide = rank->wide && w->wide;
+    rank->gemm = rank->gemm && w->gemm;
+    for (int kind = 0; kind < OP_KINDS; kind++) {
+        rank->matmul_by[kind] = w->wide ? CUDA_BY_WIDE : w->gemm ? CUDA_BY_GEMM : CUDA_BY_LIBRARY;
+    }
 }
 
 static void make_world(world *w) {

@@ -46,7 +46,7 @@ typedef struct cuda_facts {
     size_t memory_bytes, l2_bytes;
 } cuda_facts;
 
-/* Who runs a kind of matmul, wherever that serves (else the library does); for benches. */
+/* Who runs a kind of matmul of more than few rows: who is faster; or, for tests and benches, one wherever it can, else the library. */
 typedef enum cuda_matmul_by { CUDA_BY_CHOICE, CUDA_BY_LIBRARY, CUDA_BY_WIDE, CUDA_BY_GEMM } cuda_matmul_by;
 
 typedef struct cuda_rank {
@@ -73,11 +73,9 @@ typedef struct cuda_rank {
     CUdeviceptr sums;    /* in workspace: prefill.c's f32 sums */
     CUdeviceptr widened; /* in workspace: a weight that is int8, in the run dtype; 0: no room for it */
     bool wide;           /* wide.c serves, with its kernels */
-    bool wide_always;    /* wherever it can, not where it is faster: for tests and benches */
-    cuda_matmul_by matmul_by[OP_KINDS];
     CUfunction *wide_fn;
+    cuda_matmul_by matmul_by[OP_KINDS];
     bool gemm;            /* gemm.c serves, with its kernels */
-    bool gemm_always;     /* as wide_always */
     int gemm_passed_over; /* cheaper choices of tiles and nodes, for benches: 0 */
     CUfunction *gemm_fn;
     bool flash; /* flash.c serves: its maps of the K and of the V cache (CUtensorMap) */

@@ -579,17 +579,11 @@ static ls_status attn(cuda_rank *rank, const op_attn *a, int layer, const ls_ste
 /* Against cuBLASLt, by `prefill_bench decode`, which times whole layers, and for the head `rows`, on an H100: Qwen3-4B and Mistral 7B.
  * Behind those rows x passes L2 too often; out is small. */
 static bool wide_is_faster(const cuda_rank *rank, ls_op_kind kind, int n_rows) {
-    if (rank->cublaslt == NULL || rank->wide_always) {
-        return true;
-    }
-    return kind != OP_OUT && n_rows <= (kind == OP_FFN_IN ? 128 : 64);
+    return rank->cublaslt == NULL || (kind != OP_OUT && n_rows <= (kind == OP_FFN_IN ? 128 : 64));
 }
 
 /* ... Half of its tile's rows are empty in steps of fewer than 129, which costs qkv least. */
 static bool gemm_is_faster(const cuda_rank *rank, ls_op_kind kind, int n_rows) {
-    if (rank->gemm_always) {
-        return true;
-    }
     return rank->cublaslt == NULL ? n_rows > 128 : kind == OP_QKV ? n_rows > 64 : kind == OP_FFN_IN && n_rows > 128;
 }
 
@@ -602,17 +596,13 @@ static engine engine_of(const cuda_rank *rank, const ls_op *op, const ls_step *s
     if (n_rows <= (is_head ? rank->few_out : rank->few_rows)) {
         return BY_DECODE;
     }
-    const cuda_matmul_by wanted = rank->matmul_by[op->kind];
-    if (wanted != CUDA_BY_CHOICE) {
-        return wanted == CUDA_BY_WIDE && wide_serves(rank, op, n_rows) ? BY_WIDE
-               : wanted == CUDA_BY_GEMM && gemm_serves(rank, op)       ? BY_GEMM
-                                                                       : BY_LIBRARY;
-    }
+    const cuda_matmul_by by = rank->matmul_by[op->kind];
     const bool has_room = op->kind != OP_QKV || n_rows <= CHUNK_ROWS || gemm_finishes(rank, &op->qkv); /* for sums */
-    if (has_room && gemm_is_faster(rank, op->kind, n_rows) && gemm_serves(rank, op)) {
-        return BY_GEMM;
-    }
-    return wide_is_faster(rank, op->kind, n_rows) && wide_serves(rank, op, n_rows) ? BY_WIDE : BY_LIBRARY;
+    const bool gemm = by == CUDA_BY_CHOICE ? gemm_is_faster(rank, op->kind, n_rows) : by == CUDA_BY_GEMM;
+    const bool wide = by == CUDA_BY_CHOICE ? wide_is_faster(rank, op->kind, n_rows) : by == CUDA_BY_WIDE;
+    return gemm && has_room && gemm_serves(rank, op) ? BY_GEMM
+           : wide && wide_serves(rank, op, n_rows)   ? BY_WIDE
+                                                     : BY_LIBRARY;
 }
 
 static bool is_matmul(const ls_op *op) {

@@ -17,7 +17,7 @@ template <int ACT, int KV> struct attn_part {
         return reinterpret_cast<float *>(shared_room() + b.a.at_x + DECODE_ATTN_BYTES + w * b.a.attn_warp_bytes);
     }
 
-    /* do_job of decode_attn.cuh, from words. */
+    /* As attn_job, from words; not by attn_job::finish, with which more registers are spilled. */
     DEVICE_MEMBER void job(const persist_op &op, const decode_attn_args &args, const item &it, int which, shared_t *s) {
         constexpr int PAIRS = rotation<WIDTH>::PAIRS;
         const int half = args.d / 2, lane = b.lane;
