@@ -331,6 +331,46 @@ static void matmuls(bench *b, const model *m, ls_dtype format) {
     }
 }
 
+/* A model's buffers for n_rows, its caches of n_layers and what else its ops read: bind, but for weights' memory. */
+static void lay_out(bench *b, const model *m, int n_layers, int n_rows, int n_pages, int n_positions,
+                    const ls_weight *weight) {
+    const int q = m->n_heads * m->d_head, kv = m->n_kv * m->d_head;
+    const size_t floats[] = {(size_t)m->d, (size_t)m->d, (size_t)(q + 2 * kv), (size_t)q, (size_t)m->d_ffn};
+    const ls_buf buf[] = {BUF_H, BUF_X, BUF_QKV, BUF_ATT, BUF_ACT};
+    const size_t cache = (size_t)n_layers * (size_t)n_pages * (size_t)kv * LS_PAGE_TOKENS * 2;
+    b->rank.bind = (ls_bind){.group = {0, 1},
+                             .dtype = LS_BF16,
+                             .kv_dtype = LS_BF16,
+                             .d_model = m->d,
+                             .m_max = n_rows,
+                             .n_pages = n_pages,
+                             .weight = weight};
+    for (size_t i = 0; i < sizeof buf / sizeof *buf; i++) {
+        b->rank.bind.buf[buf[i]] = device(take(b, (size_t)n_rows * floats[i] * 4));
+    }
+    b->rank.bind.buf[BUF_PART] = device(take(b, (size_t)2 * CUDA_NODES * (size_t)n_rows * (size_t)m->d * 4));
+    b->rank.bind.k_cache = device(take(b, cache));
+    b->rank.bind.v_cache = device(take(b, cache));
+    b->rank.bind.rope = device(take(b, (size_t)n_positions * (size_t)m->d_head * 4));
+    b->rank.bind.fault = device(take(b, (size_t)n_rows * 4));
+    b->rank.counters = take(b, CUDA_COUNTERS * sizeof(uint32_t));
+    cuda(b, b->driver->cuMemsetD8Async(b->rank.counters, 0, CUDA_COUNTERS * sizeof(uint32_t), b->rank.stream),
+         "counters");
+}
+
+/* weight: W_COUNT of them. */
+static void add_layer(bench *b, const model *m, ls_weight *weight) {
+    const int q = m->n_heads * m->d_head, kv = m->n_kv * m->d_head;
+    add_weight(b, &weight[W_NORM], LS_F32, 1, m->d);
+    add_weight(b, &weight[W_Q], LS_BF16, q, m->d);
+    add_weight(b, &weight[W_K], LS_BF16, kv, m->d);
+    add_weight(b, &weight[W_V], LS_BF16, kv, m->d);
+    add_weight(b, &weight[W_OUT], LS_BF16, m->d, q);
+    add_weight(b, &weight[W_GATE], LS_BF16, m->d_ffn, m->d);
+    add_weight(b, &weight[W_UP], LS_BF16, m->d_ffn, m->d);
+    add_weight(b, &weight[W_DOWN], LS_BF16, m->d, m->d_ffn);
+}
+
 /* A matmul by gemm.c's first choices. */
 static void choices(bench *b, const ls_op *op, int n_ops, int first, const ls_step *step, double flop) {
     enum { CHOICES = 5 };
@@ -372,38 +412,12 @@ static void step_of(bench *b, const model *m, int n_rows) {
     enum { N_OPS = sizeof op / sizeof *op };
     const double per_row[N_OPS] = {0, 2.0 * (q + 2 * kv) * m->d, 2.0 * n_rows * q,     2.0 * q * m->d,
                                    0, 4.0 * m->d_ffn * m->d,     2.0 * m->d_ffn * m->d};
-    const size_t floats[] = {(size_t)m->d, (size_t)m->d, (size_t)(q + 2 * kv), (size_t)q, (size_t)m->d_ffn};
-    const ls_buf buf[] = {BUF_H, BUF_X, BUF_QKV, BUF_ATT, BUF_ACT};
     ls_weight weight[W_COUNT] = {{0}};
     ls_error err = {0};
     double flop = 0;
     start_over(b);
-    b->rank.bind = (ls_bind){.group = {0, 1},
-                             .dtype = LS_BF16,
-                             .kv_dtype = LS_BF16,
-                             .d_model = m->d,
-                             .m_max = n_rows,
-                             .n_pages = PAGES,
-                             .weight = weight};
-    for (size_t i = 0; i < sizeof buf / sizeof *buf; i++) {
-        b->rank.bind.buf[buf[i]] = device(take(b, (size_t)n_rows * floats[i] * 4));
-    }
-    b->rank.bind.buf[BUF_PART] = device(take(b, (size_t)2 * CUDA_NODES * (size_t)n_rows * (size_t)m->d * 4));
-    b->rank.bind.k_cache = device(take(b, (size_t)PAGES * (size_t)kv * LS_PAGE_TOKENS * 2));
-    b->rank.bind.v_cache = device(take(b, (size_t)PAGES * (size_t)kv * LS_PAGE_TOKENS * 2));
-    b->rank.bind.rope = device(take(b, (size_t)n_rows * (size_t)m->d_head * 4));
-    b->rank.bind.fault = device(take(b, (size_t)n_rows * 4));
-    b->rank.counters = take(b, CUDA_COUNTERS * sizeof(uint32_t));
-    cuda(b, b->driver->cuMemsetD8Async(b->rank.counters, 0, CUDA_COUNTERS * sizeof(uint32_t), b->rank.stream),
-         "counters");
-    add_weight(b, &weight[W_NORM], LS_F32, 1, m->d);
-    add_weight(b, &weight[W_Q], LS_BF16, q, m->d);
-    add_weight(b, &weight[W_K], LS_BF16, kv, m->d);
-    add_weight(b, &weight[W_V], LS_BF16, kv, m->d);
-    add_weight(b, &weight[W_OUT], LS_BF16, m->d, q);
-    add_weight(b, &weight[W_GATE], LS_BF16, m->d_ffn, m->d);
-    add_weight(b, &weight[W_UP], LS_BF16, m->d_ffn, m->d);
-    add_weight(b, &weight[W_DOWN], LS_BF16, m->d, m->d_ffn);
+    lay_out(b, m, 1, n_rows, PAGES, n_rows, weight);
+    add_layer(b, m, weight);
     b->rank.workspace_bytes = prefill_workspace(op, N_OPS, &b->rank.bind, 4096);
     b->rank.workspace = take(b, b->rank.workspace_bytes);
     must(b, decode_prepare(&b->rank, &err), &err);
@@ -542,31 +556,11 @@ static void all_ways(bench *b, const ls_op *op, int n_rows, double limit_us) {
 
 static void decode_steps(bench *b, const model *m) {
     const int q = m->n_heads * m->d_head, kv = m->n_kv * m->d_head;
-    const size_t cache = (size_t)LAYERS * DECODE_ROWS * (size_t)kv * LS_PAGE_TOKENS * 2;
-    const size_t floats[] = {(size_t)m->d, (size_t)m->d, (size_t)(q + 2 * kv), (size_t)q, (size_t)m->d_ffn};
-    const ls_buf buf[] = {BUF_H, BUF_X, BUF_QKV, BUF_ATT, BUF_ACT};
     ls_weight weight[LAYERS * W_COUNT] = {{0}};
     ls_op op[ALL_OPS];
     ls_error err = {0};
     start_over(b);
-    b->rank.bind = (ls_bind){.group = {0, 1},
-                             .dtype = LS_BF16,
-                             .kv_dtype = LS_BF16,
-                             .d_model = m->d,
-                             .m_max = DECODE_ROWS,
-                             .n_pages = DECODE_ROWS,
-                             .weight = weight};
-    for (size_t i = 0; i < sizeof buf / sizeof *buf; i++) {
-        b->rank.bind.buf[buf[i]] = device(take(b, DECODE_ROWS * floats[i] * 4));
-    }
-    b->rank.bind.buf[BUF_PART] = device(take(b, (size_t)2 * CUDA_NODES * DECODE_ROWS * (size_t)m->d * 4));
-    b->rank.bind.k_cache = device(take(b, cache));
-    b->rank.bind.v_cache = device(take(b, cache));
-    b->rank.bind.rope = device(take(b, (size_t)LS_PAGE_TOKENS * (size_t)m->d_head * 4));
-    b->rank.bind.fault = device(take(b, (size_t)DECODE_ROWS * 4));
-    b->rank.counters = take(b, CUDA_COUNTERS * sizeof(uint32_t));
-    cuda(b, b->driver->cuMemsetD8Async(b->rank.counters, 0, CUDA_COUNTERS * sizeof(uint32_t), b->rank.stream),
-         "counters");
+    lay_out(b, m, LAYERS, DECODE_ROWS, DECODE_ROWS, LS_PAGE_TOKENS, weight);
     for (int l = 0; l < LAYERS; l++) {
         const int w = l * W_COUNT;
         const ls_op layer[LAYER_OPS] = {
@@ -581,14 +575,7 @@ static void decode_steps(bench *b, const model *m) {
             {.kind = OP_FFN_IN, .layer = l, .ffn_in = {w + W_NORM, w + W_GATE, w + W_UP, -1, -1, m->d_ffn, 1e-6F}},
             {.kind = OP_FFN_OUT, .layer = l, .row = {w + W_DOWN, m->d_ffn, 0, LS_LEAVES, 1}}};
         memcpy(op + (size_t)l * LAYER_OPS, layer, sizeof layer);
-        add_weight(b, &weight[w + W_NORM], LS_F32, 1, m->d);
-        add_weight(b, &weight[w + W_Q], LS_BF16, q, m->d);
-        add_weight(b, &weight[w + W_K], LS_BF16, kv, m->d);
-        add_weight(b, &weight[w + W_V], LS_BF16, kv, m->d);
-        add_weight(b, &weight[w + W_OUT], LS_BF16, m->d, q);
-        add_weight(b, &weight[w + W_GATE], LS_BF16, m->d_ffn, m->d);
-        add_weight(b, &weight[w + W_UP], LS_BF16, m->d_ffn, m->d);
-        add_weight(b, &weight[w + W_DOWN], LS_BF16, m->d, m->d_ffn);
+        add_layer(b, m, &weight[w]);
     }
     const size_t of_prefill = prefill_workspace(op, ALL_OPS, &b->rank.bind, LS_PAGE_TOKENS);
     const size_t of_decode = decode_workspace(&op[2], DECODE_ROWS, LS_PAGE_TOKENS, DECODE_ROWS);
