@@ -43,6 +43,7 @@ one ranks sweep "$@" --vary tp=1,2,4,8
 one sampling sweep "$@" --vary temp=0,1 --batch-size 1,16
 one graphs sweep "$@" --vary graph-sizes=default,none
 one kernels sweep "$@" --vary kernels=auto,generic --input-len 26,2048
+case " $* " in *" cuda "*) one plans sweep "$@" --vary plan=graph,persistent --batch-size 1,8,16 ;; esac
 one ops ops "$@"
 
 # Of the options, those that the machine's own measurements have.

@@ -324,7 +324,7 @@ static int nodes_before(const cuda_rank *rank, const ls_op *op, int first, const
     if (before == NULL || (before->kind != OP_OUT && before->kind != OP_FFN_OUT)) {
         return 1;
     }
-    return decode ? decode_row_nodes(rank, before) : prefill_row_nodes(rank, before, step);
+    return decode ? decode_row_nodes(rank, before, step->n_rows) : prefill_row_nodes(rank, before, step);
 }
 
 ls_status cuda_ranks_launch(cuda_engine *leader, int first, const ls_step *step, int rows, ls_error *err) {

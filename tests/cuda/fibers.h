@@ -33,13 +33,13 @@ static void emulate_check(bool good, const char *what) {
 /* ---- Fibers ---- */
 
 enum state { RUNS, AT_BARRIER, IN_WARP, DONE };
-enum { SLOT_BYTES = 32 };
+enum { SLOT_BYTES = 32, PLACES = 16 };
 
 struct fiber {
     void *sp;
     state is;
-    unsigned turn;  /* of the warp's exchanges */
-    unsigned meets; /* threads of the barrier it waits at */
+    unsigned turn;         /* of the warp's exchanges */
+    unsigned place, meets; /* of the barrier it waits at: its number (0: __syncthreads), its threads */
 };
 typedef char warp_slots[2][32][SLOT_BYTES];
 
@@ -75,7 +75,7 @@ static void fiber_begin(fiber *f, char *end) {
     for (int r = 0; r < 6; r++) {
         *--top = NULL;
     }
-    *f = {top, RUNS, 0, 0};
+    *f = {top, RUNS, 0, 0, 0};
 }
 
 /* Lanes go on, in order or backwards, until none can but for those that look again; all wait for their warp: once more. */
@@ -122,9 +122,14 @@ static void emulate_look_again() {
 
 /* ---- What kernels call ---- */
 
-static void __syncthreads() {
-    current->meets = blockDim.x;
+static void emulate_meet(unsigned place, unsigned threads) {
+    emulate_check(place < PLACES, "a barrier of this number");
+    current->place = place;
+    current->meets = threads;
     pause_as(AT_BARRIER);
+}
+static void __syncthreads() {
+    emulate_meet(0, blockDim.x);
 }
 static void __syncwarp() {
     char all[32], none = 0;

@@ -11,6 +11,8 @@
  *   prefill_bench decode   a layer of decode-only steps of 32 to 256 rows (a page of context), several of them in one graph: every way
  *                          to have each matmul run by the library (l), wide.c (w) or gemm.c (g), in the order qkv, out, ffn_in,
  *                          ffn_out; then what wide.c's choices and the slim exchange do
+ *   prefill_bench layer    a layer of steps of 1 to 256 rows at 540 tokens of context, several of them in one graph, as an engine has
+ *                          it; and what it takes less where one of its ops is left out
  *   prefill_bench gemm     cuBLASLt's choices for the shapes of two models, and 8192^3 for comparison: TFLOP/s of each
  *
  * Whole layers are timed, weights larger than L2, so that no matmul finds its weights there.
@@ -29,6 +31,7 @@ typedef struct bench {
     cuda_rank rank;
     CUdeviceptr base;
     size_t bytes, used;
+    int context; /* tokens of each row of decode steps */
     CUevent start, stop;
 } bench;
 
@@ -135,9 +138,13 @@ static void launch(bench *b, const ls_op *op, int n_ops, int first, const ls_ste
 
 /* As decode-only steps run it. */
 static void launch_decode(bench *b, const ls_op *op, int n_ops, int first, const ls_step *step) {
+    const bool few = step->n_rows <= CUDA_MAX_DECODE;
     ls_error err = {0};
     int taken;
-    must(b, prefill_launch_decode(&b->rank, op, n_ops, first, step->n_rows, step->n_out, &taken, &err), &err);
+    must(b,
+         few ? decode_launch(&b->rank, op, n_ops, first, step->n_rows, &taken, &err)
+             : prefill_launch_decode(&b->rank, op, n_ops, first, step->n_rows, step->n_out, &taken, &err),
+         &err);
 }
 
 static double stop_ms(bench *b, const char *what) {
@@ -451,19 +458,26 @@ static void step_of(bench *b, const model *m, int n_rows) {
 
 /* ---- Decode-only steps ---- */
 
-enum { LAYERS = 4, LAYER_OPS = 7, ALL_OPS = LAYERS * LAYER_OPS, DECODE_ROWS = 256, CONTEXT = 60, WAYS = 81 };
+enum { LAYERS = 4, LAYER_OPS = 7, ALL_OPS = LAYERS * LAYER_OPS, DECODE_ROWS = 256, NO_OP = -1, WAYS = 81 };
 
-/* n_rows sequences of a row each, behind CONTEXT tokens in a page of their own. */
+static int pages_of_row(const bench *b) {
+    return b->context / LS_PAGE_TOKENS + 1;
+}
+
+/* n_rows sequences of a row each, behind b->context tokens in pages of their own. */
 static void put_decode_step(bench *b, int n_rows) {
+    const int pages = pages_of_row(b);
     const size_t rows = (size_t)n_rows * sizeof(int32_t);
     cuda_step head = {.n_rows = n_rows, .n_dec = n_rows, .n_seqs = n_rows, .n_out = n_rows, .epoch = 1};
     size_t used = (sizeof head + 15) / 16 * 16;
-    int64_t *const row_array[] = {&head.token, &head.pos, &head.seq_of, &head.out_row, &head.page};
-    for (int i = 0; i < 5; i++, used += (rows + 15) / 16 * 16) {
+    int64_t *const row_array[] = {&head.token, &head.pos, &head.seq_of, &head.out_row};
+    for (int i = 0; i < 4; i++, used += (rows + 15) / 16 * 16) {
         *row_array[i] = (int64_t)used;
     }
     head.seq = (int64_t)used;
-    const size_t bytes = used + (size_t)n_rows * sizeof(cuda_seq);
+    used += (size_t)n_rows * sizeof(cuda_seq);
+    head.page = (int64_t)used;
+    const size_t bytes = used + rows * (size_t)pages;
     uint8_t *image = calloc(1, bytes);
     if (image == NULL) {
         printf("FATAL out of memory\n");
@@ -471,11 +485,13 @@ static void put_decode_step(bench *b, int n_rows) {
     }
     memcpy(image, &head, sizeof head);
     for (int i = 0; i < n_rows; i++) {
-        ((int32_t *)(image + head.pos))[i] = CONTEXT;
+        ((int32_t *)(image + head.pos))[i] = b->context;
         ((int32_t *)(image + head.seq_of))[i] = i;
         ((int32_t *)(image + head.out_row))[i] = i;
+        ((cuda_seq *)(image + head.seq))[i] = (cuda_seq){i, 1, b->context, i * pages};
+    }
+    for (int i = 0; i < n_rows * pages; i++) {
         ((int32_t *)(image + head.page))[i] = i;
-        ((cuda_seq *)(image + head.seq))[i] = (cuda_seq){i, 1, CONTEXT, i};
     }
     b->rank.step = take(b, bytes);
     cuda(b, b->driver->cuMemcpyHtoDAsync(b->rank.step, image, bytes, b->rank.stream), "copy");
@@ -483,8 +499,8 @@ static void put_decode_step(bench *b, int n_rows) {
     free(image);
 }
 
-/* us a layer, the least of three runs. */
-static double time_layers(bench *b, const ls_op *op, int n_rows) {
+/* us a layer, the least of three runs; without its op of this number, or NO_OP. */
+static double time_layers(bench *b, const ls_op *op, int n_rows, int without) {
     enum { TIMES = 3 };
     const cuda_driver *api = b->driver;
     const ls_step step = {.n_rows = n_rows, .n_out = n_rows};
@@ -497,7 +513,9 @@ static double time_layers(bench *b, const ls_op *op, int n_rows) {
     cuda(b, api->cuStreamSynchronize(b->rank.stream), "a layer");
     cuda(b, api->cuStreamBeginCapture(b->rank.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL), "capturing");
     for (int i = 0; i < ALL_OPS; i++) {
-        launch_decode(b, op, ALL_OPS, i, &step);
+        if (i % LAYER_OPS != without) {
+            launch_decode(b, op, ALL_OPS, i, &step);
+        }
     }
     cuda(b, api->cuStreamEndCapture(b->rank.stream, &graph), "capturing");
     cuda(b, api->cuGraphInstantiate(&exec, graph, 0), "a graph");
@@ -531,12 +549,12 @@ static void all_ways(bench *b, const ls_op *op, int n_rows, double limit_us) {
     put_decode_step(b, n_rows);
     for (int i = 0; i < DECODE_ROWS / 64; i++) { /* memory and clocks wake up */
         set_way(b, 0, text);
-        (void)time_layers(b, op, n_rows);
+        (void)time_layers(b, op, n_rows, NO_OP);
     }
     printf("  %3d rows, us a layer (%% of %.0f):", n_rows, limit_us);
     for (int way = 0; way < WAYS; way++) {
         set_way(b, way, text);
-        us[way] = time_layers(b, op, n_rows);
+        us[way] = time_layers(b, op, n_rows, NO_OP);
         if (way % all_wide == 0) {
             printf(" %s %.1f (%.0f),", text, us[way], limit_us / us[way] * 100);
         }
@@ -554,13 +572,30 @@ static void all_ways(bench *b, const ls_op *op, int n_rows, double limit_us) {
     fflush(stdout);
 }
 
-static void decode_steps(bench *b, const model *m) {
+/* As an engine has it. */
+static void layer_of(bench *b, const ls_op *op, int n_rows, double limit_us) {
+    static const char *const name[LAYER_OPS] = {"exchange", "qkv", "attn", "out", "exchange", "ffn_in", "ffn_out"};
+    put_decode_step(b, n_rows);
+    set_all(b, CUDA_BY_CHOICE);
+    (void)time_layers(b, op, n_rows, NO_OP);
+    const double all = time_layers(b, op, n_rows, NO_OP);
+    printf("  %3d rows: %.1f us, %.0f %% of %.1f; less by", n_rows, all, limit_us / all * 100, limit_us);
+    for (int i = 0; i < LAYER_OPS; i++) {
+        printf(" %s %.1f", name[i], all - time_layers(b, op, n_rows, i));
+    }
+    printf("\n");
+    fflush(stdout);
+}
+
+/* all: every way; else as an engine has it. */
+static void decode_steps(bench *b, const model *m, bool all) {
     const int q = m->n_heads * m->d_head, kv = m->n_kv * m->d_head;
     ls_weight weight[LAYERS * W_COUNT] = {{0}};
     ls_op op[ALL_OPS];
     ls_error err = {0};
     start_over(b);
-    lay_out(b, m, LAYERS, DECODE_ROWS, DECODE_ROWS, LS_PAGE_TOKENS, weight);
+    const int len = pages_of_row(b) * LS_PAGE_TOKENS, n_pages = pages_of_row(b) * DECODE_ROWS;
+    lay_out(b, m, LAYERS, DECODE_ROWS, n_pages, len, weight);
     for (int l = 0; l < LAYERS; l++) {
         const int w = l * W_COUNT;
         const ls_op layer[LAYER_OPS] = {
@@ -577,8 +612,8 @@ static void decode_steps(bench *b, const model *m) {
         memcpy(op + (size_t)l * LAYER_OPS, layer, sizeof layer);
         add_layer(b, m, &weight[w]);
     }
-    const size_t of_prefill = prefill_workspace(op, ALL_OPS, &b->rank.bind, LS_PAGE_TOKENS);
-    const size_t of_decode = decode_workspace(&op[2], DECODE_ROWS, LS_PAGE_TOKENS, DECODE_ROWS);
+    const size_t of_prefill = prefill_workspace(op, ALL_OPS, &b->rank.bind, len);
+    const size_t of_decode = decode_workspace(&op[2], DECODE_ROWS, len, n_pages);
     b->rank.workspace_bytes = of_prefill > of_decode ? of_prefill : of_decode;
     b->rank.workspace = take(b, b->rank.workspace_bytes);
     must(b, decode_prepare(&b->rank, &err), &err);
@@ -587,8 +622,8 @@ static void decode_steps(bench *b, const model *m) {
     must(b, cuda_measure_read(&b->rank, b->base, (int64_t)1 << 30, b->base + b->bytes - 256, &read, &err), &err);
     printf("decode-only steps of %s bf16, context %d; l: library, w: wide.c, g: gemm.c, in the order qkv, out, ffn_in, "
            "ffn_out; limit: reading at %.0f GB/s\n",
-           m->name, CONTEXT, read.best / 1e9);
-    for (int i = 0, width = 32; b->rank.wide && width <= WIDE_ROWS; i++, width *= 2) {
+           m->name, b->context, read.best / 1e9);
+    for (int i = 0, width = 32; all && b->rank.wide && width <= WIDE_ROWS; i++, width *= 2) {
         int blocks = 0;
         cuda(b,
              b->driver->cuOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, b->rank.wide_fn[i], WIDE_THREADS,
@@ -596,10 +631,10 @@ static void decode_steps(bench *b, const model *m) {
              "occupancy");
         printf("  wide.c, %d rows: %d blocks a multiprocessor\n", width, blocks);
     }
-    for (int n_rows = 32; n_rows <= DECODE_ROWS; n_rows *= 2) {
+    for (int n_rows = all ? 32 : 1; n_rows <= DECODE_ROWS; n_rows *= 2) {
         const double bytes =
-            2.0 * ((double)(2 * q + 2 * kv) + 3.0 * m->d_ffn) * m->d + 2.0 * 2 * n_rows * (double)(CONTEXT + 1) * kv;
-        all_ways(b, op, n_rows, bytes / read.best * 1e6);
+            2.0 * ((double)(2 * q + 2 * kv) + 3.0 * m->d_ffn) * m->d + 2.0 * 2 * n_rows * (double)(b->context + 1) * kv;
+        (all ? all_ways : layer_of)(b, op, n_rows, bytes / read.best * 1e6);
     }
     set_all(b, CUDA_BY_CHOICE);
 }
@@ -702,13 +737,14 @@ static void all_steps(bench *b) {
     close_choices(lts);
 }
 
-static void all_decode_steps(bench *b) {
+static void all_decode_steps(bench *b, int context, bool all) {
     ls_error err = {0};
+    b->context = context;
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         if (cublaslt_open(&b->rank.cublaslt, &err) != LS_OK) {
             printf("NOTE no cuBLASLt: %s\n", err.text);
         }
-        decode_steps(b, &models[i]);
+        decode_steps(b, &models[i], all);
         cublaslt_close(&b->rank.cublaslt);
     }
 }
@@ -718,14 +754,14 @@ int main(int argc, char **argv) {
     ls_error err = {0};
     const char *what = argc == 2 ? argv[1] : "";
     const bool attn = strcmp(what, "attn") == 0, gemms = strcmp(what, "gemm") == 0, steps = strcmp(what, "step") == 0,
-               decode = strcmp(what, "decode") == 0;
-    if (b == NULL || (!attn && !gemms && !steps && !decode && strcmp(what, "rows") != 0)) {
-        printf("usage: prefill_bench attn|rows|step|decode|gemm\n");
+               decode = strcmp(what, "decode") == 0, layer = strcmp(what, "layer") == 0;
+    if (b == NULL || (!attn && !gemms && !steps && !decode && !layer && strcmp(what, "rows") != 0)) {
+        printf("usage: prefill_bench attn|rows|step|decode|layer|gemm\n");
         return 2;
     }
     must(b, cuda_driver_open(&b->driver, &err), &err);
     must(b, cuda_rank_open(&b->rank, b->driver, 0, false, &err), &err);
-    b->bytes = (size_t)3 << 30;
+    b->bytes = (size_t)5 << 30;
     cuda(b, b->driver->cuMemAlloc(&b->base, b->bytes), "memory");
     cuda(b, b->driver->cuEventCreate(&b->start, CU_EVENT_DEFAULT), "event");
     cuda(b, b->driver->cuEventCreate(&b->stop, CU_EVENT_DEFAULT), "event");
@@ -734,7 +770,9 @@ int main(int argc, char **argv) {
     } else if (steps) {
         all_steps(b);
     } else if (decode) {
-        all_decode_steps(b);
+        all_decode_steps(b, 60, true);
+    } else if (layer) {
+        all_decode_steps(b, 540, false);
     } else if (gemms) {
         all_gemms(b);
     } else {

@@ -2,7 +2,7 @@
  * The prefill ops on a GPU against the reference ops, op by op: each op of a small layer starts from the same inputs on
  * both sides, for all dtypes, odd sizes and lengths.
  *
- *   prefill_check [quick]
+ *   prefill_check [quick|few]       some of it; few: little, for racecheck
  *   prefill_check attn              attention in 16 bits alone, by both kernels
  *   prefill_check wide              steps whose sequences have one row each
  *   prefill_check rows              17 to 128 rows, by wide.c's kernels
@@ -86,6 +86,7 @@ typedef struct world {
 
 typedef struct tally {
     int cases, ops, bad;
+    int turn, every; /* of all cases, those that are checked */
     double worst[5]; /* by tolerance class, an ls_dtype */
     char where[5][240];
 } tally;
@@ -796,6 +797,9 @@ static void check_zones(tally *t, const world *w) {
 }
 
 static void check_case(gpu *g, tally *t, const shape *s, const seqs *q, ls_dtype dtype, ls_dtype kv, how way) {
+    if (t->turn++ % t->every != 0) {
+        return;
+    }
     world *w = calloc(1, sizeof *w);
     if (w == NULL) {
         die("memory", NULL);
@@ -834,8 +838,9 @@ static void check_case(gpu *g, tally *t, const shape *s, const seqs *q, ls_dtype
 
 /* ---- All ---- */
 
+static const ls_dtype dtypes[] = {LS_F32, LS_BF16, LS_F16};
+
 static void check_few(gpu *g, tally *t, bool quick) {
-    static const ls_dtype dtypes[] = {LS_F32, LS_BF16, LS_F16};
     int turn = 0;
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
         for (size_t l = 0; l < sizeof few_lengths / sizeof *few_lengths; l++) {
@@ -851,9 +856,6 @@ static void check_few(gpu *g, tally *t, bool quick) {
 }
 
 static void check_all(gpu *g, tally *t, bool quick) {
-    static const ls_dtype dtypes[] = {LS_F32, LS_BF16, LS_F16};
-    static const shape layer = {"qwen3-4b", 2560, 32, 8, 128, 0, 9728, 1000, false, true, 1, 0};
-    static const seqs some = {.name = "200+1, 40+16", .seq = {{200, 1}, {40, 16}}};
     int turn = 0;
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
         for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++) {
@@ -872,8 +874,9 @@ static void check_all(gpu *g, tally *t, bool quick) {
     }
     for (int i = 0; i < 3 && !quick; i++) {
         for (int way = g->lt == NULL; way < 3; way++) {
-            check_case(g, t, &layer, &some, dtypes[i], dtypes[i], (how){.int8 = way == 2, .lt = way == 0});
-            check_case(g, t, &layer, &some, dtypes[i], dtypes[i], (how){.int8 = way == 2, .lt = way == 0, .few = true});
+            check_case(g, t, &layer, layer_lengths, dtypes[i], dtypes[i], (how){.int8 = way == 2, .lt = way == 0});
+            check_case(g, t, &layer, layer_lengths, dtypes[i], dtypes[i],
+                       (how){.int8 = way == 2, .lt = way == 0, .few = true});
         }
     }
     check_few(g, t, quick);
@@ -902,11 +905,9 @@ static void check_wide(gpu *g, tally *t) {
     }
 }
 
-/* way: by wide.c or by gemm.c. Some of it where kernels are emulated. */
-static void check_rows(gpu *g, tally *t, how way) {
-    static const shape layer = {"qwen3-4b", 2560, 32, 8, 128, 0, 9728, 1000, false, true, 1, 0};
-    static const seqs some[] = {{.name = "200+31", .seq = {{200, 31}}}, {.name = "0+250", .seq = {{0, 250}}}};
-    const bool emulated = g->rank.facts.sm_count < 16;
+/* way: by wide.c or by gemm.c. Some of it where kernels are emulated, or where few cases are asked for. */
+static void check_rows(gpu *g, tally *t, bool few, how way) {
+    const bool emulated = g->rank.facts.sm_count < 16 || few;
     const seqs *lengths_of = way.gemm ? gemm_lengths : wide_lengths;
     const shape *shapes_of = way.gemm ? gemm_shapes : wide_shapes;
     const size_t n_lengths =
@@ -930,8 +931,8 @@ static void check_rows(gpu *g, tally *t, how way) {
         for (size_t s = 0; s < n_shapes && !(emulated && dtype == LS_F16); s++) {
             check_case(g, t, &shapes_of[s], &single_rows, dtype, dtype, way);
         }
-        for (size_t i = 0; i < sizeof some / sizeof *some && !emulated; i++) {
-            check_case(g, t, &layer, &some[i], dtype, dtype, way);
+        for (size_t i = 0; i < 2 && !emulated; i++) {
+            check_case(g, t, &layer, layer_lengths + 1 + i, dtype, dtype, way);
         }
     }
 }
@@ -950,19 +951,18 @@ static void open_gpu(gpu *g) {
 }
 
 int main(int argc, char **argv) {
-    bool quick = false, attn = false, wide = false, rows = false, gemm = false;
+    bool quick = false, few = false, attn = false, wide = false, rows = false, gemm = false;
     for (int i = 1; i < argc; i++) {
         attn = attn || strcmp(argv[i], "attn") == 0;
         wide = wide || strcmp(argv[i], "wide") == 0;
         rows = rows || strcmp(argv[i], "rows") == 0;
         gemm = gemm || strcmp(argv[i], "gemm") == 0;
-        quick = quick || strcmp(argv[i], "quick") == 0;
+        few = few || strcmp(argv[i], "few") == 0;
+        quick = quick || few || strcmp(argv[i], "quick") == 0;
     }
-    gpu *g = calloc(1, sizeof *g);
-    if (g == NULL) {
-        die("memory", NULL);
-    }
-    tally t = {0};
+    static gpu the_gpu;
+    gpu *g = &the_gpu;
+    tally t = {.every = few ? 7 : 1};
     open_gpu(g);
     int64_t start = clock_ns();
     if (attn) {
@@ -972,16 +972,17 @@ int main(int argc, char **argv) {
         check_wide(g, &t);
     }
     if (rows) {
-        check_rows(g, &t, (how){.wide = true});
+        check_rows(g, &t, few, (how){.wide = true});
     }
     if (gemm) {
-        check_rows(g, &t, (how){.gemm = true});
+        check_rows(g, &t, few, (how){.gemm = true});
     }
     if (!attn && !wide && !rows && !gemm) {
         check_all(g, &t, quick);
         check_wide(g, &t);
-        check_rows(g, &t, (how){.wide = true});
-        check_rows(g, &t, (how){.gemm = true});
+        t.every = 1;
+        check_rows(g, &t, few, (how){.wide = true});
+        check_rows(g, &t, few, (how){.gemm = true});
     }
     printf("prefill_check: %s: %d cases, %d ops, %d failures; worst error f32 %.1e, bf16 %.1e, f16 %.1e; %.1f s\n",
            g->rank.facts.name, t.cases, t.ops, t.bad, t.worst[LS_F32], t.worst[LS_BF16], t.worst[LS_F16],
@@ -995,6 +996,5 @@ int main(int argc, char **argv) {
     cublaslt_close(&g->lt);
     cuda_rank_close(&g->rank);
     cuda_driver_close(&g->driver);
-    free(g);
     return t.bad > 0;
 }

@@ -127,8 +127,8 @@ ls_status decode_launch_attn(cuda_rank *rank, const ls_op *op, int first, bool w
 ls_status decode_launch_norm(cuda_rank *rank, const ls_op *op, int first, int n_rows, ls_error *err);
 /* Warps of a block of attention, which decide bits; bytes of shared memory for a row of K or V, and for a warp. */
 int decode_attn_warps(const cuda_rank *rank, int d_head, int *row_bytes, int *warp_bytes);
-/* How many nodes of the leaf tree decode's out and ffn_out leave. */
-int decode_row_nodes(const cuda_rank *rank, const ls_op *op);
+/* How many nodes of the leaf tree decode's out and ffn_out leave of n_rows rows. */
+int decode_row_nodes(const cuda_rank *rank, const ls_op *op, int n_rows);
 /* How many offers `sample` leaves for each output row in the workspace (decode_sample_part, ids within the rank's
  * vocabulary), beside the drawn token. */
 int decode_sample_slices(const ls_op *op);

@@ -23,9 +23,11 @@ _Static_assert((int)CUDA_TOKEN_DRAWN == (int)LS_TOKEN_DRAWN, "kernels know drawn
 
 /* ---- Kernels by name ---- */
 
-#define MATMULS(name) "decode_matmul_" name "_odd", "decode_matmul_" name "_8", "decode_matmul_" name "_16"
+#define MATMULS(name)                                                                                                  \
+    "decode_matmul_" name "_odd", "decode_matmul_" name "_1", "decode_matmul_" name "_8", "decode_matmul_" name "_16"
 #define WIDE_MATMULS(name) MATMULS(name), "decode_matmul_" name "_24", "decode_matmul_" name "_32"
-#define LONG_MATMUL(name) "decode_matmul_" name "_8_long"
+#define LONG_MATMULS(name)                                                                                             \
+    "decode_matmul_" name "_1_long", "decode_matmul_" name "_8_long", "decode_matmul_" name "_16_long"
 #define ATTNS(name) "decode_attn_" name "_64", "decode_attn_" name "_128", "decode_attn_" name "_256"
 #define CHAINS(name) "decode_attn_chain_" name "_64", "decode_attn_chain_" name "_128"
 
@@ -41,8 +43,8 @@ const char *const decode_kernel_names[] = {
     MATMULS("int8_f32"),
     WIDE_MATMULS("int8_bf16"),
     WIDE_MATMULS("int8_f16"),
-    LONG_MATMUL("bf16"),
-    LONG_MATMUL("f16"),
+    LONG_MATMULS("bf16"),
+    LONG_MATMULS("f16"),
     ATTNS("f32"),
     ATTNS("bf16"),
     ATTNS("f16"),
@@ -57,11 +59,12 @@ enum {
     KERNEL_SLIM_EXCHANGE,
     KERNEL_SAMPLE,
     KERNEL_MATMUL,
-    OF_F32 = 3, /* by width: columns_of */
-    OF_WIDE = 5,
+    OF_F32 = 4, /* by width: rows_of */
+    OF_WIDE = 6,
     KERNEL_INT8 = KERNEL_MATMUL + OF_F32 + 2 * OF_WIDE,
     KERNEL_LONG = KERNEL_INT8 + OF_F32 + 2 * OF_WIDE, /* bf16, f16 */
-    KERNEL_ATTN = KERNEL_LONG + 2,
+    OF_LONG = 3,                                      /* by width, but for the first */
+    KERNEL_ATTN = KERNEL_LONG + 2 * OF_LONG,
     OF_ATTN = 3,                              /* heads up to 64, 128, 256 */
     KERNEL_CHAIN = KERNEL_ATTN + 3 * OF_ATTN, /* bf16, f16 */
     OF_CHAIN = 2                              /* heads up to 64, 128 */
@@ -70,19 +73,20 @@ enum {
 enum {
     WARP = 32,
     MAX_EXCHANGE_THREADS = 1024,
-    PLAIN_SHARED_BYTES = 48 << 10,     /* more must be asked for */
-    MAX_ATTN_BYTES = 192 << 10,        /* with more, L1 is too small for the loads of the kernels beside: measured */
-    BLOCKS_PER_SM = 2,                 /* what matmuls' shared memory is cut for, where it lasts and stages are short */
-    LONG_LEAF_BYTES = 1024,            /* 16-bit leaves of fewer bytes of a row lose by long stages: measured */
-    LONG_SHARED_BYTES = 144 << 10,     /* room for two long stages of eight warps */
-    LEAST_ROWS = 4,                    /* of a block's even share, where the chip holds more blocks */
-    MAX_X_ROOM = 5120,                 /* bytes of it for a warp's part of x */
-    BLOCK_RESERVE_BYTES = 1024,        /* of it that a block has for CUDA itself */
+    PLAIN_SHARED_BYTES = 48 << 10, /* more must be asked for */
+    MAX_ATTN_BYTES = 192 << 10,    /* with more, L1 is too small for the loads of the kernels beside: measured */
+    BLOCKS_PER_SM = 2,             /* what matmuls' shared memory is cut for, where it lasts and stages are short */
+    LONG_LEAF_BYTES = 1024,        /* 16-bit leaves of fewer bytes of a row lose by long stages: measured */
+    LONG_SHARED_BYTES = 144 << 10, /* room for two long stages of eight warps */
+    LEAST_NODES = 4,               /* of ffn_out whose warps share x: with fewer a block has more of x to wait for */
+    LEAST_ROWS = 4,                /* of a block's even share, where the chip holds more blocks */
+    MAX_X_ROOM = 5120,             /* bytes of it for a warp's part of x */
+    BLOCK_RESERVE_BYTES = 1024,    /* of it that a block has for CUDA itself */
     SAMPLE_COUNTERS = CUDA_SAMPLE_ROWS /* the last of rank->counters: one for each output row, prefill's too */
 };
 
-/* Rows of x that a block of a matmul kernel takes; the first takes weights of any alignment. */
-static const int columns_of[OF_WIDE] = {16, 8, 16, 24, 32};
+/* Rows of x that a matmul kernel is for, and columns of its tiles; the first takes weights of any alignment. */
+static const int rows_of[OF_WIDE] = {16, 1, 8, 16, 24, 32}, columns_of[OF_WIDE] = {16, 8, 8, 16, 24, 32};
 
 static int at_most(int a, int b) {
     return a < b ? a : b;
@@ -143,17 +147,6 @@ static ls_status launch_embed(cuda_rank *rank, const ls_op *op, int m_bucket, ls
     return launch(rank, KERNEL_EMBED, (unsigned)m_bucket, 1, 1, 256, 0, &args, err);
 }
 
-/* As few as give the chip enough blocks. */
-int decode_row_nodes(const cuda_rank *rank, const ls_op *op) {
-    const op_row *a = &op->row;
-    const int tiles = ceil_div(weight(rank, a->weight)->rows, DECODE_TILE), most = CUDA_NODES / rank->bind.group.size;
-    int nodes = 1;
-    while (nodes < a->leaf_count && nodes < most && tiles * nodes < rank->facts.sm_count) {
-        nodes *= 2;
-    }
-    return nodes;
-}
-
 /* An exchange (NULL: none) and the norm of the op behind it (NULL: none). */
 static ls_status launch_exchange(cuda_rank *rank, const ls_op *op, int index, int n_nodes, const ls_op *behind,
                                  int m_bucket, ls_error *err) {
@@ -204,14 +197,19 @@ static decode_matrix matrix_of(const cuda_rank *rank, int i_weight, int i_bias, 
     return (decode_matrix){w->data, w->scale, vector(rank, i_bias), w->rows, y_first, INT32_MAX};
 }
 
-/* Bytes of a warp's leaf of `rows` rows of x, where that is little enough to be kept. */
-static int x_room(const decode_matmul_args *args, int element_bytes, int rows) {
+/* Bytes of the longest of some leaves of `rows` rows of x. */
+static int64_t leaf_bytes(const int32_t *border, int n_leaves, int element_bytes, int rows) {
     int longest = 0;
-    for (int i = 0; i < args->n_leaves; i++) {
-        const int n = args->border[i + 1] - args->border[i];
+    for (int i = 0; i < n_leaves; i++) {
+        const int n = border[i + 1] - border[i];
         longest = n > longest ? n : longest;
     }
-    const int64_t bytes = (int64_t)longest * element_bytes * rows;
+    return (int64_t)longest * element_bytes * rows;
+}
+
+/* The same where that is little enough for each warp to keep its own; else 0. */
+static int x_room(const decode_matmul_args *args, int element_bytes, int rows) {
+    const int64_t bytes = leaf_bytes(args->border, args->n_leaves, element_bytes, rows);
     return bytes <= MAX_X_ROOM ? (int)bytes : 0;
 }
 
@@ -221,22 +219,65 @@ static bool has_long_stages(const cuda_rank *rank, const decode_matmul_args *arg
            rank->facts.shared_bytes_per_block >= LONG_SHARED_BYTES && x_room(args, 2, rows) > 0;
 }
 
-/* How a block of a matmul uses its shared memory: sums, rings and (x_rows > 0) x. The deepest ring with which two blocks of
+/* Bytes of shared memory that each of LS_LEAVES warps of a block can have where per_sm blocks fit a multiprocessor. */
+static int warp_share(const cuda_rank *rank, int per_sm, int warps) {
+    const int sm = rank->facts.shared_bytes_per_block + BLOCK_RESERVE_BYTES;
+    return (sm / per_sm - BLOCK_RESERVE_BYTES * LS_LEAVES / warps) / LS_LEAVES;
+}
+
+static int sums_of_warp(int columns) {
+    return 2 * columns * DECODE_TILE * (int)sizeof(float);
+}
+
+/* ffn_out of so many rows that a warp has no room for its leaf of x: the warps of a block share x then. Each of its leaves has
+ * several, for as many parts of the block's rows of W, with long stages. How few nodes of the leaf tree that takes; 0: it does
+ * not serve. (`out` has its blocks on what multiprocessors attention leaves free, so it must not need all of each: measured.) */
+static int nodes_that_share_x(const cuda_rank *rank, const ls_op *op, int n_rows) {
+    const op_row *a = &op->row;
+    const ls_weight *w = weight(rank, a->weight);
+    int32_t border[LS_LEAVES + 1];
+    set_borders(border, a->k_total, a->leaf_first, a->leaf_count);
+    const int64_t x = leaf_bytes(border, a->leaf_count, 2, n_rows);
+    if (op->kind != OP_FFN_OUT || n_rows > CUDA_MAX_DECODE || rank->bind.dtype == LS_F32 || w->format == LS_INT8 ||
+        w->cols % 8 != 0 || (uintptr_t)w->data % 16 != 0 || x <= MAX_X_ROOM ||
+        2 * (w->cols / a->leaf_count) < LONG_LEAF_BYTES) {
+        return 0;
+    }
+    const int columns = n_rows > 8 ? 16 : 8, stages = 2 * DECODE_LONG_PAIRS * DECODE_PAIR_BYTES;
+    for (int nodes = at_most(LEAST_NODES, a->leaf_count); nodes <= a->leaf_count; nodes *= 2) {
+        if (a->leaf_count / nodes * x / LS_LEAVES + sums_of_warp(columns) + stages <= warp_share(rank, 1, LS_LEAVES)) {
+            return nodes;
+        }
+    }
+    return 0;
+}
+
+int decode_row_nodes(const cuda_rank *rank, const ls_op *op, int n_rows) {
+    const op_row *a = &op->row;
+    int nodes = nodes_that_share_x(rank, op, n_rows);
+    if (nodes == 0) { /* as few as give the chip enough blocks */
+        const int tiles = ceil_div(weight(rank, a->weight)->rows, DECODE_TILE);
+        nodes = 1;
+        while (nodes < a->leaf_count && tiles * nodes < rank->facts.sm_count) {
+            nodes *= 2;
+        }
+    }
+    return nodes;
+}
+
+/* How a block of a matmul uses its shared memory: sums, rings and (x_room > 0) x. The deepest ring with which two blocks of
  * eight warps fit an SM (one, if stages are long); fewer blocks before a ring of less than four pairs. Returns its bytes. */
 static int place_in_shared(const cuda_rank *rank, decode_matmul_args *args, bool is_long, int warps, int columns,
-                           int x_rows) {
+                           int leaves) {
     static const int short_rings[] = {8, 6, 5, 4, 0}, long_rings[] = {3, 2, 1, 0};
     const int *rings = is_long ? long_rings : short_rings;
-    const int stage = (is_long ? DECODE_LONG_PAIRS : 1) * DECODE_PAIR_BYTES;
-    const int sums = 2 * columns * DECODE_TILE * (int)sizeof(float); /* here and below: of a warp */
-    const int sm = rank->facts.shared_bytes_per_block + BLOCK_RESERVE_BYTES;
-    args->x_room = x_room(args, (int)ls_dtype_bytes(rank->bind.dtype), x_rows);
+    const int stage = (is_long ? DECODE_LONG_PAIRS : 1) * DECODE_PAIR_BYTES, sums = sums_of_warp(columns);
     for (int per_sm = is_long ? 1 : BLOCKS_PER_SM; per_sm > 0; per_sm--) {
-        const int most = (sm / per_sm - BLOCK_RESERVE_BYTES * LS_LEAVES / warps) / LS_LEAVES;
+        const int most = warp_share(rank, per_sm, warps);
         for (int i = 0; rings[i] > 0; i++) {
             args->ring = rings[i];
-            if (args->ring * stage + sums + args->x_room <= most) {
-                return warps * (args->ring * stage + sums + args->x_room);
+            if (args->ring * stage + sums + args->x_room * leaves / warps <= most) {
+                return warps * (args->ring * stage + sums) + leaves * args->x_room;
             }
         }
     }
@@ -253,9 +294,10 @@ static bool is_aligned(const decode_matmul_args *args, size_t element_bytes) {
     return aligned;
 }
 
-/* args without step, k and what counts rows; the shape of `like` is that of all its matrices, but for rows. */
+/* args without step, k and what counts rows; the shape of `like` is that of all its matrices, but for rows. shares_x: see
+ * nodes_that_share_x. */
 static ls_status launch_matmul(cuda_rank *rank, decode_matmul_args *args, const ls_weight *like, int tiles, int nodes,
-                               int m_bucket, ls_error *err) {
+                               bool shares_x, int m_bucket, ls_error *err) {
     args->step = device(rank->step);
     args->k = like->cols;
     args->n_tiles = tiles;
@@ -273,21 +315,29 @@ static ls_status launch_matmul(cuda_rank *rank, decode_matmul_args *args, const 
     }
     if (is_aligned(args, ls_dtype_bytes(like->format))) { /* the narrowest that takes all rows, or the widest */
         width = 1;
-        while (width + 1 < n_widths && columns_of[width] < m_bucket) {
+        while (width + 1 < n_widths && rows_of[width] < m_bucket) {
             width++;
         }
     }
-    const int columns = columns_of[width], warps = args->n_leaves / nodes;
+    const int columns = columns_of[width], leaves = args->n_leaves / nodes, rows = at_most(m_bucket, columns);
     const bool is_f32 = dtype == LS_F32;
-    const bool is_long =
-        like->format != LS_INT8 && (is_f32 || (width == 1 && has_long_stages(rank, args, at_most(m_bucket, columns))));
-    kernel = is_long && !is_f32 ? KERNEL_LONG + (dtype == LS_F16) : kernel + width;
+    const bool is_long = like->format != LS_INT8 &&
+                         (is_f32 || shares_x || (width > 0 && columns == 8 && has_long_stages(rank, args, rows)));
+    kernel = is_long && !is_f32 ? KERNEL_LONG + (dtype == LS_F16 ? OF_LONG : 0) + width - 1 : kernel + width;
+    const int warps = shares_x ? LS_LEAVES : leaves, groups = warps / leaves;
     int shared = warps * columns * DECODE_TILE * (int)sizeof(float), blocks = tiles;
+    while (1 << args->leaf_bits < leaves) {
+        args->leaf_bits++;
+    }
     if (columns <= CUDA_MAX_DECODE) { /* all at a time, with as many rows each, or tiles, but for the last */
-        shared = place_in_shared(rank, args, is_long, warps, columns, width > 0 ? at_most(m_bucket, columns) : 0);
+        const int element = (int)ls_dtype_bytes(dtype);
+        args->x_room = width == 0 ? 0
+                       : shares_x ? (int)leaf_bytes(args->border, args->n_leaves, element, rows)
+                                  : x_room(args, element, rows);
+        shared = place_in_shared(rank, args, is_long, warps, columns, leaves);
         const int most = at_least_one((rank->facts.shared_bytes_per_block + BLOCK_RESERVE_BYTES) /
                                       (shared + BLOCK_RESERVE_BYTES) * rank->facts.sm_count / nodes);
-        blocks = is_long ? at_most(most, ceil_div(args->n_rows, LEAST_ROWS))
+        blocks = is_long ? at_most(most, ceil_div(args->n_rows, LEAST_ROWS * groups))
                          : ceil_div(tiles, at_least_one(ceil_div(tiles, most)));
     }
     return launch(rank, kernel, (unsigned)at_least_one(blocks), (unsigned)nodes, (unsigned)ceil_div(m_bucket, columns),
@@ -307,7 +357,7 @@ static ls_status launch_qkv(cuda_rank *rank, const ls_op *op, void *y, int m_buc
                                           matrix_of(rank, a->v, a->v_bias, q + kv)}};
     set_borders(args.border, bind->d_model, 0, LS_LEAVES);
     const int tiles = ceil_div(q, DECODE_TILE) + 2 * ceil_div(kv, DECODE_TILE);
-    return launch_matmul(rank, &args, weight(rank, a->q), tiles, 1, m_bucket, err);
+    return launch_matmul(rank, &args, weight(rank, a->q), tiles, 1, false, m_bucket, err);
 }
 
 static ls_status launch_ffn_in(cuda_rank *rank, const ls_op *op, int m_bucket, ls_error *err) {
@@ -321,7 +371,8 @@ static ls_status launch_ffn_in(cuda_rank *rank, const ls_op *op, int m_bucket, l
         .y_stride = a->d_ffn_loc,
         .matrix = {matrix_of(rank, a->gate, a->gate_bias, 0), matrix_of(rank, a->up, a->up_bias, 0)}};
     set_borders(args.border, bind->d_model, 0, LS_LEAVES);
-    return launch_matmul(rank, &args, weight(rank, a->gate), ceil_div(a->d_ffn_loc, DECODE_TILE / 2), 1, m_bucket, err);
+    return launch_matmul(rank, &args, weight(rank, a->gate), ceil_div(a->d_ffn_loc, DECODE_TILE / 2), 1, false,
+                         m_bucket, err);
 }
 
 static ls_status launch_row(cuda_rank *rank, const ls_op *op, int n_nodes, int m_bucket, ls_error *err) {
@@ -337,7 +388,8 @@ static ls_status launch_row(cuda_rank *rank, const ls_op *op, int n_nodes, int m
                                .matrix = {matrix_of(rank, a->weight, -1, 0)}};
     set_borders(args.border, a->k_total, a->leaf_first, a->leaf_count);
     const ls_weight *w = weight(rank, a->weight);
-    return launch_matmul(rank, &args, w, ceil_div(w->rows, DECODE_TILE), n_nodes, m_bucket, err);
+    const bool shares_x = n_nodes == nodes_that_share_x(rank, op, m_bucket);
+    return launch_matmul(rank, &args, w, ceil_div(w->rows, DECODE_TILE), n_nodes, shares_x, m_bucket, err);
 }
 
 static ls_status launch_head(cuda_rank *rank, const ls_op *op, int index, int m_bucket, ls_error *err) {
@@ -352,7 +404,8 @@ static ls_status launch_head(cuda_rank *rank, const ls_op *op, int index, int m_
                                .op_index = index,
                                .matrix = {matrix_of(rank, a->weight, -1, 0)}};
     set_borders(args.border, bind->d_model, 0, LS_LEAVES);
-    return launch_matmul(rank, &args, weight(rank, a->weight), ceil_div(a->vocab_count, DECODE_TILE), 1, m_bucket, err);
+    return launch_matmul(rank, &args, weight(rank, a->weight), ceil_div(a->vocab_count, DECODE_TILE), 1, false,
+                         m_bucket, err);
 }
 
 /* ---- Attention ---- */
@@ -388,20 +441,21 @@ int decode_attn_warps(const cuda_rank *rank, int d_head, int *row_bytes, int *wa
     return at_most(room / *warp_bytes, rank->attn_warps > 0 ? at_most(rank->attn_warps, most) : most);
 }
 
-/* Warps of a block of chains; 0: they do not serve. They pay where there are more rows than a chip has blocks to give each KV
- * head one: all items at work at once, none of them shared. */
-static int chain_warps(const cuda_rank *rank, int d_head, int m_bucket, int *row_bytes, int *warp_bytes) {
-    enum { FEWEST = 3 }; /* that keep an SM's share of memory busy */
+/* Chains of a block; 0: they do not serve. They pay where there are more rows than a chip has blocks to give each KV head one:
+ * all items at work at once, none of them shared. */
+static int chains_of_block(const cuda_rank *rank, int d_head, int m_bucket, int *row_bytes, int *chain_bytes) {
+    enum { FEWEST = 2 }; /* that keep an SM's share of memory busy */
     const bool wanted = rank->attn_chains > 0 || (rank->attn_chains == 0 && m_bucket > CUDA_MAX_DECODE);
     if (!wanted || rank->bind.kv_dtype == LS_F32 || d_head > 128) {
         return 0;
     }
-    const int room = at_most(rank->facts.shared_bytes_per_block, MAX_ATTN_BYTES);
+    const int room = at_most(rank->facts.shared_bytes_per_block, MAX_ATTN_BYTES), width = d_head > 64 ? 128 : 64;
     *row_bytes = ceil_div(d_head, 16) * 16 * (int)ls_dtype_bytes(rank->bind.kv_dtype) + 16;
-    *warp_bytes = (d_head > 64 ? DECODE_CHAIN_BYTES(128) : DECODE_CHAIN_BYTES(64)) +
-                  DECODE_CHAIN_UNITS * 2 * DECODE_ATTN_UNIT * *row_bytes;
-    const int warps = at_most(room / *warp_bytes, DECODE_CHAIN_WARPS);
-    return warps >= FEWEST ? warps : 0;
+    *chain_bytes =
+        (int)DECODE_CHAIN_BYTES(width) + DECODE_CHAIN_TEAM * (DECODE_ATTN_HEADS * width * (int)sizeof(float) +
+                                                              DECODE_CHAIN_UNITS * 2 * DECODE_ATTN_UNIT * *row_bytes);
+    const int chains = at_most(room / *chain_bytes, DECODE_CHAIN_WARPS / DECODE_CHAIN_TEAM);
+    return chains >= FEWEST ? chains : 0;
 }
 
 /* before: the op before it, which is qkv or NULL. with_bias: its matmul left the bias to this. */
@@ -439,14 +493,14 @@ static ls_status launch_attn(cuda_rank *rank, const ls_op *op, const ls_op *befo
         args.k_bias = with_bias ? vector(rank, before->qkv.k_bias) : NULL;
         args.v_bias = with_bias ? vector(rank, before->qkv.v_bias) : NULL;
     }
-    int warps = chain_warps(rank, a->d_head, m_bucket, &args.row_bytes, &args.warp_bytes);
-    if (warps > 0) {
+    const int chains = chains_of_block(rank, a->d_head, m_bucket, &args.row_bytes, &args.warp_bytes);
+    if (chains > 0) {
         const int chain = KERNEL_CHAIN + ((int)bind->kv_dtype - LS_BF16) * OF_CHAIN + (a->d_head > 64);
         args.split_tokens = DECODE_CHAIN_TOKENS;
-        return launch(rank, chain, (unsigned)rank->facts.sm_count, 1, 1, (unsigned)(warps * WARP),
-                      (size_t)(warps * args.warp_bytes), &args, err);
+        return launch(rank, chain, (unsigned)rank->facts.sm_count, 1, 1, (unsigned)(chains * DECODE_CHAIN_TEAM * WARP),
+                      (size_t)(chains * args.warp_bytes), &args, err);
     }
-    warps = decode_attn_warps(rank, a->d_head, &args.row_bytes, &args.warp_bytes);
+    const int warps = decode_attn_warps(rank, a->d_head, &args.row_bytes, &args.warp_bytes);
     args.split_tokens = DECODE_ATTN_TOKENS;
     /* As many blocks as the chip holds at a time, or as there may be items. */
     const int bytes = DECODE_ATTN_BYTES + warps * args.warp_bytes;
@@ -555,7 +609,7 @@ ls_status decode_launch(cuda_rank *rank, const ls_op *op, int n_ops, int first, 
     const ls_op *row = is_row(this) ? this : before != NULL && is_row(before) ? before : NULL;
     const decode_how how = {.n_rows = m_bucket,
                             .n_out = m_bucket,
-                            .n_nodes = row != NULL ? decode_row_nodes(rank, row) : 1,
+                            .n_nodes = row != NULL ? decode_row_nodes(rank, row, m_bucket) : 1,
                             .qkv = rank->bind.buf[BUF_QKV]};
     *n_taken = 1;
     switch (this->kind) {

@@ -621,7 +621,7 @@ static int nodes_of(const cuda_rank *rank, const ls_op *op, const ls_step *step,
     const engine by = engine_of(rank, op, step);
     if (alone || by != BY_LIBRARY) {
         return alone             ? 1
-               : by == BY_DECODE ? decode_row_nodes(rank, op)
+               : by == BY_DECODE ? decode_row_nodes(rank, op, step->n_rows)
                : by == BY_WIDE   ? wide_row_nodes(rank, op, alone)
                                  : gemm_row_nodes(rank, op, step->n_rows, alone);
     }

@@ -12,6 +12,7 @@
  *
  *     decode_check             checks and timings
  *     decode_check check|time  only these
+ *     decode_check small|few   small models in all dtypes, or (for racecheck) in one each and at near positions
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -77,6 +78,7 @@ static const model small_models[] = {
     {"mha96", 48, 17, 3, 3, 96, 33, 300, false, true, false},
     {"d256", 272, 1000, 8, 1, 256, 515, 0, false, false, false},
     {"mqa128", 520, 1304, 4, 1, 128, 4096, 257, true, true, false},
+    {"long", 72, 5000, 2, 1, 64, 130, 0, false, true, false},
 };
 static const model qwen3_4b = {"Qwen3-4B", 2560, 9728, 32, 8, 128, 20011, 0, false, true, false};
 static const model mistral_7b = {"Mistral-7B", 4096, 14336, 32, 8, 128, 8000, 0, false, false, false};
@@ -851,6 +853,16 @@ static void check_model(device *dev, const model *m, ls_dtype dtype, bool int8, 
     }
 }
 
+/* Each small model once, in another dtype than its neighbours. far: as it is; else all at near positions. */
+static void check_few(device *dev, bool far) {
+    static const ls_dtype dtypes[] = {LS_BF16, LS_F32, LS_F16};
+    for (size_t i = 0; i < sizeof small_models / sizeof *small_models; i++) {
+        model m = small_models[i];
+        m.is_far = m.is_far && far;
+        check_model(dev, &m, dtypes[i % 3], i % 2 != 0, LS_BF16);
+    }
+}
+
 static void check_all(device *dev, bool small_only) {
     static const ls_dtype dtypes[] = {LS_BF16, LS_F32, LS_F16};
     for (size_t i = 0; i < sizeof small_models / sizeof *small_models; i++) {
@@ -864,9 +876,7 @@ static void check_all(device *dev, bool small_only) {
     }
     if (device_overlap(dev, true)) {
         printf("again, with kernels that overlap:\n");
-        for (size_t i = 0; i < sizeof small_models / sizeof *small_models; i++) {
-            check_model(dev, &small_models[i], dtypes[i % 3], i % 2 != 0, LS_BF16);
-        }
+        check_few(dev, true);
         check_model(dev, &qwen3_4b, LS_BF16, false, LS_BF16);
         device_overlap(dev, false);
     }
@@ -887,11 +897,16 @@ int main(int argc, char **argv) {
     if (dev == NULL) {
         return 2;
     }
+    const bool few = strcmp(what, "few") == 0, small = strcmp(what, "small") == 0;
+    if (few) {
+        check_few(dev, false);
+    } else if (strcmp(what, "time") != 0) {
+        check_all(dev, small);
+    }
     if (strcmp(what, "time") != 0) {
-        check_all(dev, strcmp(what, "small") == 0);
         printf("%d passed, %d failed\n", n_passed, n_failed);
     }
-    if (strcmp(what, "check") != 0 && strcmp(what, "small") != 0) {
+    if (strcmp(what, "check") != 0 && !few && !small) {
         time_all(dev);
     }
     device_close(dev);

@@ -124,20 +124,20 @@ static void run_block(unsigned n_threads, bool backwards) {
             run_warp(fibers, backwards ? n_warps - 1 - w : w, backwards);
         }
         n_done = 0;
-        unsigned n_meeting = 0, n_first = 0;
+        unsigned n_waiting = 0, n_at[PLACES] = {0};
         for (unsigned i = 0; i < n_threads; i++) {
             n_done += fibers[i].is == DONE;
-            n_meeting += fibers[i].is == AT_BARRIER && fibers[i].meets == n_threads;
-            n_first += fibers[i].is == AT_BARRIER && fibers[i].meets < n_threads;
+            n_waiting += fibers[i].is == AT_BARRIER;
+            n_at[fibers[i].place] += fibers[i].is == AT_BARRIER;
         }
-        emulate_check(n_meeting == 0 || n_done == 0, "threads end while others wait at a barrier");
+        emulate_check(n_at[0] == 0 || n_done == 0, "threads end while others wait at a barrier");
         for (unsigned i = 0; i < n_threads; i++) {
             fiber &f = fibers[i];
-            if (f.is == AT_BARRIER && f.meets == (f.meets == n_threads ? n_meeting : n_first)) {
+            if (f.is == AT_BARRIER && f.meets == n_at[f.place]) {
                 f.is = RUNS;
             }
         }
-        if (n_meeting + n_first + n_done < n_threads) {
+        if (n_waiting + n_done < n_threads) {
             std::this_thread::yield();
         }
     }
@@ -159,11 +159,14 @@ struct kernel {
     KERNEL(persist_##name##_8, persist_args) KERNEL(persist_##name##_16, persist_args)                                 \
     KERNEL(persist_shared_##name##_8, persist_shared_args) KERNEL(persist_shared_##name##_16, persist_shared_args)
 #define MATMULS(name)                                                                                                  \
-    KERNEL(decode_matmul_##name##_odd, decode_matmul_args)                                                             \
+    KERNEL(decode_matmul_##name##_odd, decode_matmul_args) KERNEL(decode_matmul_##name##_1, decode_matmul_args)        \
     KERNEL(decode_matmul_##name##_8, decode_matmul_args) KERNEL(decode_matmul_##name##_16, decode_matmul_args)
 #define WIDE_MATMULS(name)                                                                                             \
     MATMULS(name)                                                                                                      \
     KERNEL(decode_matmul_##name##_24, decode_matmul_args) KERNEL(decode_matmul_##name##_32, decode_matmul_args)
+#define LONG_MATMULS(name)                                                                                             \
+    KERNEL(decode_matmul_##name##_1_long, decode_matmul_args)                                                          \
+    KERNEL(decode_matmul_##name##_8_long, decode_matmul_args) KERNEL(decode_matmul_##name##_16_long, decode_matmul_args)
 #define ATTNS(name)                                                                                                    \
     KERNEL(decode_attn_##name##_64, decode_attn_args)                                                                  \
     KERNEL(decode_attn_##name##_128, decode_attn_args) KERNEL(decode_attn_##name##_256, decode_attn_args)
@@ -172,8 +175,7 @@ struct kernel {
 static const kernel kernels[] = {KERNEL(decode_embed, decode_embed_args) KERNEL(decode_exchange, decode_exchange_args)
                                      KERNEL(decode_exchange_slim, decode_exchange_args)
                                      KERNEL(decode_sample, decode_sample_args) MATMULS(f32) WIDE_MATMULS(bf16) WIDE_MATMULS(f16)
-                                         MATMULS(int8_f32) WIDE_MATMULS(int8_bf16) WIDE_MATMULS(int8_f16) KERNEL(decode_matmul_bf16_8_long, decode_matmul_args)
-                                             KERNEL(decode_matmul_f16_8_long, decode_matmul_args) ATTNS(f32) ATTNS(bf16)
+                                         MATMULS(int8_f32) WIDE_MATMULS(int8_bf16) WIDE_MATMULS(int8_f16) LONG_MATMULS(bf16) LONG_MATMULS(f16) ATTNS(f32) ATTNS(bf16)
                                                  ATTNS(f16) CHAINS(bf16) CHAINS(f16) PERSISTS(f32) PERSISTS(bf16) PERSISTS(f16) PERSISTS(int8_bf16)};
 
 extern "C" const void *decode_emulate_kernel(const char *name) {

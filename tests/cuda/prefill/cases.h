@@ -94,6 +94,12 @@ static const shape gemm_shapes[] = {
     {"d 80 gemm", 320, 4, 2, 80, 0, 168, 123, true, false, 1, 0},
 };
 
+/* A layer of a real model; decode's rows and a prompt, then prompts for wide.c and gemm.c. */
+static const shape layer = {"qwen3-4b", 2560, 32, 8, 128, 0, 9728, 1000, false, true, 1, 0};
+static const seqs layer_lengths[] = {{.name = "200+1, 40+16", .seq = {{200, 1}, {40, 16}}},
+                                     {.name = "200+31", .seq = {{200, 31}}},
+                                     {.name = "0+250", .seq = {{0, 250}}}};
+
 static const seqs single_rows = {.name = "9, 600, 64, 127, 0, 1030 +1",
                                  .seq = {{9, 1}, {600, 1}, {64, 1}, {127, 1}, {0, 1}, {1030, 1}}};
 

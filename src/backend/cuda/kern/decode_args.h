@@ -21,6 +21,7 @@ enum {
     DECODE_ATTN_TOKENS = 512,   /* of a split, at least */
     DECODE_CHAIN_TOKENS = 1024, /* ... of a chain's */
     DECODE_CHAIN_UNITS = 2,     /* that a chain has in shared memory or on their way */
+    DECODE_CHAIN_TEAM = 2,      /* warps of a chain */
     DECODE_CHAIN_WARPS = 8,     /* of a block of chains, at most */
     DECODE_ATTN_SPLITS = 32,    /* of a row's tokens, at most */
     DECODE_ATTN_BYTES = 8192,   /* of shared memory, besides the warps' */
@@ -71,7 +72,7 @@ typedef struct decode_matrix {
 enum { DECODE_QKV, DECODE_FFN_IN, DECODE_ROW, DECODE_HEAD };
 
 /* A block takes a share of the rows of all matrices in turn, in tiles of 16 rows (ffn_in: 8 of gate and the same 8 of up), and
- * one node of the leaf tree, a leaf a warp. blockIdx.y: node; blockIdx.z: rows of x, as many as the kernel takes. */
+ * one node of the leaf tree, a leaf a warp (or several warps, of other rows). blockIdx.y: node; blockIdx.z: rows of x, as many as the kernel takes. */
 typedef struct decode_matmul_args {
     const cuda_step *step;
     const void *x; /* act [M][k] */
@@ -79,10 +80,11 @@ typedef struct decode_matmul_args {
     int32_t *fault;
     decode_matrix matrix[3]; /* q, k, v; gate, up; or one; rows = 0: not there */
     int32_t kind, k, n_leaves;
-    int32_t n_tiles; /* of 16 rows, none of which lies in two matrices */
-    int32_t is_pair; /* ffn_in: a tile is half of matrix[0], half of matrix[1] */
-    int32_t ring;    /* stages of weights that a warp has in flight: 4, 5, 6 or 8; long ones: 1, 2 or 3 */
-    int32_t x_room;  /* bytes of shared memory a warp has for its leaf of all rows of x; 0: x stays where it is */
+    int32_t n_tiles;   /* of 16 rows, none of which lies in two matrices */
+    int32_t is_pair;   /* ffn_in: a tile is half of matrix[0], half of matrix[1] */
+    int32_t ring;      /* stages of weights that a warp has in flight: 4, 5, 6 or 8; long ones: 1, 2 or 3 */
+    int32_t x_room;    /* bytes of shared memory for a leaf of all rows of x; 0: x stays where it is */
+    int32_t leaf_bits; /* long stages: log2 of the leaves of a block */
     int32_t border[DECODE_LEAVES + 1]; /* first column of each leaf; the last one is k */
     int32_t y_stride;
     int32_t op_index;
@@ -105,12 +107,12 @@ typedef struct decode_attn_args {
     int32_t raw, n_heads, n_kv, d, dtype, window;
     int32_t row_bytes; /* of a row of K or V in shared memory: whole mma tiles of d, and 16 more */
     int32_t
-        warp_bytes; /* of shared memory: a unit of K, one of V, o in f32, probabilities; of a chain: DECODE_CHAIN_BYTES, its units */
+        warp_bytes; /* of shared memory: a unit of K, one of V, o in f32, probabilities; of a chain: all of its own */
     int32_t split_tokens; /* of a split, at least */
     float scale, eps;
 } decode_attn_args;
 
-/* Of a chain's shared memory, besides its units: q, and the row's own k and v; see kern/decode_attn_chain.cu. */
+/* Of a chain's shared memory, besides o and units of its warps: q, and the row's own k and v; see kern/decode_attn_chain.cu. */
 #define DECODE_CHAIN_BYTES(width) (2 * DECODE_ATTN_HEADS * ((width) + 8) * 2 + 2 * (width)*2 + 320)
 
 typedef struct decode_sample_part {

@@ -2,20 +2,22 @@
  * Attention of decode steps of many rows: what decode_attn.cu does for few, where an item's arithmetic, its beginning and its end
  * are hidden behind other items' memory instead of being shared by a block.
  *
- * A CHAIN is a warp with shared memory of its own. It takes items (row, up to four query heads of one KV head, split) from end to
- * end: q, k and v made ready, then its units of 32 tokens one after the other, then the result. Chain c of all takes items c,
- * c + n_chains, ...; neighbours lie in different blocks, so that SMs have even shares of few items too. No warp waits for another.
+ * A CHAIN is DECODE_CHAIN_TEAM warps with shared memory of their own. It takes items (row, up to four query heads of one KV head,
+ * split) from end to end: q, k and v made ready, then the units of 32 tokens, one warp the even ones and one the odd ones, then their
+ * sum. Chain c of all takes items c, c + n_chains, ...; neighbours lie in different blocks, so that SMs have even shares of few items
+ * too. No chain waits for another.
  *
- * Two units of K and V are on their way all the time, the next item's behind this one's last. Splits have at least 1024 tokens
- * (DECODE_CHAIN_TOKENS) and are added as in decode_attn.cu: by the warp that is done last, in index order. (Shorter ones where rows are
- * too few to keep all chains busy cost more than they give: 32 rows took 4 % longer.)
+ * Two units of K and V are on their way to each warp all the time, the next item's behind this one's last. Splits have at least 1024
+ * tokens (DECODE_CHAIN_TOKENS) and are added as in decode_attn.cu: by the chain that is done last, in index order.
  *
- * Bits: units in order, with one running maximum; splits follow from the row's own tokens. The number of rows, blocks and warps
- * decides none. They are not those of decode_attn.cu, which deals units to its warps.
+ * Bits: a warp's units in order, with one running maximum, then the warps' in order; splits follow from the row's own tokens. The
+ * number of rows, blocks and chains decides none. They are not those of decode_attn.cu, which has more warps to deal units to.
  *
- * Shared memory of a warp: `shared` (a chain's o overwrites its q, which is in registers by then), then units: K, V each.
+ * Shared memory of a chain: `shared`, o of each warp, then each warp's units: K, V each.
  */
 #include "backend/cuda/kern/decode_attn.cuh"
+
+enum { TEAM = DECODE_CHAIN_TEAM };
 
 /* Finds items of rising indices, without beginning at the first row each time. By a whole warp. */
 struct item_finder {
@@ -46,18 +48,27 @@ struct item_finder {
     }
 };
 
-/* The units of a chain's items, one after the other. */
+/* The units of a warp, of its chain's items one after the other. */
 struct chain_units {
     item_finder finder;
     item it;
-    int index, step, u;
+    int index, step, rank, u;
     bool is_there;
 
-    DEVICE_MEMBER chain_units(const decode_attn_args &a, int first, int n_chains) : finder(a) {
+    DEVICE_MEMBER chain_units(const decode_attn_args &a, int first, int n_chains, int its_rank) : finder(a) {
         index = first;
         step = n_chains;
-        u = 0;
+        rank = u = its_rank;
         is_there = finder.find(index, &it);
+        skip_ended();
+    }
+
+    DEVICE_MEMBER void skip_ended() {
+        while (is_there && u >= it.n_units()) {
+            index += step;
+            u = rank;
+            is_there = finder.find(index, &it);
+        }
     }
 
     DEVICE_MEMBER unit here() const {
@@ -71,73 +82,94 @@ struct chain_units {
     }
 
     DEVICE_MEMBER void go_on() {
-        if (is_there && ++u == it.n_units()) {
-            index += step;
-            u = 0;
-            is_there = finder.find(index, &it);
-        }
+        u += TEAM;
+        skip_ended();
     }
 };
 
-/* q of all heads, k and v: everything is read before anything is made of it. */
-template <int KV, int WIDTH> DEVICE void make_ready(const decode_attn_args &a, const item &it, shared<KV, WIDTH> *s) {
-    attn_job<KV, WIDTH> job[N_JOBS];
+/* Where a warp is. */
+struct chain_place {
+    int chain, rank; /* of the block's chains; of the chain's warps */
+
+    DEVICE_MEMBER void meet() const {
+        meet_at(1 + chain, TEAM * 32);
+    }
+};
+
+/* q of all heads, k and v, each by one of the chain's warps: everything is read before anything is made of it. */
+template <int KV, int WIDTH>
+DEVICE void make_ready(const decode_attn_args &a, const item &it, const chain_place &place, shared<KV, WIDTH> *s) {
+    static_assert(HEADS % TEAM == 0 && N_JOBS == HEADS + 2, "a warp's jobs are of q, but for the last ones");
+    constexpr int MOST = (N_JOBS + TEAM - 1) / TEAM;
+    attn_job<KV, WIDTH> job[MOST];
     rotation<WIDTH> of_q, of_k;
     const float *rope = a.rope + (int64_t)it.position * a.d;
 #pragma unroll
-    for (int j = 0; j < N_JOBS; j++) {
-        job[j].load(a, it, j);
+    for (int j = 0; j < MOST; j++) {
+        if (j * TEAM + place.rank < N_JOBS) {
+            job[j].load(a, it, j * TEAM + place.rank);
+        }
     }
     of_q.load(a.q_norm, rope, a.d);
     of_k.load(a.k_norm, rope, a.d);
 #pragma unroll
-    for (int j = 0; j < N_JOBS; j++) {
-        job[j].finish(a, it, j, j == JOB_K ? of_k : of_q, s);
+    for (int j = 0; j < MOST; j++) {
+        if (j * TEAM + place.rank < N_JOBS) {
+            job[j].finish(a, it, j * TEAM + place.rank, j * TEAM < HEADS ? of_q : of_k, s);
+        }
     }
-    __syncwarp();
+    place.meet();
 }
 
+/* o: of all warps. */
 template <int KV, int WIDTH>
-DEVICE void end_item(const decode_attn_args &a, const item &it, worker<KV, WIDTH> &w, shared<KV, WIDTH> *s) {
-    static_assert(sizeof s->q >= HEADS * WIDTH * sizeof(float), "room for o");
-    const int lane = threadIdx.x % 32;
-    float *o = reinterpret_cast<float *>(s->q);
-    w.end(a, o, s->max[0], s->sum[0]);
-    __syncwarp();
-    for (int i = 2 * lane; i < it.n_heads * a.d; i += 64) {
+DEVICE void end_item(const decode_attn_args &a, const item &it, const chain_place &place, worker<KV, WIDTH> &w,
+                     shared<KV, WIDTH> *s, float *o) {
+    const int thread = place.rank * 32 + threadIdx.x % 32, n_warps = min((int)TEAM, it.n_units());
+    w.end(a, o + place.rank * HEADS * WIDTH, s->max[place.rank], s->sum[place.rank]);
+    place.meet();
+    for (int i = 2 * thread; i < it.n_heads * a.d; i += 2 * TEAM * 32) {
         const int h = i / a.d;
+        float max = s->max[0][h];
+        for (int r = 1; r < n_warps; r++) {
+            max = fmaxf(max, s->max[r][h]);
+        }
         total t;
-        t.begin(s->max[0][h]);
-        t.add(s->max[0][h], s->sum[0][h], *reinterpret_cast<const float2 *>(o + i));
+        t.begin(max);
+        for (int r = 0; r < n_warps; r++) {
+            t.add(s->max[r][h], s->sum[r][h], *reinterpret_cast<const float2 *>(o + r * HEADS * WIDTH + i));
+        }
         store_total(a, it, i, t);
     }
     if (it.n_splits > 1) {
         __threadfence();
-        __syncwarp();
-        int is_last = 0;
-        if (lane == 0) {
-            is_last = count_split(a, it);
+        place.meet();
+        if (thread == 0) {
+            s->is_last = count_split(a, it);
         }
-        if (__shfl_sync(EVERY_LANE, is_last, 0) != 0) {
+        place.meet();
+        if (s->is_last) {
             __threadfence();
-            add_splits(a, it, lane, 32);
+            add_splits(a, it, thread, TEAM * 32);
         }
     }
-    __syncwarp(); /* before q is written again */
 }
 
 template <int KV, int WIDTH> DEVICE void attn_chain(const decode_attn_args &a) {
     using units = stream<KV, WIDTH>;
     static_assert(sizeof(shared<KV, WIDTH>) <= DECODE_CHAIN_BYTES(WIDTH), "room for what a chain knows");
     static_assert((int)DECODE_CHAIN_UNITS == 2, "two rooms, taken in turn");
-    const int warp = threadIdx.x / 32, n_chains = (int)(gridDim.x * (blockDim.x / 32));
-    char *const own = reinterpret_cast<char *>(attn_room) + warp * a.warp_bytes, *const room =
-                                                                                     own + DECODE_CHAIN_BYTES(WIDTH);
-    shared<KV, WIDTH> &s = *reinterpret_cast<shared<KV, WIDTH> *>(own);
+    const int warp = threadIdx.x / 32, n_chains = (int)(gridDim.x * (blockDim.x / 32 / TEAM));
+    const chain_place place = {warp / TEAM, warp % TEAM};
     const int unit_bytes = UNIT * a.row_bytes;
+    char *const own = reinterpret_cast<char *>(attn_room) + place.chain * a.warp_bytes;
+    shared<KV, WIDTH> &s = *reinterpret_cast<shared<KV, WIDTH> *>(own);
+    float *const o = reinterpret_cast<float *>(own + DECODE_CHAIN_BYTES(WIDTH));
+    char *const room =
+        reinterpret_cast<char *>(o + TEAM * HEADS * WIDTH) + place.rank * DECODE_CHAIN_UNITS * 2 * unit_bytes;
     let_next_kernel_start();
-    int index = warp * (int)gridDim.x + (int)blockIdx.x;
-    chain_units ahead(a, index, n_chains);
+    int index = place.chain * (int)gridDim.x + (int)blockIdx.x;
+    chain_units ahead(a, index, n_chains, place.rank);
     for (int i = 0; i < 2; i++) {
         const unit which = ahead.here();
         units::ask(a, a.k_cache, which, room + 2 * i * unit_bytes);
@@ -149,11 +181,11 @@ template <int KV, int WIDTH> DEVICE void attn_chain(const decode_attn_args &a) {
     item it;
     uint32_t n_done = 0;
     for (; finder.find(index, &it); index += n_chains) {
-        make_ready<KV, WIDTH>(a, it, &s);
+        make_ready<KV, WIDTH>(a, it, place, &s);
         worker<KV, WIDTH> w;
         w.begin(s);
         const int n_units = it.n_units();
-        for (int u = 0; u < n_units; u++, n_done++) {
+        for (int u = place.rank; u < n_units; u += TEAM, n_done++) {
             char *const k_room = room + n_done % 2 * 2 * unit_bytes, *const v_room = k_room + unit_bytes;
             const int token = it.first + u * UNIT;
             const unit which = ahead.here();
@@ -168,7 +200,7 @@ template <int KV, int WIDTH> DEVICE void attn_chain(const decode_attn_args &a) {
             units::ask(a, a.v_cache, which, v_room);
             ahead.go_on();
         }
-        end_item<KV, WIDTH>(a, it, w, &s);
+        end_item<KV, WIDTH>(a, it, place, w, &s, o);
     }
 }
 

@@ -156,17 +156,23 @@ struct streamed_tile : weight_stream<ACT, INT8, COLUMNS, ODD, PAIRS> {
     }
 };
 
-/* Shared memory: two times sums of warps * COLUMNS * 16 floats, rings, x_room bytes a warp. A warp is a leaf. */
-template <int ACT, bool INT8, int COLUMNS, bool ODD, int PAIRS> DEVICE void matmul(const decode_matmul_args &a) {
+/* Shared memory: two times sums of warps * COLUMNS * 16 floats, rings, x_room bytes a leaf. A warp is a leaf; with long
+ * stages a block may have several groups of warps, each of all the block's leaves, with rows of W of its own and x in common.
+ * MANY: it may have several rows of x, and groups (one row would wait for the code of that). */
+template <int ACT, bool INT8, int COLUMNS, bool ODD, int PAIRS, bool MANY>
+DEVICE void matmul(const decode_matmul_args &a) {
     using tile_t = streamed_tile<ACT, INT8, COLUMNS, ODD, PAIRS>;
     extern __shared__ __align__(16) float matmul_room[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const int n_warps = blockDim.x / 32, leaf = blockIdx.y * n_warps + warp;
-    const int first_m = blockIdx.z * COLUMNS;
+    constexpr bool GROUPS = MANY && tile_t::LONG;
+    const int n_warps = blockDim.x / 32, n_leaves = GROUPS ? 1 << a.leaf_bits : n_warps;
+    const int group = GROUPS ? warp >> a.leaf_bits : 0, n_groups = GROUPS ? n_warps >> a.leaf_bits : 1;
+    const int its_leaf = warp - group * n_leaves, leaf = blockIdx.y * n_leaves + its_leaf,
+              first_m = blockIdx.z * COLUMNS;
     const int n_sums = n_warps * COLUMNS * DECODE_TILE;
     let_next_kernel_start();
 
-    const share<tile_t::LONG> mine(a);
+    const share<tile_t::LONG> mine(a, group, n_groups);
     tile_t s;
     const int begin = a.border[leaf];
     s.end = a.border[leaf + 1];
@@ -187,9 +193,18 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD, int PAIRS> DEVICE void matm
     s.n_rows = n_rows;
     wait_for_earlier_kernels();
     if (!ODD && a.x_room > 0) {
-        s.move_x(reinterpret_cast<char *>(matmul_room) + 2 * n_sums * 4 + n_warps * a.ring * PAIRS * DECODE_PAIR_BYTES +
-                     warp * a.x_room,
-                 begin);
+        char *const to = reinterpret_cast<char *>(matmul_room) + 2 * n_sums * 4 +
+                         n_warps * a.ring * PAIRS * DECODE_PAIR_BYTES + its_leaf * a.x_room;
+        if (MANY) {
+            s.move_x_together(to, begin, group, n_groups);
+        } else {
+            s.move_x(to, begin);
+        }
+        if (n_groups > 1) {
+            __syncthreads();
+        } else {
+            __syncwarp();
+        }
     }
 
     int slot = 0;
@@ -212,22 +227,32 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD, int PAIRS> DEVICE void matm
             slot = slot + 1 < a.ring ? slot + 1 : 0;
         }
         leave(s, sums + warp * COLUMNS * DECODE_TILE, g, t, scale_low, scale_high);
-        __syncthreads();
-        finish<ACT, COLUMNS>(a, where, sums, first_m, n_rows);
+        if (n_groups > 1) {
+            meet_at(1 + group, n_leaves * 32);
+        } else {
+            __syncthreads();
+        }
+        finish<ACT, COLUMNS>(a, where, sums + group * n_leaves * COLUMNS * DECODE_TILE, first_m, n_rows, n_leaves,
+                             threadIdx.x - group * n_leaves * 32);
         /* finish may still read these when the next tile's leave */
         sums = sums == matmul_room ? matmul_room + n_sums : matmul_room;
     }
 }
 
 /* Names: dtype of x, of W where it differs; the most rows; odd: any k; long: of stages, where there are short ones too. */
-#define DEFINE_MATMUL(name, act, int8, columns, odd, pairs, blocks)                                                    \
+#define DEFINE_MATMUL(name, act, int8, columns, odd, pairs, many, blocks)                                              \
     extern "C" __global__ void __launch_bounds__(256, blocks) name(const __grid_constant__ decode_matmul_args a) {     \
-        matmul<act, int8, columns, odd, pairs>(a);                                                                     \
+        matmul<act, int8, columns, odd, pairs, many>(a);                                                               \
     }
 #define DEFINE_MATMULS(name, act, int8, pairs, blocks)                                                                 \
-    DEFINE_MATMUL(decode_matmul_##name##_odd, act, int8, 16, true, pairs, 1)                                           \
-    DEFINE_MATMUL(decode_matmul_##name##_8, act, int8, 8, false, pairs, blocks)                                        \
-    DEFINE_MATMUL(decode_matmul_##name##_16, act, int8, 16, false, pairs, blocks)
+    DEFINE_MATMUL(decode_matmul_##name##_odd, act, int8, 16, true, pairs, false, 1)                                    \
+    DEFINE_MATMUL(decode_matmul_##name##_1, act, int8, 8, false, pairs, false, blocks)                                 \
+    DEFINE_MATMUL(decode_matmul_##name##_8, act, int8, 8, false, pairs, true, blocks)                                  \
+    DEFINE_MATMUL(decode_matmul_##name##_16, act, int8, 16, false, pairs, true, blocks)
+#define DEFINE_LONG(name, act)                                                                                         \
+    DEFINE_MATMUL(decode_matmul_##name##_1_long, act, false, 8, false, DECODE_LONG_PAIRS, false, 1)                    \
+    DEFINE_MATMUL(decode_matmul_##name##_8_long, act, false, 8, false, DECODE_LONG_PAIRS, true, 1)                     \
+    DEFINE_MATMUL(decode_matmul_##name##_16_long, act, false, 16, false, DECODE_LONG_PAIRS, true, 1)
 
 DEFINE_MATMULS(f32, KERN_F32, false, DECODE_LONG_PAIRS, 1)
 DEFINE_MATMULS(bf16, KERN_BF16, false, 1, 2)
@@ -235,5 +260,5 @@ DEFINE_MATMULS(f16, KERN_F16, false, 1, 2)
 DEFINE_MATMULS(int8_f32, KERN_F32, true, 1, 2)
 DEFINE_MATMULS(int8_bf16, KERN_BF16, true, 1, 2)
 DEFINE_MATMULS(int8_f16, KERN_F16, true, 1, 2)
-DEFINE_MATMUL(decode_matmul_bf16_8_long, KERN_BF16, false, 8, false, DECODE_LONG_PAIRS, 1)
-DEFINE_MATMUL(decode_matmul_f16_8_long, KERN_F16, false, 8, false, DECODE_LONG_PAIRS, 1)
+DEFINE_LONG(bf16, KERN_BF16)
+DEFINE_LONG(f16, KERN_F16)

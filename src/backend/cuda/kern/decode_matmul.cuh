@@ -43,16 +43,18 @@ template <bool EVEN> struct place {
     }
 };
 
-/* The tiles of a block. EVEN: as many rows as other blocks have, in tiles that are as equal; else every gridDim.x-th tile. */
+/* The tiles of a block, or of one of its groups of warps. EVEN: as many rows as others have, in tiles that are as equal; else every
+ * gridDim.x-th tile. */
 template <bool EVEN> struct share {
     int first, count, n_tiles; /* EVEN: rows; tiles of them */
 
-    DEVICE_MEMBER share(const decode_matmul_args &a) {
+    DEVICE_MEMBER share(const decode_matmul_args &a, int group, int n_groups) {
         if (EVEN) {
-            const int blocks = (int)gridDim.x, block = (int)blockIdx.x, least = a.n_rows / blocks,
-                      more = a.n_rows - least * blocks, most = a.is_pair ? DECODE_TILE / 2 : DECODE_TILE;
-            first = least * block + min(block, more);
-            count = least + (block < more);
+            const int shares = (int)gridDim.x * n_groups, mine = (int)blockIdx.x * n_groups + group,
+                      least = a.n_rows / shares, more = a.n_rows - least * shares,
+                      most = a.is_pair ? DECODE_TILE / 2 : DECODE_TILE;
+            first = least * mine + min(mine, more);
+            count = least + (mine < more);
             n_tiles = (count + most - 1) / most;
         }
     }
@@ -93,7 +95,7 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct units {
     int unit_k;       /* first element of this lane's unit in the first chunk */
     int end;          /* of the leaf */
 
-    /* This warp's part of x comes to `to`, in shared memory. */
+    /* The leaf's part of x comes to `to`, in shared memory. */
     DEVICE_MEMBER void move_x(char *to, int begin) {
         const int bytes = (end - begin) * X_BYTES, lane = threadIdx.x % 32;
 #pragma unroll 1
@@ -104,7 +106,36 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD> struct units {
                     load_shared_by_rows(x + m * x_stride + begin * X_BYTES + i, true);
             }
         }
-        __syncwarp();
+        x = to - begin * X_BYTES;
+        x_stride = bytes;
+    }
+
+    /* The same by `n_groups` warps, of which this is number `group`, for more rows than one: as many loads at a time as registers
+     * allow, since what counts is how often memory is waited for. */
+    DEVICE_MEMBER void move_x_together(char *to, int begin, int group, int n_groups) {
+        constexpr int AT_ONCE = 10;
+        const int bytes = (end - begin) * X_BYTES, total = n_rows * bytes, step = n_groups * 32 * 16;
+        const char *from = x + begin * X_BYTES;
+        int at = (group * 32 + threadIdx.x % 32) * 16; /* in its row */
+#pragma unroll 1
+        for (int first = at; first < total; first += AT_ONCE * step) {
+            uint4 piece[AT_ONCE];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                while (at >= bytes && first + i * step < total) {
+                    at -= bytes;
+                    from += x_stride;
+                }
+                piece[i] = load_shared_by_rows(from + at, first + i * step < total);
+                at += step;
+            }
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                if (first + i * step < total) {
+                    *reinterpret_cast<uint4 *>(to + first + i * step) = piece[i];
+                }
+            }
+        }
         x = to - begin * X_BYTES;
         x_stride = bytes;
     }
@@ -247,12 +278,12 @@ DEVICE void leave(tile<ACT, INT8, COLUMNS, ODD> &s, float *sums, int g, int t, f
     }
 }
 
-/* Adds the leaves of this block and passes the outputs on. */
+/* Adds leaves, one of each of n_leaves warps, and passes the outputs on; `thread` counts theirs. */
 template <int ACT, int COLUMNS, bool EVEN>
-DEVICE void finish(const decode_matmul_args &a, const place<EVEN> &where, const float *sums, int first_m, int n_rows) {
-    const int n_leaves = blockDim.x / 32;
+DEVICE void finish(const decode_matmul_args &a, const place<EVEN> &where, const float *sums, int first_m, int n_rows,
+                   int n_leaves, int thread) {
     const int tile_rows = a.kind == DECODE_FFN_IN ? DECODE_TILE / 2 : DECODE_TILE;
-    for (int i = threadIdx.x; i < COLUMNS * tile_rows; i += blockDim.x) {
+    for (int i = thread; i < COLUMNS * tile_rows; i += n_leaves * 32) {
         const int r = i % tile_rows, m = i / tile_rows;
         const matrix_row at_r = where.row(a, r);
         const int row = at_r.row;

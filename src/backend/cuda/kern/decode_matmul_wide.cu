@@ -14,7 +14,7 @@ template <int ACT, bool INT8, int COLUMNS> DEVICE void matmul(const decode_matmu
     const int leaf = blockIdx.y * (blockDim.x / 32) + warp, first_m = blockIdx.z * COLUMNS;
     let_next_kernel_start();
 
-    const place<false> where = share<false>(a).tile(a, blockIdx.x);
+    const place<false> where = share<false>(a, 0, 1).tile(a, blockIdx.x);
     const matrix_row low_row = where.lane_row(a, 0, g), high_row = where.lane_row(a, 1, g);
     const decode_matrix &low = a.matrix[low_row.matrix], &high = a.matrix[high_row.matrix];
     const int64_t row_bytes = (int64_t)a.k * tile_t::W_BYTES;
@@ -64,7 +64,7 @@ template <int ACT, bool INT8, int COLUMNS> DEVICE void matmul(const decode_matmu
     }
     leave(s, matmul_room + warp * COLUMNS * DECODE_TILE, g, t, scale_low, scale_high);
     __syncthreads();
-    finish<ACT, COLUMNS>(a, where, matmul_room, first_m, s.n_rows);
+    finish<ACT, COLUMNS>(a, where, matmul_room, first_m, s.n_rows, blockDim.x / 32, threadIdx.x);
 }
 
 /* Names: dtype of x, of W where it differs; the most rows. */

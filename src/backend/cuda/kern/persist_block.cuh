@@ -7,7 +7,7 @@
 #include "backend/cuda/kern/persist.cuh"
 
 DEVICE void meet() {
-    first_threads_meet(PERSIST_THREADS);
+    meet_at(1, PERSIST_THREADS);
 }
 
 struct block_state {

@@ -7,11 +7,6 @@
 #include "backend/cuda/kern/barrier_ptx.cuh"
 #include "backend/cuda/kern/exchange_ptx.cuh"
 
-/* A barrier of the first n threads of a block, whole warps. */
-DEVICE void first_threads_meet(int n) {
-    asm volatile("bar.sync 1, %0;" ::"r"(n) : "memory");
-}
-
 /* Words as exchange_ptx.cuh has them, that stay on this GPU. */
 DEVICE void store_word(uint64_t *to, uint64_t word) {
     asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(word) : "memory");

@@ -141,6 +141,13 @@ DEVICE void wait_for_copies_but_few(int pending) {
                  : "memory");
 }
 
+/* ---- Some of a block's warps ---- */
+
+/* `threads` of the block, whole warps, meet at one of 16 places, of which __syncthreads is 0. */
+DEVICE void meet_at(int place, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(place), "r"(threads) : "memory");
+}
+
 /* ---- Matrices of 8 x 8 16-bit elements: lane l holds elements 2 (l % 4) and the next of row l / 4 ---- */
 
 /* Four of them from shared memory: lane l names row l % 8 of matrix l / 8. */

@@ -5,10 +5,6 @@
 #include "backend/cuda/kern/barrier_ptx.cuh"
 #include "backend/cuda/kern/exchange_ptx.cuh"
 
-DEVICE void first_threads_meet(int n) {
-    current->meets = n;
-    pause_as(AT_BARRIER);
-}
 DEVICE void store_word(uint64_t *to, uint64_t word) {
     store_peer_word(to, word);
 }

@@ -60,6 +60,10 @@ DEVICE void wait_for_copies_but_few(int pending) {
     emulate_copies_until(pending);
 }
 
+DEVICE void meet_at(int place, int threads) {
+    emulate_meet((unsigned)place, (unsigned)threads);
+}
+
 DEVICE uint4 emulate_matrices(const void *row, bool turned) {
     const void *all[32];
     emulate_check((uintptr_t)row % 16 == 0, "a row of a matrix is not aligned");
