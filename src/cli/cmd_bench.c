@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "cli/bench/bench.h"
@@ -80,6 +81,13 @@ static json_t *command_text(int argc, char **argv) {
     return out != NULL ? out : json_string("lockstep bench");
 }
 
+/* Of a model in a folder: the folder's own name, as wherever it lies says nothing elsewhere. */
+static const char *model_name(const char *given) {
+    struct stat info;
+    const char *slash = strrchr(given, '/');
+    return slash != NULL && slash[1] != '\0' && stat(given, &info) == 0 ? slash + 1 : given;
+}
+
 static json_t *model_json(bench *b) {
     ls_model_info m = LS_MODEL_INFO_INIT;
     if (b->of_server) {
@@ -92,9 +100,10 @@ static json_t *model_json(bench *b) {
         return json_null();
     }
     return json_pack("{s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:s, s:s}", "name",
-                     b->options.value[OPT_MODEL].text, "family", m.family, "layers", m.n_layers, "d_model", m.d_model,
-                     "d_ffn", m.d_ffn, "heads", m.n_heads, "kv_heads", m.n_kv_heads, "d_head", m.d_head, "vocabulary",
-                     m.n_vocab, "dtype", ls_dtype_name(m.dtype), "load_format", b->options.value[OPT_LOAD_FORMAT].text);
+                     model_name(b->options.value[OPT_MODEL].text), "family", m.family, "layers", m.n_layers, "d_model",
+                     m.d_model, "d_ffn", m.d_ffn, "heads", m.n_heads, "kv_heads", m.n_kv_heads, "d_head", m.d_head,
+                     "vocabulary", m.n_vocab, "dtype", ls_dtype_name(m.dtype), "load_format",
+                     b->options.value[OPT_LOAD_FORMAT].text);
 }
 
 static json_t *document(bench *b, json_t *command) {

@@ -46,7 +46,7 @@ static ls_status count_devices(const cuda_driver *driver, const device_choice *c
         memcpy(list + 2 * r - 1, ",0", 3);
     }
     return error_set(
-        err, LS_ENOTFOUND,
+        err, LS_EUNSUPPORTED,
         "--tensor-parallel-size %d: the NVIDIA driver shows %d GPU%s (CUDA_VISIBLE_DEVICES may hide some); "
         "ranks share one if it is named for each of them: --devices %s",
         n_ranks, n, n == 1 ? "" : "s", list);

@@ -178,13 +178,15 @@ void section_exchange(page *p, const report_data *data) {
         return;
     }
     *time = (plot){.title = "An exchange", .x = "bytes", .y = "us", .log_x = true, .log_y = true};
+    const char *told = NULL; /* why, of the row before */
     for (size_t i = 0; i < data->n_rows; i++) {
         const result_row *r = &data->row[i];
         const char *absent = json_string_value(json_object_get(r->row, "absent"));
         char transport[64], device[32], series[96];
-        if (strcmp(r->what, "exchange") != 0) {
-            continue;
+        if (strcmp(r->what, "exchange") != 0 || (told != NULL && absent != NULL && strcmp(told, absent) == 0)) {
+            continue; /* what is not there is told once */
         }
+        told = absent;
         if (n++ == 0) {
             page_text(p, "One vector of f32 added up over the ranks until all have the sum, waiting for the slowest "
                          "included.");

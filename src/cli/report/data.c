@@ -113,6 +113,30 @@ bool rows_pair(const result_row *a, const result_row *b, const char *setting, co
            strcmp(a->device, b->device) == 0 && has_all(x, y, setting, also) && has_all(y, x, setting, also);
 }
 
+const char *const step_ways[] = {"plan", "graph-sizes", "kernels", "async-scheduling", NULL};
+
+bool row_is_plain(const result_row *r) {
+    const json_t *settings = json_object_get(r->row, "settings");
+    bool plain = !(row_temperature(r) > 0);
+    for (size_t i = 0; step_ways[i] != NULL; i++) {
+        plain = plain && json_object_get(settings, step_ways[i]) == NULL;
+    }
+    return plain;
+}
+
+bool row_was_there(const report_data *data, const result_row *r) {
+    const json_t *mine = json_object_get(r->row, "settings");
+    for (const result_row *s = data->row; s < r; s++) {
+        const json_t *its = json_object_get(s->row, "settings");
+        if (json_object_get(s->row, "metrics") != NULL && isfinite(row_value(s, "step_ms")) &&
+            strcmp(s->what, "peers") != 0 && strcmp(s->model, r->model) == 0 && strcmp(s->device, r->device) == 0 &&
+            has_all(mine, its, "output", NULL) && has_all(its, mine, "output", NULL)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 void row_label(const result_row *r, char *out, size_t out_bytes) {
     char dtype[32], quantization[32];
     const int64_t tp = row_int(r, "tp");

@@ -41,6 +41,11 @@ void row_text(const result_row *r, const char *name, char *out, size_t out_bytes
 bool row_is(const result_row *r, const char *setting, const char *value);
 double row_temperature(const result_row *r);               /* NAN: none */
 int64_t row_int(const result_row *r, const char *setting); /* -1: none */
+/* Run as an engine runs by itself: none of the ways to run a step (kernels, graphs, plans) was chosen, and nothing is drawn. */
+bool row_is_plain(const result_row *r);
+extern const char *const step_ways[]; /* the settings that choose one; NULL behind the last */
+/* An earlier row has all settings of this one but the length of answers. */
+bool row_was_there(const report_data *data, const result_row *r);
 /* The rows are of one document's model and device, and all settings but `setting` (and `also`, or NULL) are the same. */
 bool rows_pair(const result_row *a, const result_row *b, const char *setting, const char *also);
 /* "Qwen/Qwen3-4B bf16 w8a16 TP 2" */

@@ -225,13 +225,31 @@ void section_sampling(page *p, const report_data *data) {
 
 /* ---- Serving ---- */
 
+/* Less than 0: a comes before b. */
+static int64_t load_order(const result_row *a, const result_row *b) {
+    const int model = strcmp(a->model, b->model);
+    const int64_t load = row_int(a, "concurrency") - row_int(b, "concurrency");
+    return model != 0 ? model : load != 0 ? load : a - b;
+}
+
+/* The row of a server under load that comes behind this one (NULL: the first): by model, then by how many requests at a time. */
+static const result_row *next_load(const report_data *data, const result_row *last) {
+    const result_row *next = NULL;
+    size_t at = 0;
+    for (const result_row *r; (r = data_next(data, &at, "serve", "")) != NULL;) {
+        if ((last == NULL || load_order(last, r) < 0) && (next == NULL || load_order(r, next) < 0)) {
+            next = r;
+        }
+    }
+    return next;
+}
+
 void section_serving(page *p, const report_data *data) {
     static const char *const metrics[] = {"output_tokens_per_s", "ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms",
                                           "tpot_p99_ms",         "itl_p99_ms",  "e2e_p50_ms",  "failed_percent"};
-    size_t at = 0;
     int n = 0;
     page_heading(p, "serving", "A server, as its clients see it");
-    for (const result_row *r; (r = data_next(data, &at, "serve", "")) != NULL;) {
+    for (const result_row *r = NULL; (r = next_load(data, r)) != NULL;) {
         char lengths[64], input[32], output[32];
         if (n++ == 0) {
             page_text(

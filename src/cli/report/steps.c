@@ -29,12 +29,13 @@ static void step_cells(page *p, const result_row *r) {
     page_cell(p, "%lld", (long long)row_int(r, "input"));
 }
 
-/* Rows of decode steps, of any measurement. */
+/* Rows of decode steps, of any measurement: plain ones, each once. */
 static const result_row *next_step(const report_data *data, size_t *at) {
     const result_row *r;
     do {
         r = data_next(data, at, NULL, "");
-    } while (r != NULL && (!isfinite(row_value(r, "step_ms")) || strcmp(r->what, "peers") == 0));
+    } while (r != NULL && (!isfinite(row_value(r, "step_ms")) || strcmp(r->what, "peers") == 0 || !row_is_plain(r) ||
+                           row_was_there(data, r)));
     return r;
 }
 
@@ -107,12 +108,13 @@ void section_batch(page *p, const report_data *data) {
 
 /* ---- Precision ---- */
 
-/* Somebody asked what the type does: another row differs in it alone, or the perplexity is there. */
+/* Somebody asked what the type does: another row of the document differs in it alone, or the perplexity is there. */
 static bool is_about_type(const report_data *data, const result_row *r) {
     bool found = isfinite(row_value(r, "perplexity"));
     size_t at = 0;
     for (const result_row *s; !found && (s = data_next(data, &at, "sweep", "")) != NULL;) {
-        found = s != r && (rows_pair(r, s, "quantization", NULL) || rows_pair(r, s, "dtype", "kv_cache_dtype"));
+        found = s != r && s->doc == r->doc &&
+                (rows_pair(r, s, "quantization", NULL) || rows_pair(r, s, "dtype", "kv_cache_dtype"));
     }
     return found;
 }
@@ -124,7 +126,7 @@ void section_precision(page *p, const report_data *data) {
     page_heading(p, "precision", "Precision: memory, speed, perplexity");
     for (const result_row *r; (r = data_next(data, &at, "sweep", "")) != NULL;) {
         char dtype[32], quantization[32];
-        if (row_int(r, "batch") != 1 || row_int(r, "tp") > 1 || row_temperature(r) > 0 || !is_about_type(data, r)) {
+        if (row_int(r, "batch") != 1 || row_int(r, "tp") > 1 || !row_is_plain(r) || !is_about_type(data, r)) {
             continue;
         }
         if (n++ == 0) {
@@ -168,9 +170,9 @@ void section_context(page *p, const report_data *data) {
         size_t other = 0;
         bool varies = false;
         for (const result_row *s; !varies && (s = data_next(data, &other, "sweep", "")) != NULL;) {
-            varies = row_int(s, "input") != row_int(r, "input") && rows_pair(r, s, "input", NULL);
+            varies = s->doc == r->doc && row_int(s, "input") != row_int(r, "input") && rows_pair(r, s, "input", NULL);
         }
-        if (!varies || row_temperature(r) > 0) {
+        if (!varies || !row_is_plain(r)) {
             continue;
         }
         char label[160], series[96];
@@ -201,14 +203,13 @@ void section_context(page *p, const report_data *data) {
 /* ---- Ways to run a step ---- */
 
 void section_plans(page *p, const report_data *data) {
-    static const char *const settings[] = {"plan", "graph-sizes", "kernels", "async-scheduling"};
     int n = 0;
     page_heading(p, "plans", "Graphs, one persistent kernel, plain launches");
-    for (size_t k = 0; k < sizeof settings / sizeof *settings; k++) {
+    for (size_t k = 0; step_ways[k] != NULL; k++) {
         size_t at = 0;
         for (const result_row *r; (r = data_next(data, &at, "sweep", "")) != NULL;) {
             char value[128];
-            results_setting(r->row, settings[k], value, sizeof value);
+            results_setting(r->row, step_ways[k], value, sizeof value);
             if (value[0] == '\0') {
                 continue;
             }
@@ -216,7 +217,7 @@ void section_plans(page *p, const report_data *data) {
                 page_table(p, "model|device|batch|prompt|option|value|ms a step|% of the limit");
             }
             step_cells(p, r);
-            page_cell(p, "--%s", settings[k]);
+            page_cell(p, "--%s", step_ways[k]);
             page_cell(p, "%s", value);
             metric_cell(p, r, "step_ms");
             metric_cell(p, r, "limit_percent");
