@@ -236,7 +236,7 @@ CANARY := $(BUILD)/tests/unit/test_canary
 RUN_TESTS = LOCKSTEP_DEVICE=$${LOCKSTEP_DEVICE:-cpu} LS_BIN=$(APP) LS_SAN=$(firstword $(subst $(comma), ,$(SANITIZE))) $(NO_ASLR) tests/run --canary $(CANARY) $(if $(SANITIZE),--timeout 900)
 # What one thread does, or others do on the same threads: ThreadSanitizer, ten times slower, need not see it (ONLY= shows it all).
 NOT_THREADED := $(addprefix $(BUILD)/tests/unit/test_,token_vectors tokenizer tokenizer_cache sampling_vectors chat_template detokenize) \
-	$(addprefix $(BUILD)/tests/e2e/test_,bits chat cli demo example generate_options golden install memory perplexity plan prefix sampling)
+	$(addprefix $(BUILD)/tests/e2e/test_,bench bits chat cli demo example generate_options golden install memory perplexity plan prefix sampling)
 ALL_TESTS := $(filter-out $(if $(filter thread,$(SANITIZE)),$(if $(ONLY),,$(NOT_THREADED))),$(TEST_BIN) $(HTTP_TESTS))
 CHOSEN := $(if $(ONLY),$(foreach t,$(ALL_TESTS),$(if $(findstring $(ONLY),$t),$t)),$(ALL_TESTS))
 KERN_BIN := $(filter $(BUILD)/tests/kern/%,$(TEST_BIN))

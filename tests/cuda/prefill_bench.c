@@ -11,8 +11,9 @@
  *   prefill_bench decode   a layer of decode-only steps of 32 to 256 rows (a page of context), several of them in one graph: every way
  *                          to have each matmul run by the library (l), wide.c (w) or gemm.c (g), in the order qkv, out, ffn_in,
  *                          ffn_out; then what wide.c's choices and the slim exchange do
- *   prefill_bench layer    a layer of steps of 1 to 256 rows at 540 tokens of context, several of them in one graph, as an engine has
- *                          it; and what it takes less where one of its ops is left out
+ *   prefill_bench layer [CONTEXT]   a layer of steps of 1 to 256 rows (16 behind more than 1000 tokens; 540), several of them in one
+ *                          graph, as an engine has it; what it takes less where one of its ops is left out; up to 16 rows also with
+ *                          longer splits of attention, and with attention by chains
  *   prefill_bench gemm     cuBLASLt's choices for the shapes of two models, and 8192^3 for comparison: TFLOP/s of each
  *
  * Whole layers are timed, weights larger than L2, so that no matmul finds its weights there.
@@ -23,6 +24,7 @@
 
 #include "backend/cuda/cublaslt.h"
 #include "backend/cuda/flash.h"
+#include "backend/cuda/kern/decode_args.h"
 #include "backend/cuda/kern/wide_args.h"
 #include "backend/cuda/measure.h"
 
@@ -583,6 +585,14 @@ static void layer_of(bench *b, const ls_op *op, int n_rows, double limit_us) {
     for (int i = 0; i < LAYER_OPS; i++) {
         printf(" %s %.1f", name[i], all - time_layers(b, op, n_rows, i));
     }
+    if (n_rows <= CUDA_MAX_DECODE) {
+        b->rank.attn_tokens = 2 * DECODE_ATTN_TOKENS;
+        printf("; in splits of %d: %.1f us", b->rank.attn_tokens, time_layers(b, op, n_rows, NO_OP));
+        b->rank.attn_tokens = 0;
+        b->rank.attn_chains = 1;
+        printf(", by chains %.1f us", time_layers(b, op, n_rows, NO_OP));
+        b->rank.attn_chains = 0;
+    }
     printf("\n");
     fflush(stdout);
 }
@@ -594,7 +604,8 @@ static void decode_steps(bench *b, const model *m, bool all) {
     ls_op op[ALL_OPS];
     ls_error err = {0};
     start_over(b);
-    const int len = pages_of_row(b) * LS_PAGE_TOKENS, n_pages = pages_of_row(b) * DECODE_ROWS;
+    const int most = b->context > 1000 ? CUDA_MAX_DECODE : DECODE_ROWS;
+    const int len = pages_of_row(b) * LS_PAGE_TOKENS, n_pages = pages_of_row(b) * most;
     lay_out(b, m, LAYERS, DECODE_ROWS, n_pages, len, weight);
     for (int l = 0; l < LAYERS; l++) {
         const int w = l * W_COUNT;
@@ -631,7 +642,7 @@ static void decode_steps(bench *b, const model *m, bool all) {
              "occupancy");
         printf("  wide.c, %d rows: %d blocks a multiprocessor\n", width, blocks);
     }
-    for (int n_rows = all ? 32 : 1; n_rows <= DECODE_ROWS; n_rows *= 2) {
+    for (int n_rows = all ? 32 : 1; n_rows <= most; n_rows *= 2) {
         const double bytes =
             2.0 * ((double)(2 * q + 2 * kv) + 3.0 * m->d_ffn) * m->d + 2.0 * 2 * n_rows * (double)(b->context + 1) * kv;
         (all ? all_ways : layer_of)(b, op, n_rows, bytes / read.best * 1e6);
@@ -752,11 +763,13 @@ static void all_decode_steps(bench *b, int context, bool all) {
 int main(int argc, char **argv) {
     bench *b = calloc(1, sizeof *b);
     ls_error err = {0};
-    const char *what = argc == 2 ? argv[1] : "";
+    const char *what = argc >= 2 ? argv[1] : "";
+    const int context = argc == 3 ? atoi(argv[2]) : 540;
     const bool attn = strcmp(what, "attn") == 0, gemms = strcmp(what, "gemm") == 0, steps = strcmp(what, "step") == 0,
                decode = strcmp(what, "decode") == 0, layer = strcmp(what, "layer") == 0;
-    if (b == NULL || (!attn && !gemms && !steps && !decode && !layer && strcmp(what, "rows") != 0)) {
-        printf("usage: prefill_bench attn|rows|step|decode|layer|gemm\n");
+    if (b == NULL || context < 1 || context > 8192 ||
+        (!attn && !gemms && !steps && !decode && !layer && strcmp(what, "rows") != 0)) {
+        printf("usage: prefill_bench attn|rows|step|decode|layer [CONTEXT]|gemm\n");
         return 2;
     }
     must(b, cuda_driver_open(&b->driver, &err), &err);
@@ -772,7 +785,7 @@ int main(int argc, char **argv) {
     } else if (decode) {
         all_decode_steps(b, 60, true);
     } else if (layer) {
-        all_decode_steps(b, 540, false);
+        all_decode_steps(b, context, false);
     } else if (gemms) {
         all_gemms(b);
     } else {

@@ -83,6 +83,7 @@ typedef struct cuda_rank {
     int attn_warps; /* of a block of decode's attention, at most, so that its bits are persist.cu's: PERSIST_WARPS; or 0 */
     int attn_chains; /* decode's attention by chains: 0 in steps of more than CUDA_MAX_DECODE rows; for tests and benches 1
                         wherever they can, -1 nowhere */
+    int attn_tokens; /* of a split of decode's attention, at least: 0 for DECODE_ATTN_TOKENS; for benches another number */
     bool
         overlap; /* kernels that know how begin while the one before them ends (programmatic dependent launch); only with the
                      chip's own code for sm_90 and later: PTX for older chips does not wait */

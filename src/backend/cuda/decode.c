@@ -501,7 +501,7 @@ static ls_status launch_attn(cuda_rank *rank, const ls_op *op, const ls_op *befo
                       (size_t)(chains * args.warp_bytes), &args, err);
     }
     const int warps = decode_attn_warps(rank, a->d_head, &args.row_bytes, &args.warp_bytes);
-    args.split_tokens = DECODE_ATTN_TOKENS;
+    args.split_tokens = rank->attn_tokens > 0 ? rank->attn_tokens : DECODE_ATTN_TOKENS;
     /* As many blocks as the chip holds at a time, or as there may be items. */
     const int bytes = DECODE_ATTN_BYTES + warps * args.warp_bytes;
     const int grid = at_most(m_bucket * blocks * DECODE_ATTN_SPLITS,
