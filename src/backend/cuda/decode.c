@@ -449,7 +449,7 @@ static int chains_of_block(const cuda_rank *rank, int d_head, int m_bucket, int 
     if (!wanted || rank->bind.kv_dtype == LS_F32 || d_head > 128) {
         return 0;
     }
-    const int room = at_most(rank->facts.shared_bytes_per_block, MAX_ATTN_BYTES), width = d_head > 64 ? 128 : 64;
+    const int room = rank->facts.shared_bytes_per_block, width = d_head > 64 ? 128 : 64;
     *row_bytes = ceil_div(d_head, 16) * 16 * (int)ls_dtype_bytes(rank->bind.kv_dtype) + 16;
     *chain_bytes =
         (int)DECODE_CHAIN_BYTES(width) + DECODE_CHAIN_TEAM * (DECODE_ATTN_HEADS * width * (int)sizeof(float) +

@@ -7,6 +7,8 @@
 
 #include <stdint.h>
 
+#include "backend/cuda/kern/l2_policy.h"
+
 __device__ inline uint32_t shared_address(const void *p) {
     return (uint32_t)__cvta_generic_to_shared(p);
 }
@@ -72,6 +74,15 @@ __device__ inline void copy_box(void *to, const void *map, int column, int row, 
         "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
         "[%4];" ::"r"(shared_address(to)),
         "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier))
+        : "memory");
+}
+
+/* The same of what a step reads once: L2 gives it up first. */
+__device__ inline void copy_box_once(void *to, const void *map, int column, int row, uint64_t *barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+        "[%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(to)),
+        "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)), "l"(L2_EVICT_FIRST)
         : "memory");
 }
 

@@ -20,9 +20,10 @@ enum {
     DECODE_ATTN_UNIT = 32,      /* tokens that a warp takes at a time; a page has whole units */
     DECODE_ATTN_TOKENS = 512,   /* of a split, at least */
     DECODE_CHAIN_TOKENS = 1024, /* ... of a chain's */
+    DECODE_ATTN_WHOLE = 1024,   /* of a row, at most, that are one split */
     DECODE_CHAIN_UNITS = 2,     /* that a chain has in shared memory or on their way */
-    DECODE_CHAIN_TEAM = 2,      /* warps of a chain */
-    DECODE_CHAIN_WARPS = 8,     /* of a block of chains, at most */
+    DECODE_CHAIN_TEAM = 3,      /* warps of a chain */
+    DECODE_CHAIN_WARPS = 6,     /* of a block of chains, at most */
     DECODE_ATTN_SPLITS = 32,    /* of a row's tokens, at most */
     DECODE_ATTN_BYTES = 8192,   /* of shared memory, besides the warps' */
     DECODE_SAMPLE_THREADS = 256,

@@ -3,8 +3,8 @@
  * rounding of q, and appending k and v at the row's position. Formulas in ops.h.
  *
  * Splits. The tokens that a row attends to, from the first one's unit of 32 on, are cut into splits of `split_tokens`:
- * 512 (DECODE_ATTN_TOKENS), or more where that would make more than 16 of them (32 past 16384 tokens). So a short context
- * is one split and nothing needs combining, and a long one spreads over the chip. (ops.h's splits are the CPU's; the formula is
+ * 512 (DECODE_ATTN_TOKENS), or more where that would make more than 16 of them (32 past 16384 tokens); up to 1024
+ * (DECODE_ATTN_WHOLE) are one. So a short context needs no combining, and a long one spreads over the chip. (ops.h's splits are the CPU's; the formula is
  * the same.) An ITEM is (row, up to four query heads of one KV head, split); block b takes items b, b + gridDim.x, ... of
  * the step's.
  *
@@ -48,14 +48,16 @@ template <int KV, int WIDTH> DEVICE void attn(const decode_attn_args &a) {
     units::ask(a, a.k_cache, ahead, k_room);
     units::ask(a, a.v_cache, ahead, v_room);
     rotation<WIDTH> turn;
+    attn_job<KV, WIDTH> mine;
     turn.load(norm_of_job(a, warp), a.rope + (int64_t)it.position * a.d, a.d);
+    mine.find(a, it, warp);
     wait_for_earlier_kernels();
     for (;;) {
         for (int job = warp; job < N_JOBS; job += n_warps) {
             if (job != warp || index != (int)blockIdx.x) {
                 turn.load(norm_of_job(a, job), a.rope + (int64_t)it.position * a.d, a.d);
+                mine.find(a, it, job);
             }
-            attn_job<KV, WIDTH> mine;
             mine.load(a, it, job);
             mine.finish(a, it, job, turn, &s);
         }

@@ -37,6 +37,9 @@ DEVICE int groups_of_kv(const decode_attn_args &a) {
 
 /* Tokens of a split where the row has n; whole units. */
 DEVICE int split_tokens(const decode_attn_args &a, int n) {
+    if (n <= DECODE_ATTN_WHOLE) {
+        return DECODE_ATTN_WHOLE;
+    }
     const int most = n > 16384 ? DECODE_ATTN_SPLITS : 16;
     return max(a.split_tokens, ((n + most - 1) / most + UNIT - 1) / UNIT * UNIT);
 }
@@ -198,18 +201,21 @@ DEVICE const float *norm_of_job(const decode_attn_args &a, int job) {
     return job < HEADS ? a.q_norm : job == JOB_K ? a.k_norm : NULL;
 }
 
-/* One of an item's jobs: read, then done. */
+/* One of an item's jobs: its place in the cache found (which needs nothing of earlier kernels), read, done. */
 template <int KV, int WIDTH> struct attn_job {
     static constexpr int PAIRS = rotation<WIDTH>::PAIRS;
     float low[PAIRS], high[PAIRS]; /* of the lane's pairs */
+    int64_t slot;                  /* of the row's own k or v: an element of the cache */
 
     static DEVICE_MEMBER bool is_wanted(const item &it, int job) {
         return job < HEADS ? job < it.n_heads : it.has_own();
     }
-    static DEVICE_MEMBER int64_t slot(const decode_attn_args &a, const item &it) {
-        return (((int64_t)it.page[it.position / CUDA_PAGE_TOKENS] * a.n_kv + it.kv_head) * CUDA_PAGE_TOKENS +
-                it.position % CUDA_PAGE_TOKENS) *
-               a.d;
+    DEVICE_MEMBER void find(const decode_attn_args &a, const item &it, int job) {
+        slot = job < HEADS
+                   ? 0
+                   : (((int64_t)it.page[it.position / CUDA_PAGE_TOKENS] * a.n_kv + it.kv_head) * CUDA_PAGE_TOKENS +
+                      it.position % CUDA_PAGE_TOKENS) *
+                         a.d;
     }
 
     DEVICE_MEMBER void load(const decode_attn_args &a, const item &it, int job) {
@@ -224,8 +230,8 @@ template <int KV, int WIDTH> struct attn_job {
         for (int j = 0; j < PAIRS; j++) {
             const int i = lane + 32 * j;
             const bool there = wanted && i < half;
-            low[j] = !there ? 0.0F : from_cache ? load_as<KV>(cache, slot(a, it) + i) : y[i];
-            high[j] = !there ? 0.0F : from_cache ? load_as<KV>(cache, slot(a, it) + i + half) : y[i + half];
+            low[j] = !there ? 0.0F : from_cache ? load_as<KV>(cache, slot + i) : y[i];
+            high[j] = !there ? 0.0F : from_cache ? load_as<KV>(cache, slot + i + half) : y[i + half];
             if (bias != NULL && there) {
                 low[j] += bias[of_bias + i];
                 high[j] += bias[of_bias + i + half];
@@ -255,8 +261,8 @@ template <int KV, int WIDTH> struct attn_job {
             store_as(KV, s->own[job - JOB_K], i, low[j]);
             store_as(KV, s->own[job - JOB_K], i + half, high[j]);
             if (a.raw && is_wanted(it, job)) {
-                store_as(KV, cache, slot(a, it) + i, low[j]);
-                store_as(KV, cache, slot(a, it) + i + half, high[j]);
+                store_as(KV, cache, slot + i, low[j]);
+                store_as(KV, cache, slot + i + half, high[j]);
             }
         }
         for (int i = a.d + lane; i < WIDTH; i += 32) {
@@ -304,7 +310,7 @@ template <int KV, int WIDTH> struct stream {
                 char *to = room + chunk * 16;
 #pragma unroll 4
                 for (int r = lane / 8; r < UNIT; r += 4, source += 4 * a.d * KV_BYTES, to += 4 * a.row_bytes) {
-                    copy_async(to, source, r >= which.first && r < which.end && chunk < in_memory);
+                    copy_once(to, source, r >= which.first && r < which.end && chunk < in_memory);
                 }
             }
         }

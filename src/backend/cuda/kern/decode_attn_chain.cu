@@ -3,11 +3,12 @@
  * are hidden behind other items' memory instead of being shared by a block.
  *
  * A CHAIN is DECODE_CHAIN_TEAM warps with shared memory of their own. It takes items (row, up to four query heads of one KV head,
- * split) from end to end: q, k and v made ready, then the units of 32 tokens, one warp the even ones and one the odd ones, then their
- * sum. Chain c of all takes items c, c + n_chains, ...; neighbours lie in different blocks, so that SMs have even shares of few items
+ * split) from end to end: q, k and v made ready, then the units of 32 tokens, dealt to its warps in turn, then the warps' sum.
+ * Chain c of all takes items c, c + n_chains, ...; neighbours lie in different blocks, so that SMs have even shares of few items
  * too. No chain waits for another.
  *
- * Two units of K and V are on their way to each warp all the time, the next item's behind this one's last. Splits have at least 1024
+ * Two units of K and V are on their way to each warp all the time, the next item's behind this one's last (fewer warps, or less on
+ * its way, keep memory less busy; the next item's q on its way too gains nothing: measured). Splits have at least 1024
  * tokens (DECODE_CHAIN_TOKENS) and are added as in decode_attn.cu: by the chain that is done last, in index order.
  *
  * Bits: a warp's units in order, with one running maximum, then the warps' in order; splits follow from the row's own tokens. The
@@ -55,11 +56,13 @@ struct chain_units {
     int index, step, rank, u;
     bool is_there;
 
-    DEVICE_MEMBER chain_units(const decode_attn_args &a, int first, int n_chains, int its_rank) : finder(a) {
-        index = first;
+    /* From the first item on, which is there. */
+    DEVICE_MEMBER chain_units(const item_finder &its_finder, const item &first, int n_chains, int its_rank)
+        : finder(its_finder), it(first) {
+        index = first.index;
         step = n_chains;
         rank = u = its_rank;
-        is_there = finder.find(index, &it);
+        is_there = true;
         skip_ended();
     }
 
@@ -96,30 +99,36 @@ struct chain_place {
     }
 };
 
-/* q of all heads, k and v, each by one of the chain's warps: everything is read before anything is made of it. */
-template <int KV, int WIDTH>
-DEVICE void make_ready(const decode_attn_args &a, const item &it, const chain_place &place, shared<KV, WIDTH> *s) {
-    static_assert(HEADS % TEAM == 0 && N_JOBS == HEADS + 2, "a warp's jobs are of q, but for the last ones");
-    constexpr int MOST = (N_JOBS + TEAM - 1) / TEAM;
+/* q of all heads, k and v of an item, each by one of the chain's warps. */
+template <int KV, int WIDTH> struct chain_jobs {
+    static_assert(N_JOBS % TEAM == 0, "warps have as many");
+    static constexpr int MOST = N_JOBS / TEAM;
     attn_job<KV, WIDTH> job[MOST];
-    rotation<WIDTH> of_q, of_k;
-    const float *rope = a.rope + (int64_t)it.position * a.d;
+    rotation<WIDTH> turn[MOST];
+
+    /* What nobody writes while kernels before this one run. */
+    DEVICE_MEMBER void find(const decode_attn_args &a, const item &it, const chain_place &place) {
 #pragma unroll
-    for (int j = 0; j < MOST; j++) {
-        if (j * TEAM + place.rank < N_JOBS) {
+        for (int j = 0; j < MOST; j++) {
+            job[j].find(a, it, j * TEAM + place.rank);
+            turn[j].load(norm_of_job(a, j * TEAM + place.rank), a.rope + (int64_t)it.position * a.d, a.d);
+        }
+    }
+
+    /* Everything is read before anything is made of it. */
+    DEVICE_MEMBER void finish(const decode_attn_args &a, const item &it, const chain_place &place,
+                              shared<KV, WIDTH> *s) {
+#pragma unroll
+        for (int j = 0; j < MOST; j++) {
             job[j].load(a, it, j * TEAM + place.rank);
         }
-    }
-    of_q.load(a.q_norm, rope, a.d);
-    of_k.load(a.k_norm, rope, a.d);
 #pragma unroll
-    for (int j = 0; j < MOST; j++) {
-        if (j * TEAM + place.rank < N_JOBS) {
-            job[j].finish(a, it, j * TEAM + place.rank, j * TEAM < HEADS ? of_q : of_k, s);
+        for (int j = 0; j < MOST; j++) {
+            job[j].finish(a, it, j * TEAM + place.rank, turn[j], s);
         }
+        place.meet();
     }
-    place.meet();
-}
+};
 
 /* o: of all warps. */
 template <int KV, int WIDTH>
@@ -169,19 +178,27 @@ template <int KV, int WIDTH> DEVICE void attn_chain(const decode_attn_args &a) {
         reinterpret_cast<char *>(o + TEAM * HEADS * WIDTH) + place.rank * DECODE_CHAIN_UNITS * 2 * unit_bytes;
     let_next_kernel_start();
     int index = place.chain * (int)gridDim.x + (int)blockIdx.x;
-    chain_units ahead(a, index, n_chains, place.rank);
+    item_finder finder(a);
+    item it;
+    if (!finder.find(index, &it)) {
+        return;
+    }
+    chain_units ahead(finder, it, n_chains, place.rank);
+    chain_jobs<KV, WIDTH> jobs;
+    jobs.find(a, it, place);
     for (int i = 0; i < 2; i++) {
+        /* One after the other: what the kernel ahead of this one still reads and writes would wait behind all of it. */
         const unit which = ahead.here();
+        wait_for_copies<0>();
         units::ask(a, a.k_cache, which, room + 2 * i * unit_bytes);
+        wait_for_copies<0>();
         units::ask(a, a.v_cache, which, room + (2 * i + 1) * unit_bytes);
         ahead.go_on();
     }
     wait_for_earlier_kernels();
-    item_finder finder(a);
-    item it;
     uint32_t n_done = 0;
-    for (; finder.find(index, &it); index += n_chains) {
-        make_ready<KV, WIDTH>(a, it, place, &s);
+    for (;;) {
+        jobs.finish(a, it, place, &s);
         worker<KV, WIDTH> w;
         w.begin(s);
         const int n_units = it.n_units();
@@ -201,6 +218,11 @@ template <int KV, int WIDTH> DEVICE void attn_chain(const decode_attn_args &a) {
             ahead.go_on();
         }
         end_item<KV, WIDTH>(a, it, place, w, &s, o);
+        index += n_chains;
+        if (!finder.find(index, &it)) {
+            return;
+        }
+        jobs.find(a, it, place);
     }
 }
 

@@ -75,8 +75,8 @@ template <int ACT, bool INT8, int COLUMNS, bool ODD, int PAIRS> struct weight_st
                     to[2 * i * 32] = load_elements<W_BYTES>(low, k, wants_low ? this->end : 0);
                     to[(2 * i + 1) * 32] = load_elements<W_BYTES>(high, k, wants_high ? this->end : 0);
                 } else {
-                    copy_weight(to + 2 * i * 32, low + i * CHUNK * W_BYTES, wants_low && k < this->end);
-                    copy_weight(to + (2 * i + 1) * 32, high + i * CHUNK * W_BYTES, wants_high && k < this->end);
+                    copy_once(to + 2 * i * 32, low + i * CHUNK * W_BYTES, wants_low && k < this->end);
+                    copy_once(to + (2 * i + 1) * 32, high + i * CHUNK * W_BYTES, wants_high && k < this->end);
                 }
             }
             if (!ODD) {
@@ -185,6 +185,9 @@ DEVICE void matmul(const decode_matmul_args &a) {
 #pragma unroll 1 /* little code to fetch before the first loads */
     for (int slot = 0; slot < a.ring; slot++) {
         s.request(a, mine, slot, g);
+        if (slot > 0) { /* no more at a time: loads of the kernel ahead of this one would wait behind them */
+            wait_for_copies<1>();
+        }
     }
     s.call_for_rest(mine, t);
     const int n_rows = min(COLUMNS, (a.kind == DECODE_HEAD ? a.step->n_out : a.step->n_rows) - first_m);

@@ -226,7 +226,7 @@ template <int W_BYTES> struct producer {
             for (int h = 0; h < PERSIST_HEIGHTS; h++) {
                 const int height = DECODE_TILE >> h;
                 if ((rows.y & height) != 0) {
-                    copy_box(to, map + (h * op.n_matrices + i) * families, column, row, full);
+                    copy_box_once(to, map + (h * op.n_matrices + i) * families, column, row, full);
                     row += height;
                     to += height * width;
                 }
@@ -266,9 +266,9 @@ template <int W_BYTES> struct producer {
             const uint32_t behind = (uint32_t)(c.high * width);
             ask(min(32, n_chunks - first), there ? (uint32_t)(n_rows * width) : 0, [&](char *to, uint64_t *full) {
                 if (there && !c.is_odd) {
-                    copy_box(to, box, column, c.row, full);
+                    copy_box_once(to, box, column, c.row, full);
                     if (has_second) {
-                        copy_box(to + behind, second, column, row, full);
+                        copy_box_once(to + behind, second, column, row, full);
                     }
                 } else if (there) {
                     copy_odd(op, c, map, families, column, width, to, full);

@@ -6,6 +6,7 @@
 #define LS_BACKEND_CUDA_PTX_CUH
 
 #include "backend/cuda/kern/decode_args.h"
+#include "backend/cuda/kern/l2_policy.h"
 
 #define DEVICE static __device__ __forceinline__
 #define DEVICE_MEMBER __device__ __forceinline__
@@ -94,10 +95,12 @@ DEVICE void copy_async(void *to, const void *from, bool wanted) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(wanted ? 16 : 0) : "memory");
 }
 
-/* The same for weights, whose neighbours in a line of 128 bytes are wanted soon. */
-DEVICE void copy_weight(void *to, const void *from, bool wanted) {
+/* The same for weights, keys and values, which a step reads once and whose neighbours it wants soon. L2 gives them up first, so that
+ * what kernels leave for one another stays there. */
+DEVICE void copy_once(void *to, const void *from, bool wanted) {
     const uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(wanted ? 16 : 0)
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::256B [%0], [%1], 16, %2, %3;" ::"r"(at), "l"(from),
+                 "r"(wanted ? 16 : 0), "l"(L2_EVICT_FIRST)
                  : "memory");
 }
 

@@ -40,7 +40,7 @@ DEVICE void copy_async(void *to, const void *from, bool wanted) {
     emulate_copy(to, from, wanted);
 }
 
-DEVICE void copy_weight(void *to, const void *from, bool wanted) {
+DEVICE void copy_once(void *to, const void *from, bool wanted) {
     copy_async(to, from, wanted);
 }
 
