@@ -634,14 +634,6 @@ static void decode_steps(bench *b, const model *m, bool all) {
     printf("decode-only steps of %s bf16, context %d; l: library, w: wide.c, g: gemm.c, in the order qkv, out, ffn_in, "
            "ffn_out; limit: reading at %.0f GB/s\n",
            m->name, b->context, read.best / 1e9);
-    for (int i = 0, width = 32; all && b->rank.wide && width <= WIDE_ROWS; i++, width *= 2) {
-        int blocks = 0;
-        cuda(b,
-             b->driver->cuOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, b->rank.wide_fn[i], WIDE_THREADS,
-                                                                    (size_t)WIDE_SHARED_BYTES(width)),
-             "occupancy");
-        printf("  wide.c, %d rows: %d blocks a multiprocessor\n", width, blocks);
-    }
     for (int n_rows = all ? 32 : 1; n_rows <= most; n_rows *= 2) {
         const double bytes =
             2.0 * ((double)(2 * q + 2 * kv) + 3.0 * m->d_ffn) * m->d + 2.0 * 2 * n_rows * (double)(b->context + 1) * kv;

@@ -46,10 +46,14 @@ enum {
     X(prefill_attn_any)                                                                                                \
     HEADS(X, prefill_flash_bf16)                                                                                       \
     HEADS(X, prefill_flash_f16)                                                                                        \
+    X(wide_bf16_32_long)                                                                                               \
     X(wide_bf16_32)                                                                                                    \
+    X(wide_bf16_64_long)                                                                                               \
     X(wide_bf16_64)                                                                                                    \
     X(wide_bf16_128)                                                                                                   \
+    X(wide_f16_32_long)                                                                                                \
     X(wide_f16_32)                                                                                                     \
+    X(wide_f16_64_long)                                                                                                \
     X(wide_f16_64)                                                                                                     \
     X(wide_f16_128)                                                                                                    \
     GEMMS(X, gemm_bf16)                                                                                                \
@@ -338,7 +342,7 @@ ls_status prefill_prepare(cuda_rank *rank, const ls_op *op, int n_ops, ls_error 
     }
     TRY(allow_shared(rank, FN_prefill_attn_any, attn_any_shared_bytes(LS_MAX_HEAD), err));
     TRY(flash_prepare(rank, op, n_ops, rank->prefill_fn + FN_prefill_flash_bf16_64, err));
-    TRY(wide_prepare(rank, rank->prefill_fn + FN_wide_bf16_32, err));
+    TRY(wide_prepare(rank, rank->prefill_fn + FN_wide_bf16_32_long, err));
     TRY(gemm_prepare(rank, rank->prefill_fn + FN_gemm_bf16_qkv_256, err));
     rank->sums = rank->workspace + scratch_of_matmuls(op, n_ops, &rank->bind);
     bool int8 = false;
@@ -577,9 +581,9 @@ static ls_status attn(cuda_rank *rank, const op_attn *a, int layer, const ls_ste
 }
 
 /* Against cuBLASLt, by `prefill_bench decode`, which times whole layers, and for the head `rows`, on an H100: Qwen3-4B and Mistral 7B.
- * Behind those rows x passes L2 too often; out is small. */
+ * Behind those rows x passes L2 too often. */
 static bool wide_is_faster(const cuda_rank *rank, ls_op_kind kind, int n_rows) {
-    return rank->cublaslt == NULL || (kind != OP_OUT && n_rows <= (kind == OP_FFN_IN ? 128 : 64));
+    return rank->cublaslt == NULL || n_rows <= (kind == OP_FFN_IN ? 128 : 64);
 }
 
 /* ... Half of its tile's rows are empty in steps of fewer than 129, which costs qkv least. */

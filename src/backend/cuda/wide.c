@@ -7,9 +7,18 @@
 
 _Static_assert((int)WIDE_PARTS == (int)CUDA_NODES, "pieces may be nodes");
 
-static const int widths[WIDE_KERNELS] = {32, 64, 128};
-static const char *const names[2][WIDE_KERNELS] = {{"wide_bf16_32", "wide_bf16_64", "wide_bf16_128"},
-                                                   {"wide_f16_32", "wide_f16_64", "wide_f16_128"}};
+typedef struct wide_kernel {
+    const char *bf16, *f16; /* names */
+    int rows;               /* of x, at most */
+    bool is_long;           /* its ring: one block a multiprocessor */
+} wide_kernel;
+
+/* The first one that serves is the one. */
+static const wide_kernel kernels[WIDE_KERNELS] = {{"wide_bf16_32_long", "wide_f16_32_long", 32, true},
+                                                  {"wide_bf16_32", "wide_f16_32", 32, false},
+                                                  {"wide_bf16_64_long", "wide_f16_64_long", 64, true},
+                                                  {"wide_bf16_64", "wide_f16_64", 64, false},
+                                                  {"wide_bf16_128", "wide_f16_128", 128, false}};
 
 static int ceil_div(int a, int b) {
     return (a + b - 1) / b;
@@ -112,7 +121,7 @@ ls_status wide_prepare(cuda_rank *rank, CUfunction *fn, ls_error *err) {
         const CUfunction kernel = fn[(dtype == LS_F16) * WIDE_KERNELS + i];
         TRY(cuda_check(rank,
                        rank->driver->cuFuncSetAttribute(kernel, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                                                        WIDE_SHARED_BYTES(widths[i])),
+                                                        WIDE_SHARED_BYTES(kernels[i].rows, kernels[i].is_long)),
                        "shared memory of matmuls", err));
         TRY(cuda_share_most(rank, kernel, err));
     }
@@ -194,36 +203,40 @@ static void set_output(const cuda_rank *rank, const ls_op *op, int index, bool a
 ls_status wide_matmul(cuda_rank *rank, const ls_op *op, int index, int n_rows, bool alone, float *y, CUdeviceptr part,
                       ls_error *err) {
     const ls_bind *bind = &rank->bind;
-    int i_width = 0;
-    while (i_width < WIDE_KERNELS - 1 && widths[i_width] < n_rows) {
-        i_width++;
+    const wide_work work = work_of(rank, op);
+    const int chip = chip_of(rank);
+    const bool has_room = work.n_tiles * work.n_pieces <= chip;
+    int i = 0;
+    while (i < WIDE_KERNELS - 1 && (kernels[i].rows < n_rows || (kernels[i].is_long && !has_room))) {
+        i++;
     }
+    const wide_kernel *kernel = &kernels[i];
+    const bool is_f16 = bind->dtype == LS_F16;
     shape s;
     (void)shape_of(op, &s);
     const int k = bind->weight[s.weight[0]].cols;
     wide_args args = {.step = (const cuda_step *)(uintptr_t)rank->step,
-                      .work = work_of(rank, op),
+                      .work = work,
                       .kind = s.kind,
                       .n_rows = n_rows,
                       .part = (float *)(uintptr_t)part,
                       .counter = (uint32_t *)(uintptr_t)rank->counters};
     set_output(rank, op, index, alone, y, &args);
-    TRY(wide_map(rank, input_of(bind, op), n_rows, k, widths[i_width], &args.x_map, err));
-    for (int i = 0, tile = 0, column = 0; i < 3; i++) {
-        wide_matrix *matrix = &args.matrix[i];
-        matrix->first_tile = i == 0 || s.kind == WIDE_QKV ? tile : INT32_MAX;
-        if (i < s.n_weights) {
-            const ls_weight *w = &bind->weight[s.weight[i]];
+    TRY(wide_map(rank, input_of(bind, op), n_rows, k, kernel->rows, &args.x_map, err));
+    for (int j = 0, tile = 0, column = 0; j < 3; j++) {
+        wide_matrix *matrix = &args.matrix[j];
+        matrix->first_tile = j == 0 || s.kind == WIDE_QKV ? tile : INT32_MAX;
+        if (j < s.n_weights) {
+            const ls_weight *w = &bind->weight[s.weight[j]];
             matrix->rows = w->rows;
-            matrix->bias = s.bias[i] < 0 ? NULL : bind->weight[s.bias[i]].data;
+            matrix->bias = s.bias[j] < 0 ? NULL : bind->weight[s.bias[j]].data;
             matrix->y_first = s.kind == WIDE_QKV ? column : 0;
             tile += ceil_div(w->rows, WIDE_TILE);
             column += w->rows;
-            TRY(wide_map(rank, w->data, w->rows, k, WIDE_TILE / 2, &args.w_map[i], err));
+            TRY(wide_map(rank, w->data, w->rows, k, WIDE_TILE / 2, &args.w_map[j], err));
         }
     }
-    const int kernel = (bind->dtype == LS_F16) * WIDE_KERNELS + i_width;
-    return cuda_launch_overlapping(rank, rank->wide_fn[kernel], names[bind->dtype == LS_F16][i_width],
-                                   (unsigned)count_blocks(&args.work, chip_of(rank)), 1, 1, WIDE_THREADS,
-                                   (unsigned)WIDE_SHARED_BYTES(widths[i_width]), (void *[]){&args}, err);
+    return cuda_launch_overlapping(rank, rank->wide_fn[is_f16 * WIDE_KERNELS + i], is_f16 ? kernel->f16 : kernel->bf16,
+                                   (unsigned)count_blocks(&work, chip), 1, 1, WIDE_THREADS,
+                                   (unsigned)WIDE_SHARED_BYTES(kernel->rows, kernel->is_long), (void *[]){&args}, err);
 }

@@ -8,7 +8,7 @@
 #include "backend/cuda/cuda.h"
 #include "backend/cuda/kern/prefill_args.h"
 
-enum { WIDE_KERNELS = 3 }; /* wide_<dtype>_<32, 64, 128>, of each dtype, bf16 before f16 */
+enum { WIDE_KERNELS = 5 }; /* wide_<dtype>_<32_long, 32, 64_long, 64, 128>, of each dtype, bf16 before f16 */
 
 /* Scratch, on any chip; 0: none of the ops needs it. */
 size_t wide_workspace(const ls_op *op, int n_ops, const ls_bind *bind);

@@ -196,7 +196,7 @@ static const struct {
     MATMUL(prefill_mm_bf16_32) MATMUL(prefill_mm_bf16_128) MATMUL(prefill_mm_f16_32) MATMUL(prefill_mm_f16_128)
     MATMUL(prefill_mm_bf16_int8_32) MATMUL(prefill_mm_bf16_int8_64) MATMUL(prefill_mm_f16_int8_32)
     MATMUL(prefill_mm_f16_int8_64) MATMUL(prefill_mm_f32) MATMUL(prefill_mm_f32_int8)
-    WIDE_BOTH_TYPES(32) WIDE_BOTH_TYPES(64) WIDE_BOTH_TYPES(128)
+    WIDE_BOTH_TYPES(32_long) WIDE_BOTH_TYPES(32) WIDE_BOTH_TYPES(64_long) WIDE_BOTH_TYPES(64) WIDE_BOTH_TYPES(128)
     GEMM_BOTH_TYPES(qkv_256) GEMM_BOTH_TYPES(silu_256) GEMM_BOTH_TYPES(silu_240) GEMM_BOTH_TYPES(silu_160)
     GEMM_BOTH_TYPES(rows_256) GEMM_BOTH_TYPES(rows_160) GEMM_BOTH_TYPES(rows_96)
     BOTH(64) BOTH(80) BOTH(96) BOTH(128) BOTH(256) KERNEL(prefill_attn_any, prefill_attn_args)};

@@ -1,10 +1,11 @@
 // Matmuls of 17 to 128 rows of x on Hopper, 16-bit weights: y[m][n] = sum over k of w[n][k] x[m][k], by wgmma with W's rows as
 // rows of the tile and x's as its columns. wide_args.h says how the work is cut.
 //
-//   wide_<dtype>_<rows>   up to so many rows of x
+//   wide_<dtype>_<rows>        up to so many rows of x
+//   wide_<dtype>_<rows>_long   with a long ring, where there are no more pieces than multiprocessors
 //
 // Such a matmul waits for W: what counts is that memory never stands still, within an op and from one to the next. One warp
-// loads W and x by tensor copies into a ring of stages, short enough for two blocks on a multiprocessor. (W brought to L2 before
+// loads W and x by tensor copies into a ring of stages, short enough for two blocks on a multiprocessor, or long. (W brought to L2 before
 // that takes longer: measured.) It asks for W before the kernels ahead of this one have ended, for x when they have; neither
 // the next piece nor the way out of sums stops it. When it has asked for the last of W it lets the next kernel start, which then
 // asks for its own: not before, or that would only come in place of this one's. So the last blocks' arithmetic, the way out, and
@@ -30,8 +31,8 @@ extern __shared__ __align__(1024) uint8_t flash_shared[];
 
 enum { K_BYTES = WIDE_K * 2, HALF = WIDE_TILE / 2, COMPUTING_THREADS = 256 };
 
-template <int N> struct wide_memory {
-    static constexpr int STAGES = WIDE_STAGES(N), STAGE = WIDE_STAGE_BYTES(N);
+template <int N, bool LONG> struct wide_memory {
+    static constexpr int STAGES = WIDE_STAGES(N, LONG), STAGE = WIDE_STAGE_BYTES(N);
 
     static __device__ uint8_t *w(int stage) {
         return flash_shared + stage * STAGE;
@@ -88,24 +89,24 @@ struct wide_place {
 // ---- Loading: one thread ----
 
 // Block n of k of this block's.
-template <int N> static __device__ void load_w(const wide_args &a, const wide_walk &at, int n) {
-    using memory = wide_memory<N>;
+template <int N, bool LONG> static __device__ void load_w(const wide_args &a, const wide_walk &at, int n) {
+    using memory = wide_memory<N, LONG>;
     const int stage = n % memory::STAGES;
     const wide_place low(a, at.tile, 0), high(a, at.tile, 1);
     uint64_t *full = memory::full(stage);
     barrier_wait(memory::empty(stage), n / memory::STAGES % 2 ^ 1);
     barrier_expect(full, memory::STAGE);
-    copy_box(memory::w(stage), &a.w_map[low.which], at.k * WIDE_K, low.row, full);
-    copy_box(memory::w(stage) + HALF * K_BYTES, &a.w_map[high.which], at.k * WIDE_K, high.row, full);
+    copy_box_once(memory::w(stage), &a.w_map[low.which], at.k * WIDE_K, low.row, full);
+    copy_box_once(memory::w(stage) + HALF * K_BYTES, &a.w_map[high.which], at.k * WIDE_K, high.row, full);
 }
 
-template <int N> static __device__ void load_pieces(const wide_args &a) {
-    using memory = wide_memory<N>;
+template <int N, bool LONG> static __device__ void load_pieces(const wide_args &a) {
+    using memory = wide_memory<N, LONG>;
     const wide_work &w = a.work;
     wide_walk at, next; // next: of W, to be asked for
     next.begin(w);
     for (int n = 0; n < memory::STAGES && !next.has_ended(w); n++, next.next(w)) {
-        load_w<N>(a, next, n);
+        load_w<N, LONG>(a, next, n);
     }
     if (next.has_ended(w)) {
         let_next_kernel_start();
@@ -115,7 +116,7 @@ template <int N> static __device__ void load_pieces(const wide_args &a) {
     at.begin(w);
     for (int n = 0; !at.has_ended(w); n++, at.next(w)) {
         if (n >= memory::STAGES) {
-            load_w<N>(a, next, n);
+            load_w<N, LONG>(a, next, n);
             next.next(w);
             if (next.has_ended(w)) {
                 let_next_kernel_start();
@@ -210,13 +211,13 @@ static __device__ void store_added(const wide_args &a, const wide_walk &at, cons
 }
 
 // A piece's sums go to memory; the block whose piece is the tile's last one to get there adds them all up.
-template <class T, int N>
+template <class T, int N, bool LONG>
 static __device__ void store_piece(const wide_args &a, const wide_walk &at, const float (&low)[N / 4],
                                    const float (&high)[N / 4]) {
     constexpr int PIECE = N / 8 * COMPUTING_THREADS; // in fours
     static_assert(WIDE_PARTS == 8, "2, 4 or 8 pieces");
     const int n_pieces = a.work.n_pieces, first = threadIdx.x / 128 * (N / 2);
-    uint32_t *ended = wide_memory<N>::word();
+    uint32_t *ended = wide_memory<N, LONG>::word();
     float4 *all = (float4 *)a.part + (int64_t)at.tile * n_pieces * PIECE + threadIdx.x;
 #pragma unroll
     for (int i = 0; i < N / 16; i++) {
@@ -256,8 +257,8 @@ static __device__ void release_stage(uint64_t *empty) {
     }
 }
 
-template <class T, int N> static __device__ void compute_pieces(const wide_args &a, int group) {
-    using memory = wide_memory<N>;
+template <class T, int N, bool LONG> static __device__ void compute_pieces(const wide_args &a, int group) {
+    using memory = wide_memory<N, LONG>;
     constexpr int ROWS = N / 2; // of x
     float low[ROWS / 2], high[ROWS / 2];
     int n = 0; // blocks of k so far
@@ -288,7 +289,7 @@ template <class T, int N> static __device__ void compute_pieces(const wide_args 
         hold(high);
         release_stage(memory::empty((n - 1) % memory::STAGES));
         if (a.work.n_pieces > 1 && !a.has_nodes) {
-            store_piece<T, N>(a, at, low, high);
+            store_piece<T, N, LONG>(a, at, low, high);
             return; // its only one: and so none of the sums is kept over the way out
         }
         store_tile<T, ROWS, ROWS / 8>(a, at, [&](int i, float4 &x, float4 &z) {
@@ -298,10 +299,11 @@ template <class T, int N> static __device__ void compute_pieces(const wide_args 
     }
 }
 
-template <class T, int N> static __device__ void wide(const wide_args &a) {
-    using memory = wide_memory<N>;
-    static_assert(memory::STAGES * (memory::STAGE + 16) + 16 == WIDE_SHARED_BYTES(N), "as the host counts");
-    static_assert(WIDE_BLOCKS * (WIDE_SHARED_BYTES(N) + 1024) <= 228 << 10, "blocks of a multiprocessor");
+template <class T, int N, bool LONG> static __device__ void wide(const wide_args &a) {
+    using memory = wide_memory<N, LONG>;
+    static_assert(memory::STAGES * (memory::STAGE + 16) + 16 == WIDE_SHARED_BYTES(N, LONG), "as the host counts");
+    static_assert((LONG ? 1 : WIDE_BLOCKS) * (WIDE_SHARED_BYTES(N, LONG) + 1024) <= 228 << 10,
+                  "blocks of a multiprocessor");
     if (threadIdx.x == 0) {
         for (int i = 0; i < memory::STAGES; i++) {
             barrier_init(memory::full(i), 1);
@@ -312,25 +314,29 @@ template <class T, int N> static __device__ void wide(const wide_args &a) {
     __syncthreads();
     const int role = uniform(threadIdx.x / 128);
     if (role < 2) {
-        compute_pieces<T, N>(a, role);
+        compute_pieces<T, N, LONG>(a, role);
     } else if (threadIdx.x % 32 == 0) {
-        load_pieces<N>(a);
+        load_pieces<N, LONG>(a);
     }
 }
-#define WIDE_BODY(type, n) wide<type, n>(a)
+#define WIDE_BODY(type, n, is_long) wide<type, n, is_long>(a)
 #else
-#define WIDE_BODY(type, n) (void)a // other chips: prefill.c
+#define WIDE_BODY(type, n, is_long) (void)a // other chips: prefill.c
 #endif
 
 // Registers: a block of the exchange has room beside one of these, and up to 64 rows beside two.
-#define WIDE(type, n)                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(WIDE_THREADS, WIDE_BLOCKS + (n <= 64))                                \
-        wide_##type##_##n(const __grid_constant__ wide_args a) {                                                       \
-        WIDE_BODY(type, n);                                                                                            \
+#define WIDE(name, type, n, is_long)                                                                                   \
+    extern "C" __global__ void __launch_bounds__(WIDE_THREADS, WIDE_BLOCKS + (n <= 64 && !is_long))                    \
+        wide_##name(const __grid_constant__ wide_args a) {                                                             \
+        WIDE_BODY(type, n, is_long);                                                                                   \
     }
-WIDE(bf16, 32)
-WIDE(bf16, 64)
-WIDE(bf16, 128)
-WIDE(f16, 32)
-WIDE(f16, 64)
-WIDE(f16, 128)
+WIDE(bf16_32, bf16, 32, false)
+WIDE(bf16_64, bf16, 64, false)
+WIDE(bf16_128, bf16, 128, false)
+WIDE(bf16_32_long, bf16, 32, true)
+WIDE(bf16_64_long, bf16, 64, true)
+WIDE(f16_32, f16, 32, false)
+WIDE(f16_64, f16, 64, false)
+WIDE(f16_128, f16, 128, false)
+WIDE(f16_32_long, f16, 32, true)
+WIDE(f16_64_long, f16, 64, true)

@@ -19,11 +19,11 @@ enum {
     WIDE_CHIP = 132,    /* multiprocessors, at most: what scratch is counted for */
     WIDE_BLOCKS = 2     /* of a multiprocessor */
 };
-/* For kernels of up to `n` rows of x: blocks of k that are in shared memory or on their way, of W and of x. Two blocks fit a
- * multiprocessor's 228 KB, of which each block costs 1 KB more than it asks for. */
-#define WIDE_STAGES(n) ((n) <= 32 ? 5 : (n) <= 64 ? 4 : 3)
+/* For kernels of up to `n` rows of x: blocks of k that are in shared memory or on their way, of W and of x. A multiprocessor's 228 KB
+ * hold two blocks, each of which costs 1 KB more than it asks for, or one with a long ring and blocks of the exchange. */
+#define WIDE_STAGES(n, is_long) (((n) <= 32 ? 5 : (n) <= 64 ? 4 : 3) * ((is_long) ? 2 : 1))
 #define WIDE_STAGE_BYTES(n) ((WIDE_TILE + (n)) * WIDE_K * 2)
-#define WIDE_SHARED_BYTES(n) (WIDE_STAGES(n) * (WIDE_STAGE_BYTES(n) + 16) + 16)
+#define WIDE_SHARED_BYTES(n, is_long) (WIDE_STAGES(n, is_long) * (WIDE_STAGE_BYTES(n) + 16) + 16)
 
 typedef struct wide_work {
     int32_t n_tiles, n_k, n_pieces;

@@ -139,6 +139,9 @@ inline void send_box(const emulated_box &box, uint64_t *barrier) {
 inline void copy_box(void *to, const prefill_map *map, int column, int row, uint64_t *barrier) {
     send_box(box_of(to, map, column, row), barrier);
 }
+inline void copy_box_once(void *to, const prefill_map *map, int column, int row, uint64_t *barrier) {
+    copy_box(to, map, column, row, barrier);
+}
 
 inline void prefetch_map(const prefill_map *) {}
 inline int uniform(int value) {
