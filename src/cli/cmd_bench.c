@@ -91,7 +91,8 @@ static const char *model_name(const char *given) {
 static json_t *model_json(bench *b) {
     ls_model_info m = LS_MODEL_INFO_INIT;
     if (b->of_server) {
-        return json_pack("{s:s*}", "name", b->options.value[OPT_MODEL].text);
+        const char *given = b->options.value[OPT_MODEL].text;
+        return json_pack("{s:s*}", "name", given != NULL ? model_name(given) : NULL);
     }
     if (b->model == NULL && b->options.value[OPT_MODEL].set) {
         cli_open_model(&b->options, &b->model, NULL); /* of startup: others have it open */
