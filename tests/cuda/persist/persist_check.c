@@ -506,12 +506,12 @@ static void check_causes(device *dev) {
         const char *says;
     } cases[] = {
         {{{0}}, ""},
-        {{{.claimed = 1, .is_set = 1, .op = 2, .layer = 0, .block = 7}}, "rank 0: block 7"},
-        {{{.is_set = 1}, {.missing = (uint64_t)4 << 32 | 8}, {.missing = (uint64_t)2 << 32 | 5}}, "rank 2 waited"},
-        {{{.is_set = 1}, {.missing = (uint64_t)4 << 32 | 8}, {.missing = (uint64_t)2 << 32 | 5}}, "for rank 1,"},
+        {{{.claimed = 1, .ends_ns = 1, .op = 2, .layer = 0, .block = 7}}, "rank 0: block 7"},
+        {{{.ends_ns = 1}, {.missing = (uint64_t)4 << 32 | 8}, {.missing = (uint64_t)2 << 32 | 5}}, "rank 2 waited"},
+        {{{.ends_ns = 1}, {.missing = (uint64_t)4 << 32 | 8}, {.missing = (uint64_t)2 << 32 | 5}}, "for rank 1,"},
         {{{.claimed = 1, .missing = (uint64_t)4 << 32 | 5}, {0}, {0}, {.claimed = 1, .op = 4, .layer = 0, .block = 3}},
          "rank 3: block 3"},
-        {{{.claimed = 1, .missing = (uint64_t)4 << 32 | 5}, {0}, {0}, {.is_set = 1}},
+        {{{.claimed = 1, .missing = (uint64_t)4 << 32 | 5}, {0}, {0}, {.ends_ns = 1}},
          "rank 0 waited 4.0 s in op exchange"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

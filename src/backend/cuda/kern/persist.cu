@@ -64,11 +64,11 @@
  *   run the same plans in the same order. Rooms are zero before the first launch of any rank (the host waits for all), and epochs
  *   begin at 1.
  *   Drawn tokens, KV and the step's input go from kernel to kernel of one stream, on one GPU.
- *   The end of waiting (persist_stuck.is_set) orders nothing: who sees it makes nothing of use any more, and what it tells the host
+ *   The end of waiting (persist_stuck.ends_ns) orders nothing: who sees it makes nothing of use any more, and what it tells the host
  *   the host reads when the kernel is over.
  *
  * Every wait has a deadline (persist_watch): of the kernel, since a step takes a hundredth of it at most. The first block of any
- * rank whose patience ends sets all ranks' word, which each block's watch looks at. After an abort nobody waits; the producer asks
+ * rank whose patience ends tells all ranks when waiting ends, which each block's watch looks at. After that nobody waits; the producer asks
  * for nothing more but lets what is under way land. Who stood waiting for another rank says for which and in which op; the host
  * names the earliest (persist_check).
  *

@@ -114,9 +114,10 @@ DEVICE persist_stuck *stuck_of(const persist_args &a, int to) {
     return reinterpret_cast<persist_stuck *>(a.node[to] + PERSIST_STUCK_AT(a.m_max, a.d));
 }
 
-/* One thread: until the consumers have finished, or somebody's patience is over. It ends the waiting of all ranks. */
+/* One thread: until the consumers have finished, or somebody's patience is over. It ends the waiting of all ranks, at a time by which
+ * every watch has looked: a block that ran on earlier would write over what others still wait for, and they would name the wrong rank. */
 DEVICE void watch_over(const persist_args &a) {
-    constexpr uint64_t LOOK_NS = 20000;
+    constexpr uint64_t LOOK_NS = 20000, END_NS = 5 * LOOK_NS;
     persist_watch *w = watch(a);
     uint64_t now = global_time(), look = now + LOOK_NS;
     const uint64_t deadline = now + (uint64_t)a.timeout_ns;
@@ -135,13 +136,19 @@ DEVICE void watch_over(const persist_args &a) {
             to->layer = line < 0 ? -1 : a.op[line].layer;
             to->block = (int32_t)blockIdx.x;
             to->claimed = 1;
-            store_peer_word(&a.stuck->is_set, 1);
+            const uint64_t said = load_peer_word(&a.stuck->ends_ns), ends = said != 0 ? said : now + END_NS;
+            store_peer_word(&a.stuck->ends_ns, ends);
 #pragma unroll 1
             for (int rank = 0; rank < a.n_ranks && a.n_ranks > 1; rank++) {
-                store_peer_word(&stuck_of(a, rank)->is_set, 1);
+                store_peer_word(&stuck_of(a, rank)->ends_ns, ends);
             }
         }
-        if (is_late || load_peer_word(&a.stuck->is_set) != 0) {
+        const uint64_t end = load_peer_word(&a.stuck->ends_ns);
+        if (is_late || end != 0) {
+            const uint64_t most = now + END_NS, until = end != 0 && end < most ? end : most;
+            while (global_time() < until && !barrier_passed(&w->finished, 0)) {
+                between_looks();
+            }
             store_shared_flag(&w->is_over, 1);
             return;
         }

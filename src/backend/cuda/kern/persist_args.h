@@ -80,7 +80,8 @@ typedef struct persist_op {
 
 /* A wait that took too long. */
 typedef struct persist_stuck {
-    uint64_t is_set; /* what every wait looks at: any rank's */
+    uint64_t
+        ends_ns; /* what every watch looks at: when waiting ends, by the clock of the GPU that says so (others' need not agree); 0: not */
     uint64_t
         missing; /* (rank + 1) << 32 | index of the op that needs what it did not send; 0: none. By any who waited for it */
     int32_t claimed, op, layer, block; /* by the thread of this rank that noticed first */
